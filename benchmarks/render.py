@@ -1,0 +1,142 @@
+"""README's figures and tree, rendered: nothing between the markers is typed by hand.
+
+Why: a number that was copied once is wrong soon. The tables come from the newest result file of
+`benchmarks.demo_seeds`, the tree from the first line of every file. A test renders again and compares.
+
+In: benchmarks/results/*.json and the sources. Out: README.md, rewritten between its markers.
+"""
+
+import argparse
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("modeling_oclear", "data_governance", "train", "retrieval", "hub_cards", "examples", "benchmarks")
+SYSTEMS = {
+    "oclear": "**OCLEAR**: governed labels, classification, text out of fold",
+    "image_only_documents": "the same recipe, documents without text",
+    "text_removed": "OCLEAR, documents indexed without their text",
+    "text_shuffled": "OCLEAR, documents with another category's text",
+    "text_only": "OCLEAR, documents indexed without their image",
+    "zero_shot_image": "frozen ImageNet features, standardised per side",
+}
+
+
+def newest_result() -> dict[str, Any]:
+    """The newest committed result file of the demo.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    found = sorted((ROOT / "benchmarks" / "results").glob("demo_*.json"), key=lambda path: path.stem.split("_")[-1])
+    if not found:
+        raise ValueError("benchmarks/results holds no demo_*.json: run python -m benchmarks.demo_seeds first")
+    result: dict[str, Any] = json.loads(found[-1].read_text())
+    return result | {"file": found[-1].name}
+
+
+def results_table(setting: dict[str, Any]) -> list[str]:
+    """One Markdown table of a setting: means over seeds."""
+    lines = ["| documents | unseen R@1 | R@10 | MRR@10 | seen R@1 | R@10 | seeds |", "|---|---|---|---|---|---|---|"]
+    for name, title in SYSTEMS.items():
+        if name not in setting["mean"]:
+            continue
+        row = setting["mean"][name]
+        keys = ("recall_at_1", "recall_at_10", "mrr_at_10", "seen_recall_at_1", "seen_recall_at_10")
+        lines.append(f"| {title} | " + " | ".join(f"{row[key]:.3f}" for key in keys) + f" | {row['seeds']} |")
+    return lines
+
+
+def results() -> str:
+    """The results block of README."""
+    result = newest_result()
+    lines = []
+    for name, setting in result["settings"].items():
+        words = "no word of the category's name in any text" if name == "hard" else "texts as they are"
+        lines += [f"*{name} setting* ({words}), mean of seeds {', '.join(str(seed) for seed in setting['seeds'])}:", ""]
+        lines += [*results_table(setting), ""]
+        fused = setting["fused_minus_image_only"]
+        lines += [
+            f"Text adds {fused['recall_at_1']:+.3f} R@1 and {fused['recall_at_10']:+.3f} R@10 on unseen categories, "
+            f"{fused['seen_recall_at_1']:+.3f} and {fused['seen_recall_at_10']:+.3f} on seen ones. Gallery of unseen "
+            f"categories alone: R@1 {setting['mean']['oclear']['unseen_gallery_recall_at_1']:.3f}, "
+            f"R@10 {setting['mean']['oclear']['unseen_gallery_recall_at_10']:.3f}.",
+            "",
+        ]
+    lines += governance_lines(next(iter(result["settings"].values())))
+    machine = result["environment"]
+    lines += [
+        f"From `benchmarks/results/{result['file']}`, made by `{result['command']}` on {machine['cores']} cores "
+        f"({machine['cpu']}, {machine['memory_gib']} GiB, Python {machine['versions']['python']}, "
+        f"torch {machine['versions']['torch']})."
+    ]
+    return "\n".join(lines)
+
+
+def governance_lines(setting: dict[str, Any]) -> list[str]:
+    """Governance before and after, and how long the first run took."""
+    figures, seconds = setting["governance"], setting["seconds_of_first_run"]
+    before, after = figures["label_accuracy_before"], figures["label_accuracy_after"]
+    found, truth = figures["documents_per_category"], figures["truth_documents_per_category"]
+    return [
+        f"Governance of {figures['rows_in']:,} simulated query events: right labels {before:.3f} -> {after:.3f}, keeping "
+        f"{figures['kept_share']:.1%} of the events; document pairs found with F1 {figures['category_pair_f1']:.3f}; "
+        f"{found:.2f} documents a category (truth {truth:.2f}). The whole demo took {sum(seconds.values()) / 60:.1f} "
+        "minutes after installation.",
+        "",
+    ]
+
+
+def first_line(path: Path) -> str:
+    """First line of a file's docstring, without its full stop."""
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return text.split("\n")[0].removesuffix(".")
+
+
+def tree() -> str:
+    """The tree block: packages in the order of the flow, one line per file."""
+    lines = ["```"]
+    for package in PACKAGES:
+        lines.append(f"{package}/")
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if path.name != "__init__.py":
+                name = str(path.relative_to(ROOT / package))
+                lines.append(f"  {name:42s} {first_line(path)}")
+    return "\n".join([*lines, "```"])
+
+
+def rendered(text: str) -> str:
+    """README with both blocks written anew."""
+    for name, block in (("results", results()), ("tree", tree())):
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README.md lacks the markers <!-- {name} --> and <!-- /{name} -->")
+        head, tail = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        before, rest = text.split(head, 1)
+        text = before + head + block + tail + rest.split(f"<!-- /{name} -->", 1)[1]
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.render",
+        description=__doc__.split("\n")[0],
+        epilog="example: python -m benchmarks.render",
+    )
+    parser.parse_args()
+    readme = ROOT / "README.md"
+    try:
+        readme.write_text(rendered(readme.read_text()))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("README.md is rendered")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Stage 7, balance: caps for the head, a weight for every query, bands, and what happens to the tail.
+
+A category without documents cannot be answered: its queries are dropped. A category without queries stays: its
+documents are in the index all the same, and the trainer may leave them out. Nothing is repeated: a repeat factor is a weight.
+
+In: final categories of entities. Out: members (side, id, category, weight) and categories. Next: export.py.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_governance.clean import members_of
+from data_governance.policy import Policy
+from data_governance.stage import StageResult, Workspace
+
+
+def balance(workspace: Workspace, *, policy: Policy) -> StageResult:
+    """Cap, weigh and list the members of every category."""
+    queries, documents = workspace.table("merge_split", "queries"), workspace.table("merge_split", "documents")
+    result = StageResult()
+    doc_rows = _rows(workspace, documents, "documents", "doc", "doc_id")
+    query_rows = _rows(workspace, queries, "queries", "query", "query_id")
+    with_documents = {category for _, category, _ in doc_rows}
+    answered = [row for row in query_rows if row[1] in with_documents]
+    orphans = [row[0] for row in query_rows if row[1] not in with_documents]
+    result.decide("queries", orphans, "dropped", "category_without_documents")
+    kept, over = capped(answered, most=policy.max_queries_per_category)
+    result.decide("queries", [row[0] for row in over], "dropped", "over_the_cap", category=[row[1] for row in over])
+    result.counts["queries"] = (len(query_rows), len(kept))
+    result.counts["catalogue"] = (len(doc_rows), len(doc_rows))
+    weight = weights([row[1] for row in kept], policy=policy)
+    result.tables["members"] = pa.table(
+        {
+            "side": ["query"] * len(kept) + ["document"] * len(doc_rows),
+            "id": [row[0] for row in kept + doc_rows],
+            "category": [row[1] for row in kept + doc_rows],
+            "weight": np.concatenate([weight, np.ones(len(doc_rows))]),
+        }
+    )
+    result.decide(
+        "queries", [r[0] for r in kept], "kept", "member", category=[r[1] for r in kept], lead=[r[2] for r in kept]
+    )
+    result.decide("catalogue", [r[0] for r in doc_rows], "kept", "member", category=[r[1] for r in doc_rows])
+    return result
+
+
+def _rows(workspace: Workspace, table: pa.Table, name: str, key: str, row_key: str) -> list[tuple[str, int, float]]:
+    """(row id, category, lead) of every row that the entities stand for."""
+    entities, category = table.column(key).to_pylist(), table.column("category").to_pylist()
+    lead = table.column("lead").to_pylist() if "lead" in table.column_names else [1.0] * len(entities)
+    members = members_of(workspace, entities, table=name, key=row_key)
+    return [(row, c, s) for entity, c, s in zip(entities, category, lead, strict=True) for row in members[entity]]
+
+
+def capped(
+    rows: list[tuple[str, int, float]], *, most: int
+) -> tuple[list[tuple[str, int, float]], list[tuple[str, int, float]]]:
+    """(kept, over): of each category the `most` rows with the largest lead, ties by id; both in the given order."""
+    place: dict[str, int] = {}
+    counted: dict[int, int] = {}
+    for row in sorted(rows, key=lambda r: (r[1], -r[2], r[0])):
+        place[row[0]] = counted[row[1]] = counted.get(row[1], 0) + 1
+    return [r for r in rows if place[r[0]] <= most], [r for r in rows if place[r[0]] > most]
+
+
+def weights(categories: list[int], *, policy: Policy) -> np.ndarray:
+    """(N,): (median size / own size) ** `repeat_power`, clipped to the limits, scaled to mean 1; power 0 gives ones."""
+    if not categories:
+        return np.zeros(0)
+    names, place, size = np.unique(np.array(categories), return_inverse=True, return_counts=True)
+    factor = np.clip((np.median(size) / size) ** policy.repeat_power, policy.weight_low, policy.weight_high)
+    return np.asarray(factor[place] / factor[place].mean())
+
+
+def band(queries: int, *, policy: Policy) -> str:
+    """head, body or tail by the number of queries."""
+    if queries >= policy.min_queries_head:
+        return "head"
+    return "body" if queries >= policy.min_queries_body else "tail"
+
+
+def sizes(members: pa.Table) -> dict[int, dict[str, Any]]:
+    """Category -> {documents, queries: sorted ids}."""
+    found: dict[int, dict[str, Any]] = {}
+    for side, row_id, category in zip(
+        *(members.column(c).to_pylist() for c in ("side", "id", "category")), strict=True
+    ):
+        entry = found.setdefault(category, {"document": [], "query": []})
+        entry[side].append(row_id)
+    for entry in found.values():
+        entry["document"].sort()
+        entry["query"].sort()
+    return found

@@ -1,0 +1,96 @@
+"""The doctor: says what is wrong with the inputs, and writes nothing.
+
+It opens and decodes like the first stage, without the encoder, and goes on after a fault: one call shows all of them.
+
+In: the same inputs as `run`. Out: lines on stdout; exit code 1 when a run would fail. Next: the user mends, then `run`.
+"""
+
+from collections import Counter
+
+import pyarrow as pa
+
+from data_governance import admit
+from data_governance.engine import Engine
+from data_governance.mapping import Rule, reasons
+from data_governance.policy import Policy
+from data_governance.run import Request
+from data_governance.stage import StageResult
+from data_governance.tables import Source, open_source
+
+SHOWN = 3
+REMEDIES = {
+    "missing_id": "fill the id",
+    "duplicate_id": "make ids unique; the first row is used",
+    "unknown_query": "add the query to queries or drop the row",
+    "unknown_document": "add the document to the catalogue or drop the row",
+    "clicks_missing": "write 0 or drop the row",
+    "clicks_negative": "clicks are counts",
+    "clicks_not_whole": "clicks are counts",
+    "impressions_negative": "impressions are counts",
+    "impressions_not_whole": "impressions are counts",
+    "fewer_impressions_than_clicks": "count both over the same time",
+    "position_below_one": "positions count from 1",
+    "image_missing": "a query needs an image",
+    "image_undecodable": "save the image again as PNG, JPEG or WebP",
+    "image_too_many_pixels": "shrink the image or raise max_image_pixels",
+    "image_file_too_large": "shrink the file or raise max_image_bytes",
+    "image_file_missing": "paths are read below the table's folder",
+    "image_path_escapes_folder": "paths must stay below the table's folder",
+    "image_path_without_folder": "a Hub table must hold bytes",
+    "text_too_long": "shorten the text or raise max_text_characters",
+    "neither_image_nor_text": "give the document an image or a text",
+}
+
+
+def check(request: Request, policy: Policy) -> int:
+    """Print one line per kind of fault; 1 when a table cannot be used at all, else 0."""
+    opened, failed = _open(request)
+    result, usable = StageResult(), {}
+    for name, key, rules in (
+        ("queries", "query_id", admit.QUERY_RULES),
+        ("catalogue", "doc_id", admit.DOCUMENT_RULES),
+    ):
+        if name in opened:
+            usable[key] = _checked(result, opened[name], key, rules, policy)
+    if "behaviour" in opened and len(usable) == 2:
+        engine = Engine(policy, engine=request.engine)
+        admit.admit_behaviour(result, opened["behaviour"].table, usable, policy=policy, engine=engine)
+    for line in _lines(result):
+        print(line)
+    for name, (rows_in, kept) in result.counts.items():
+        print(f"{name}: {kept} of {rows_in} rows are usable")
+        failed |= kept == 0
+    print("a run would fail: mend the lines marked `error`" if failed else "a run would go through")
+    return int(failed)
+
+
+def _open(request: Request) -> tuple[dict[str, Source], bool]:
+    opened, failed = {}, False
+    for name in ("behaviour", "queries", "catalogue"):
+        try:
+            opened[name] = open_source(getattr(request, name), name=name)
+        except ValueError as error:
+            print(f"error: {error}")
+            failed = True
+    return opened, failed
+
+
+def _checked(result: StageResult, source: Source, key: str, rules: list[Rule], policy: Policy) -> pa.Table:
+    faults = [facts for _, batch in admit.decoded_batches(source, policy=policy) for facts in batch]
+    table = source.table.drop_columns(["image"])
+    table = table.append_column("image_fault", pa.array([fault or "" for fault, _ in faults]))
+    table = table.append_column("has_image", pa.array([sha is not None for _, sha in faults]))
+    why = admit.with_duplicates(table.column(key), reasons(table, rules, policy=policy))
+    return admit.set_aside(result, source.name, table, key, why)
+
+
+def _lines(result: StageResult) -> list[str]:
+    counted = Counter((row["table"], row["reason"]) for row in result.decisions)
+    lines = []
+    for (table, reason), rows in sorted(counted.items()):
+        ids = [r["row_id"] for r in result.decisions if (r["table"], r["reason"]) == (table, reason)][:SHOWN]
+        total = result.counts[table][0]
+        kind = "error" if rows == total else "warning"
+        shown = ", ".join(ids)
+        lines.append(f"{kind}: {table}: {reason} in {rows} of {total} rows ({shown}): {REMEDIES[reason]}")
+    return lines

@@ -1,0 +1,85 @@
+"""The image encoder of governance: a folder that the user gives, or the packaged EfficientNet-Lite0.
+
+This is the one file that touches the model package, and only inside a function: the packaged weights live there.
+
+In: squares (N, S, S, 3) uint8. Out: features (N, W) float16. Next: dedupe and organise compare them.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+BATCH = 64
+MEAN, STD = 0.498, 0.502
+
+
+class Encoder:
+    """Pooled image features in bfloat16; `name` goes to the ledger and into the digest of the stages."""
+
+    def __init__(self, folder: Path | None) -> None:
+        if folder is None:
+            self.name = "packaged efficientnet-lite0"
+            self._forward = _packaged()
+        else:
+            self.name = f"{folder.name} {_digest(folder)}"
+            self._forward = _from_folder(folder)
+
+    def features(self, squares_NSSC: np.ndarray) -> np.ndarray:
+        """(N, S, S, 3) uint8 -> (N, W) float16."""
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, len(squares_NSSC), BATCH):
+                batch = torch.from_numpy(squares_NSSC[start : start + BATCH]).permute(0, 3, 1, 2)
+                pixels = (batch.to(torch.float32) / 255 - MEAN) / STD
+                parts.append(self._forward(pixels).to(torch.float16).numpy())
+        return np.concatenate(parts)
+
+
+def _packaged() -> Callable[[torch.Tensor], torch.Tensor]:
+    from modeling_oclear.packaged_weights import load_efficientnet_lite0
+
+    model: Any = load_efficientnet_lite0()
+    model = model.to(torch.bfloat16).to(memory_format=torch.channels_last)
+    return lambda pixels: model(pixels.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)).pooler_output
+
+
+def _from_folder(folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A vision model, or a two-tower model by its image features or query embeddings.
+
+    Raises:
+        ValueError: when the folder is no model or gives no image features.
+    """
+    from transformers import AutoModel
+
+    if not (folder / "config.json").exists():
+        raise ValueError(f"--encoder {folder}: no config.json there. Give a folder that save_pretrained wrote.")
+    try:
+        # The user named this folder, so its code is run like the user's own.
+        model: Any = AutoModel.from_pretrained(folder, trust_remote_code=True, local_files_only=True).eval()
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ValueError(f"--encoder {folder}: cannot be loaded ({' '.join(str(error).split())[:200]}).") from error
+
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        if hasattr(model, "get_query_embeds"):
+            return model.get_query_embeds(pixels).float()
+        out = model.get_image_features(pixels) if hasattr(model, "get_image_features") else model(pixels)
+        if isinstance(out, torch.Tensor):
+            return out.float()
+        pooled = getattr(out, "pooler_output", None)
+        return (out.last_hidden_state.mean(dim=1) if pooled is None else pooled.flatten(1)).float()
+
+    return forward
+
+
+def _digest(folder: Path) -> str:
+    """Of the weights' sizes and the config: enough to notice another encoder, cheap for large files."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
+    if (folder / "config.json").exists():
+        digest.update((folder / "config.json").read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,188 @@
+"""The governed folder: samples with images and texts, categories with stable keys, dropped rows kept aside.
+
+In: members of the last stage, the input tables. Out: samples/, categories.parquet, category_map.parquet, dropped/,
+policy.toml. Next: train.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_governance.admit import Inputs
+from data_governance.balance import band, sizes
+from data_governance.identity import keys
+from data_governance.policy import Policy
+from data_governance.stage import STAGES, Workspace
+from data_governance.tables import IMAGE, Source, image_bytes
+
+ROWS_PER_SHARD = 10_000
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def export(workspace: Workspace, inputs: Inputs, *, policy: Policy, previous: Path | None) -> None:
+    """Write everything that train and a reader of the ledger need; each piece is renamed into place."""
+    members = workspace.table("balance", "members")
+    content = sizes(members)
+    key_of, events = keys({c: entry["document"] for c, entry in content.items()}, previous_categories(previous))
+    order = sorted(content, key=lambda category: key_of[category])
+    number = {category: i for i, category in enumerate(order)}
+    split = splits({key_of[c]: content[c] for c in order}, share=policy.validation_share)
+    catalogue = inputs.catalogue.table
+    doc_row = first_rows(catalogue.column("doc_id"))
+    leaf = catalogue.column("leaf")
+    categories = []
+    for category in order:
+        entry, key = content[category], key_of[category]
+        first = entry["document"][0]
+        queries = len(entry["query"])
+        categories.append(
+            {
+                "category_id": number[category],
+                "category_key": key,
+                "size": queries + len(entry["document"]),
+                "documents": len(entry["document"]),
+                "queries": queries,
+                "representative": first,
+                "leaf": leaf[doc_row[first]].as_py(),
+                "band": band(queries, policy=policy),
+            }
+        )
+    _write(pa.Table.from_pylist(categories), workspace.out / "categories.parquet")
+    map_schema = pa.schema([("old_key", pa.string()), ("event", pa.string()), ("new_key", pa.string())])
+    rows = [dict(zip(map_schema.names, event, strict=True)) for event in events]
+    _write(pa.Table.from_pylist(rows, schema=map_schema), workspace.out / "category_map.parquet")
+    splits_of = {category: split[key_of[category]] for category in order}
+    _write_samples(workspace, inputs, members, number, splits_of, policy=policy)
+    _write_dropped(workspace, inputs, policy=policy)
+    (workspace.out / "policy.toml").write_text(policy.to_toml())
+
+
+def previous_categories(previous: Path | None) -> dict[str, list[str]]:
+    """category_key -> document ids of an earlier governed folder; empty without one.
+
+    Raises:
+        ValueError: when the folder holds no governed data.
+    """
+    if previous is None:
+        return {}
+    if not (previous / "categories.parquet").exists():
+        raise ValueError(f"--previous {previous}: no categories.parquet there. Give an earlier --out folder.")
+    table = pq.read_table(previous / "categories.parquet")
+    key = dict(zip(table.column("category_id").to_pylist(), table.column("category_key").to_pylist(), strict=True))
+    samples = pq.read_table(previous / "samples", columns=["sample_id", "side", "category_id"])
+    found: dict[str, list[str]] = {}
+    for row_id, side, category in zip(*(samples.column(c).to_pylist() for c in samples.column_names), strict=True):
+        if side == "document":
+            found.setdefault(key[category], []).append(row_id)
+    return found
+
+
+def splits(content: dict[str, dict[str, Any]], *, share: float) -> dict[str, str]:
+    """category_key -> "train" or "validation".
+
+    Of the categories with a query and two documents, the `share` with the smallest sha256 of their key is held out:
+    whole categories, and the same ones as long as the keys live.
+    """
+    able = [key for key, entry in content.items() if entry["query"] and len(entry["document"]) >= 2]
+    able.sort(key=lambda key: hashlib.sha256(f"validation {key}".encode()).hexdigest())
+    held = set(able[: round(share * len(able))])
+    return {key: "validation" if key in held else "train" for key in content}
+
+
+def first_rows(ids: pa.ChunkedArray) -> dict[str, int]:
+    """id -> its first row: the one that admit kept, as far as it was sound."""
+    found: dict[str, int] = {}
+    for i, row_id in enumerate(ids.to_pylist()):
+        found.setdefault(row_id, i)
+    return found
+
+
+def _write_samples(
+    workspace: Workspace,
+    inputs: Inputs,
+    members: pa.Table,
+    number: dict[int, int],
+    splits_of: dict[int, str],
+    *,
+    policy: Policy,
+) -> None:
+    part = workspace.out / "samples.tmp"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    shard = 0
+    for side, source, stage_table, key in (
+        ("query", inputs.queries, "queries", "query_id"),
+        ("document", inputs.catalogue, "documents", "doc_id"),
+    ):
+        admitted = workspace.table("admit", stage_table)
+        at = dict(zip(admitted.column(key).to_pylist(), admitted.column("row").to_pylist(), strict=True))
+        mine = members.filter(pc.equal(members.column("side"), side)).sort_by("id")
+        for start in range(0, mine.num_rows, ROWS_PER_SHARD):
+            rows = mine.slice(start, ROWS_PER_SHARD)
+            ids = rows.column("id").to_pylist()
+            table = sample_rows(source, [at[row_id] for row_id in ids], policy=policy)
+            category = rows.column("category").to_pylist()
+            columns = {
+                "sample_id": pa.array(ids, pa.string()),
+                "side": pa.array([side] * len(ids)),
+                **table,
+                "category_id": pa.array([number[c] for c in category], pa.int64()),
+                "weight": pa.array(rows.column("weight").to_numpy().astype(np.float64)),
+                "split": pa.array([splits_of[c] for c in category]),
+            }
+            pq.write_table(pa.table(columns), part / f"{shard:05d}.parquet")
+            shard += 1
+    shutil.rmtree(workspace.out / "samples", ignore_errors=True)
+    part.rename(workspace.out / "samples")
+
+
+def sample_rows(source: Source, rows: list[int], *, policy: Policy) -> dict[str, pa.Array]:
+    """Columns image (bytes, never a path of the user's machine) and text ("" = missing) of the given rows.
+
+    An image that cannot be read or is too large a file is null; a text is cut at the policy's limit.
+    """
+    picked = source.table.take(rows)
+    images: list[dict[str, Any] | None] = []
+    for cell in picked.column("image").to_pylist():
+        data, _ = image_bytes(cell, source.folder, max_bytes=policy.max_image_bytes)
+        images.append(None if data is None else dict(zip(IMAGE, (data, None), strict=True)))
+    text = picked.column("text").to_pylist() if "text" in picked.column_names else [None] * len(rows)
+    short = [(value or "")[: policy.max_text_characters] for value in text]
+    return {"image": pa.array(images, IMAGE_TYPE), "text": pa.array(short, pa.string())}
+
+
+def _write_dropped(workspace: Workspace, inputs: Inputs, *, policy: Policy) -> None:
+    """One file per input table: every dropped row as it came, with its stage, reason and figures."""
+    folder = workspace.out / "dropped"
+    folder.mkdir(exist_ok=True)
+    decisions = pa.concat_tables([workspace.table(stage, "decisions") for stage in STAGES])
+    gone = decisions.filter(pc.equal(decisions.column("decision"), "dropped"))
+    for name, stage_table, key in (
+        ("behaviour", "behaviour", "row_id"),
+        ("queries", "queries", "query_id"),
+        ("catalogue", "documents", "doc_id"),
+    ):
+        mine = gone.filter(pc.equal(gone.column("table"), name))
+        source: Source = getattr(inputs, name)
+        admitted = workspace.table("admit", stage_table)
+        at = dict(zip(admitted.column(key).to_pylist(), admitted.column("row").to_pylist(), strict=True))
+        facts = zip(*(mine.column(c).to_pylist() for c in ("row_id", "stage", "figures")), strict=True)
+        rows = [json.loads(figures)["row"] if stage == "admit" else at[row_id] for row_id, stage, figures in facts]
+        if name == "behaviour":
+            columns = {column: source.table.column(column).take(rows) for column in source.table.column_names}
+        else:
+            columns = dict(sample_rows(source, rows, policy=policy))
+        _write(pa.table({**{c: mine.column(c) for c in mine.column_names}, **columns}), folder / f"{name}.parquet")
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    part = path.with_suffix(".tmp")
+    pq.write_table(table, part)
+    part.rename(path)

@@ -1,0 +1,274 @@
+"""Stage 4, organise: documents become categories, queries join them; ambiguous queries are set aside.
+
+Each round learns the content space from the clicks, divides every query over the documents, and groups the documents
+that the same queries divide themselves over. The first round knows no sources of documents; its surest pairs reveal
+them, and from then on a document is matched with one of the other source. Catalogue ids and leaf never name a category.
+
+In: edges, entities, features. Out: tables documents (doc entity, category), queries (query entity, category, share),
+vectors of both in the learned space. Next: clean.py.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from scipy.sparse import coo_array, csr_array
+
+from data_governance import matching
+from data_governance.admit import leaf_of
+from data_governance.content import Space, document_sources, learned_space, prepared, recentred
+from data_governance.policy import Policy
+from data_governance.stage import StageResult, Workspace
+from data_governance.tables import feature_column, feature_matrix
+
+# A click outside its query's group teaches the space at this weight in the next round: it may still be right.
+DISBELIEVED = 0.3
+# Of the edges, hidden to choose the resolution.
+HIDDEN_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Entities in a fixed order with all that speaks about them; arrays follow `query_ids` and `doc_ids`."""
+
+    query_ids: list[str]
+    doc_ids: list[str]
+    queries_NF: np.ndarray
+    documents_MF: np.ndarray
+    edges_P2: np.ndarray
+    nodes: matching.Nodes
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class Organised:
+    """Groups of documents, and the best two groups of every query."""
+
+    space: Space
+    shares: csr_array
+    group: np.ndarray
+    source: np.ndarray
+    best: np.ndarray
+    share: np.ndarray
+    second: np.ndarray
+    next_share: np.ndarray
+
+
+def organise(workspace: Workspace, *, policy: Policy) -> StageResult:
+    """Run the rounds; set aside ambiguous queries and those without evidence."""
+    evidence = gather(workspace)
+    found, notes = rounds(evidence, policy=policy)
+    return _result(workspace, evidence, found, notes, policy=policy)
+
+
+def gather(workspace: Workspace) -> Evidence:
+    """Entities (representatives only), their features and the edges between them, in the order of the entity ids."""
+    rows = {}
+    for name, key in (("queries", "query_id"), ("documents", "doc_id")):
+        table = workspace.table("dedupe", name)
+        own = np.array(table.column(key).to_pylist(), dtype=object) == np.array(
+            table.column("entity").to_pylist(), dtype=object
+        )
+        ids = np.array(table.column(key).to_pylist(), dtype=object)
+        order = np.array(sorted(np.flatnonzero(own), key=lambda i: ids[i]), dtype=np.int64)
+        features = feature_matrix(workspace.table("admit", f"{name}_features").column("features"))[order]
+        rows[name] = (ids[order].tolist(), features, table.take(order))
+    query_ids, query_features, _ = rows["queries"]
+    doc_ids, doc_features, documents = rows["documents"]
+    has_image = documents.column("has_image").to_numpy(zero_copy_only=False)
+    edges = workspace.table("weigh", "edges")
+    place = {row_id: i for i, row_id in enumerate(query_ids)}, {row_id: i for i, row_id in enumerate(doc_ids)}
+    pairs = np.array(
+        [
+            (place[0][q], place[1][d])
+            for q, d in zip(*(edges.column(c).to_pylist() for c in ("query", "doc")), strict=True)
+        ],
+        dtype=np.int64,
+    ).reshape(-1, 2)
+    clicks = _click_matrix(pairs, (len(query_ids), len(doc_ids)))
+    names = np.array(leaf_of(documents))
+    codes = np.unique(names, return_inverse=True)[1]
+    document_leaf = np.where(names == "", -1, codes)
+    stood_for = Counter(workspace.table("dedupe", "documents").column("entity").to_pylist())
+    rows_of = np.array([stood_for[doc_id] for doc_id in doc_ids])
+    nodes = matching.Nodes(clicks, _query_leaf(clicks, document_leaf), document_leaf, has_image, rows_of)
+    everywhere = np.ones(len(query_ids), dtype=bool)
+    prepared_both = prepared(query_features, everywhere), prepared(doc_features, has_image)
+    texts = [text or "" for text in documents.column("text").to_pylist()]
+    return Evidence(query_ids, doc_ids, *prepared_both, pairs, nodes, texts)
+
+
+def _query_leaf(clicks: csr_array, document_leaf: np.ndarray) -> np.ndarray:
+    """The leaf most clicked by each query; -1 without clicks on a known leaf. Ties go to the smaller code."""
+    count = max(int(document_leaf.max(initial=-1)) + 1, 1)
+    known = document_leaf >= 0
+    member = csr_array(
+        (known.astype(float), (np.arange(len(document_leaf)), document_leaf.clip(0))), shape=(len(known), count)
+    )
+    votes = coo_array(clicks @ member)
+    leaf = np.full(clicks.shape[0], -1)
+    order = np.lexsort((votes.col, -votes.data, votes.row))
+    row, first = np.unique(votes.row[order], return_index=True)
+    chosen = order[first]
+    leaf[row] = np.where(votes.data[chosen] > 0, votes.col[chosen], -1)
+    return leaf
+
+
+def rounds(evidence: Evidence, *, policy: Policy) -> tuple[Organised, dict[str, object]]:
+    """The last round's groups, and what was chosen on the way."""
+    believed = np.ones(len(evidence.edges_P2))
+    source = np.zeros(len(evidence.doc_ids), dtype=np.int64)
+    middle = matching.RESOLUTIONS[len(matching.RESOLUTIONS) // 2]
+    links = linked(evidence, source, believed, policy=policy)
+    found = grouped(links, source, resolution=middle, policy=policy)
+    notes: dict[str, object] = {}
+    for number in range(policy.rounds):
+        source, share = document_sources(
+            evidence.documents_MF, links.pairs_E2, seed=policy.seed, min_share=policy.min_source_share
+        )
+        inside = found.group[evidence.edges_P2[:, 1]] == found.best[evidence.edges_P2[:, 0]]
+        believed = np.where(inside, 1.0, DISBELIEVED) if number else believed
+        resolution, fits = middle, {}
+        if number == policy.rounds - 1:
+            resolution, fits = chosen_resolution(evidence, source, believed, policy=policy)
+        links = linked(evidence, source, believed, policy=policy)
+        found = grouped(links, source, resolution=resolution, policy=policy)
+        notes[f"round_{number + 1}"] = {
+            "held_out_pairs_across_sources": round(share, 4),
+            "sources": int(source.max()) + 1,
+            "document_pairs": len(links.pairs_E2),
+            "clicks_inside_before": round(float(inside.mean()), 4),
+            "resolution": resolution,
+            "held_out_click_fit": fits,
+        }
+    return found, notes
+
+
+@dataclass(frozen=True)
+class Links:
+    """A round's space, shares of queries (N, M), affinities (M, M), surest pairs, and all pairs of the graph."""
+
+    space: Space
+    shares: csr_array
+    affinity: csr_array
+    pairs_E2: np.ndarray
+    graph_E2: np.ndarray
+
+
+def linked(evidence: Evidence, source: np.ndarray, believed: np.ndarray, *, policy: Policy) -> Links:
+    """Learn the space, divide the queries, and pair the documents."""
+    nodes = evidence.nodes
+    seen = nodes.has_image[evidence.edges_P2[:, 1]]
+    space = learned_space(
+        evidence.queries_NF,
+        recentred(evidence.documents_MF, source, nodes.has_image),
+        evidence.edges_P2[seen],
+        believed[seen],
+        shrinkage=policy.scatter_shrinkage,
+        width=policy.content_width,
+    )
+    shares = matching.query_shares(space, nodes, source, policy=policy)
+    affinity = matching.document_affinity(shares, source, nodes.document_leaf, policy=policy)
+    if policy.text_weight > 0:
+        text = matching.text_affinity(evidence.texts, nodes.document_leaf, source)
+        affinity = csr_array(affinity + policy.text_weight * text)
+    if source.any():
+        pairs = matching.matched_pairs(affinity, source, nodes.rows_M, least=policy.min_affinity)
+        wide = matching.mutual_pairs(affinity, count=matching.NEIGHBOURS, least=policy.wide_affinity)
+    else:
+        pairs = matching.mutual_pairs(affinity, count=1, least=policy.min_affinity)
+        wide = matching.mutual_pairs(affinity, count=matching.NEIGHBOURS, least=policy.min_affinity)
+    return Links(space, shares, affinity, pairs, np.unique(np.concatenate([pairs, wide]), axis=0))
+
+
+def grouped(links: Links, source: np.ndarray, *, resolution: float, policy: Policy) -> Organised:
+    """Leiden on the pairs, then the best two groups of every query."""
+    group = matching.leiden_groups(links.affinity, links.graph_E2, resolution=resolution, seed=policy.seed)
+    best = matching.best_two(matching.group_shares(links.shares, group))
+    return Organised(links.space, links.shares, group, source, *best)
+
+
+def chosen_resolution(
+    evidence: Evidence, source: np.ndarray, believed: np.ndarray, *, policy: Policy
+) -> tuple[float, dict[str, float]]:
+    """The resolution whose groups best foresee clicks that were hidden from them, and the fit of each.
+
+    A tenth of the edges is hidden; everything but the sources is done again without them. Ties go to the finer one.
+    """
+    hidden = np.random.default_rng(policy.seed).random(len(evidence.edges_P2)) < HIDDEN_SHARE
+    if hidden.all() or not hidden.any():
+        return matching.RESOLUTIONS[len(matching.RESOLUTIONS) // 2], {}
+    part = replace(
+        evidence,
+        edges_P2=evidence.edges_P2[~hidden],
+        nodes=replace(evidence.nodes, clicks=_click_matrix(evidence.edges_P2[~hidden], evidence.nodes.clicks.shape)),
+    )
+    links = linked(part, source, believed[~hidden], policy=policy)
+    fits = {}
+    for resolution in matching.RESOLUTIONS:
+        found = grouped(links, source, resolution=resolution, policy=policy)
+        fit = matching.click_fit(evidence.edges_P2[hidden], found.best, found.group, evidence.nodes.document_leaf)
+        fits[str(resolution)] = round(fit, 4)
+    best = max(fits, key=lambda name: (fits[name], float(name)))
+    return float(best), fits
+
+
+def _click_matrix(edges_P2: np.ndarray, shape: tuple[int, int]) -> csr_array:
+    return csr_array((np.ones(len(edges_P2)), (edges_P2[:, 0], edges_P2[:, 1])), shape=shape)
+
+
+def _result(
+    workspace: Workspace, evidence: Evidence, found: Organised, notes: dict[str, object], *, policy: Policy
+) -> StageResult:
+    result = StageResult(notes=notes)
+    lead = found.share - found.next_share
+    category = np.where(found.best < 0, -1, found.best)
+    reason = np.where(category < 0, "no_evidence", np.where(lead < policy.min_query_margin, "ambiguous", ""))
+    of_query = {row_id: i for i, row_id in enumerate(evidence.query_ids)}
+    rows = workspace.table("dedupe", "queries")
+    ids, entities = rows.column("query_id").to_pylist(), rows.column("entity").to_pylist()
+    at = np.array([of_query[entity] for entity in entities])
+    gone = np.flatnonzero(reason[at] != "")
+    first = _representatives(evidence.doc_ids, found.group)
+    named = [[first.get(int(found.best[at[i]]), ""), first.get(int(found.second[at[i]]), "")] for i in gone]
+    result.decide(
+        "queries",
+        [ids[i] for i in gone],
+        "dropped",
+        [str(reason[at[i]]) for i in gone],
+        lead=lead[at[gone]],
+        share=found.share[at[gone]],
+        candidate=[n[0] for n in named],
+        other_candidate=[n[1] for n in named],
+    )
+    result.counts["queries"] = (len(ids), len(ids) - len(gone))
+    kept = np.flatnonzero(reason == "")
+    result.tables["queries"] = pa.table(
+        {
+            "query": [evidence.query_ids[i] for i in kept],
+            "category": category[kept],
+            "share": found.share[kept],
+            "lead": lead[kept],
+            "second": found.second[kept],
+            "vector": feature_column(found.space.queries_NW[kept]),
+        }
+    )
+    result.tables["documents"] = pa.table(
+        {
+            "doc": evidence.doc_ids,
+            "category": found.group,
+            "source": found.source,
+            "has_image": evidence.nodes.has_image,
+            "vector": feature_column(found.space.documents_MW),
+        }
+    )
+    result.notes["categories"] = int(found.group.max()) + 1
+    return result
+
+
+def _representatives(doc_ids: list[str], group: np.ndarray) -> dict[int, str]:
+    first: dict[int, str] = {}
+    for doc_id, number in zip(doc_ids, group.tolist(), strict=True):
+        first.setdefault(number, doc_id)
+    return first

@@ -1,0 +1,126 @@
+"""The pipeline: a list that one can read aloud, with resume, conservation and the ledger at the end.
+
+In: three tables and a policy. Out: the governed folder. Next: train.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_governance import (
+    admit,
+    balance,
+    clean,
+    content,
+    dedupe,
+    encoder,
+    engine,
+    export,
+    images,
+    ledger,
+    mapping,
+    matching,
+    merge_split,
+    organise,
+    rules,
+    stage,
+    tables,
+    weigh,
+)
+from data_governance.admit import Inputs
+from data_governance.encoder import Encoder
+from data_governance.engine import Engine
+from data_governance.policy import Policy
+from data_governance.stage import STAGES, StageResult, Workspace
+
+# The files whose change makes a finished stage stale; later stages follow by the chain of digests.
+SOURCES = {
+    "admit": (admit, rules, images, encoder, tables, mapping, engine),
+    "dedupe": (dedupe,),
+    "weigh": (weigh,),
+    "organise": (organise, content, matching),
+    "clean": (clean, matching),
+    "merge_split": (merge_split,),
+    "balance": (balance,),
+}
+ADMIT_FIELDS = ("max_image_pixels", "max_image_bytes", "max_text_characters", "image_size")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for; locations are files, folders or Hub ids."""
+
+    behaviour: str
+    queries: str
+    catalogue: str
+    out: Path
+    encoder: Path | None = None
+    previous: Path | None = None
+    engine: str = "duckdb"
+
+
+def govern(request: Request, policy: Policy) -> dict[str, Any]:
+    """Run what is not yet done, export, write the ledger; returns ledger.json.
+
+    Raises:
+        ValueError: for a caller's mistake, naming table, value and remedy.
+    """
+    workspace = Workspace(request.out)
+    relations = Engine(policy, engine=request.engine)
+    inputs = open_inputs(request)
+    eyes = Encoder(request.encoder)
+    steps: dict[str, Callable[[], StageResult]] = {
+        "admit": lambda: admit.admit(inputs, policy=policy, engine=relations, encoder=eyes),
+        "dedupe": lambda: dedupe.dedupe(workspace, policy=policy, engine=relations),
+        "weigh": lambda: weigh.weigh(workspace, policy=policy, engine=relations),
+        "organise": lambda: organise.organise(workspace, policy=policy),
+        "clean": lambda: clean.clean(workspace, policy=policy),
+        "merge_split": lambda: merge_split.merge_split(workspace, policy=policy),
+        "balance": lambda: balance.balance(workspace, policy=policy),
+    }
+    digest = input_digest(request, eyes)
+    with tqdm(STAGES, desc="govern", unit="stage") as bar:
+        for name in bar:
+            bar.set_postfix_str(name)
+            digest = stage_digest(digest, name, policy)
+            if not workspace.is_whole(name, digest):
+                start = time.monotonic()
+                result = steps[name]()
+                workspace.commit(name, result, digest=digest, seconds=time.monotonic() - start)
+    export.export(workspace, inputs, policy=policy, previous=request.previous)
+    return ledger.write(workspace, policy=policy)
+
+
+def open_inputs(request: Request) -> Inputs:
+    return Inputs(
+        behaviour=tables.open_source(request.behaviour, name="behaviour"),
+        queries=tables.open_source(request.queries, name="queries"),
+        catalogue=tables.open_source(request.catalogue, name="catalogue"),
+    )
+
+
+def input_digest(request: Request, encoder: Encoder) -> str:
+    """Of the files' names, sizes and times, the encoder and the engine."""
+    digest = hashlib.sha256(f"{encoder.name} {request.engine}".encode())
+    for location in (request.behaviour, request.queries, request.catalogue):
+        path = Path(location)
+        files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+        for file in files:
+            stat = file.stat() if file.exists() else None
+            fact = [file.name, stat.st_size, stat.st_mtime_ns] if stat else [location]
+            digest.update(json.dumps(fact).encode())
+    return digest.hexdigest()
+
+
+def stage_digest(before: str, name: str, policy: Policy) -> str:
+    """Of everything before this stage, the source that it runs and the policy; admit reads only four fields of it."""
+    fields = asdict(policy)
+    read = {field: fields[field] for field in ADMIT_FIELDS} if name == "admit" else fields
+    source = mapping.source_digest(*SOURCES[name], stage)
+    return hashlib.sha256(json.dumps([before, name, source, read]).encode()).hexdigest()[:16]

@@ -1,0 +1,119 @@
+"""The stage boundary: one Parquet folder per stage, written under a temporary name, then renamed into place.
+
+Why: resume, ledger and conservation are one mechanism. A folder that exists is whole; its digest covers the inputs, the
+policy, the source and every stage before it, so a rerun takes what is still true and redoes the rest.
+
+In: the tables and decisions of a stage. Out: governed/stages/NN_name/. Next: the following stage reads it.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+STAGES = ("admit", "dedupe", "weigh", "organise", "clean", "merge_split", "balance")
+DECISIONS = pa.schema(
+    [
+        ("table", pa.string()),
+        ("row_id", pa.string()),
+        ("decision", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("figures", pa.string()),
+    ]
+)
+KINDS = ("kept", "dropped", "merged", "relabelled")
+
+
+@dataclass
+class StageResult:
+    """What a stage made.
+
+    Attributes:
+        tables: name -> rows that go on.
+        decisions: rows of `DECISIONS` without the stage's name.
+        counts: table -> (rows in, rows kept); the difference must equal the rows dropped.
+        notes: figures of the stage as a whole, for ledger.json.
+    """
+
+    tables: dict[str, pa.Table] = field(default_factory=dict)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def decide(
+        self, table: str, row_ids: Iterable[Any], decision: str, reasons: Iterable[str] | str, **figures: Any
+    ) -> None:
+        """Record one decision per row; a figure is one value for all rows or a sequence with one value a row."""
+        ids = list(row_ids)
+        why = [reasons] * len(ids) if isinstance(reasons, str) else list(reasons)
+        for i, (row_id, reason) in enumerate(zip(ids, why, strict=True)):
+            shown = {k: _plain(v if isinstance(v, (int, float, str)) else v[i]) for k, v in figures.items()}
+            row = {"table": table, "row_id": str(row_id), "decision": decision, "reason": reason}
+            self.decisions.append({**row, "figures": json.dumps(shown, ensure_ascii=True, sort_keys=True)})
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if hasattr(value, "item") else value
+    return round(value, 6) if isinstance(value, float) else value
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The governed folder of one run."""
+
+    out: Path
+
+    def folder(self, name: str) -> Path:
+        return self.out / "stages" / name
+
+    def table(self, name: str, table: str) -> pa.Table:
+        return pq.read_table(self.folder(name) / f"{table}.parquet")
+
+    def record(self, name: str) -> dict[str, Any]:
+        return dict(json.loads((self.folder(name) / "stage.json").read_text()))
+
+    def is_whole(self, name: str, digest: str) -> bool:
+        return (self.folder(name) / "stage.json").exists() and self.record(name)["digest"] == digest
+
+    def commit(self, name: str, result: StageResult, *, digest: str, seconds: float) -> None:
+        """Check conservation, write everything beside the final place, rename.
+
+        Raises:
+            ValueError: when the disk refuses; the stages before stay whole.
+        """
+        check_conservation(name, result)
+        part = self.folder(name).with_suffix(".tmp")
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            for table, rows in result.tables.items():
+                pq.write_table(rows, part / f"{table}.parquet")
+            decisions = [{**row, "stage": name} for row in result.decisions]
+            pq.write_table(pa.Table.from_pylist(decisions, schema=DECISIONS), part / "decisions.parquet")
+            facts = {"digest": digest, "seconds": round(seconds, 2), "counts": result.counts, "notes": result.notes}
+            (part / "stage.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+            shutil.rmtree(self.folder(name), ignore_errors=True)
+            part.rename(self.folder(name))
+        except OSError as error:
+            raise ValueError(
+                f"stage {name}: cannot write {part} ({error.strerror}). Free space, then run again."
+            ) from error
+
+
+def check_conservation(name: str, result: StageResult) -> None:
+    """Rows in = rows kept + rows dropped, for every table that the stage counts."""
+    dropped: dict[str, int] = {}
+    for row in result.decisions:
+        assert row["decision"] in KINDS, row
+        dropped[row["table"]] = dropped.get(row["table"], 0) + (row["decision"] == "dropped")
+    for table, (rows_in, kept) in result.counts.items():
+        gone = dropped.get(table, 0)
+        assert rows_in == kept + gone, f"{name} {table}: {rows_in} in, {kept} kept, {gone} dropped"
+    loose = {table for table, gone in dropped.items() if gone and table not in result.counts}
+    assert not loose, f"{name}: drops rows of {sorted(loose)} without counting them"

@@ -1,0 +1,1 @@
+"""Runnable examples: the emoji data set and the whole path on it."""

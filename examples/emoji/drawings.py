@@ -1,0 +1,182 @@
+"""Drawings of every style as 128 px RGBA images, rendered once into Parquet in the cache.
+
+SVG is rendered by resvg, which reads no system font and is deterministic; WebP is read by Pillow. A file of the cache
+is named by everything that its pixels depend on, so a new package version or another recipe never meets an old
+drawing, and an interrupted run goes on where it stopped.
+
+In: a node_modules folder. Out: {category key: Drawing}. Next: protocol.py, renderings.py.
+"""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import resvg_py
+from PIL import Image
+from tqdm import tqdm
+
+from examples.emoji.packages import Style, package_version, rename_into_place, styles_of
+
+SIZE = 128
+RECIPE = "1"
+PART = 1_000
+SMALL = 200
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One rendered drawing: PNG bytes (128 x 128 RGBA) and the hash of its visible pixels."""
+
+    png: bytes
+    pixels: str
+
+
+def plain_key(hexcode: str) -> str:
+    """Return the category key of a code point sequence: lower case, without the variation selector FE0F."""
+    return "-".join(part for part in hexcode.lower().split("-") if part != "fe0f")
+
+
+def listed_drawings(node_modules: Path, style: Style) -> dict[str, str]:
+    """Return {category key: where the drawing is} of one package: an icon name, or a file name below assets/."""
+    folder = node_modules / style.package
+    package_version(node_modules, style.package)
+    if (folder / "assets").is_dir():
+        return {plain_key(path.stem): path.name for path in sorted((folder / "assets").glob("*.webp"))}
+    names: dict[str, str] = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
+    if not names:
+        names = _codes_by_name(node_modules, style)
+    if not names:
+        raise ValueError(f"{style.package} draws no emoji that can be told by code point or name; reinstall packages")
+    return {plain_key(code): name for code, name in sorted(names.items())}
+
+
+def _codes_by_name(node_modules: Path, style: Style) -> dict[str, str]:
+    """Return {code points: icon name} for a package that ships an empty chars.json, as the retired styles do.
+
+    Its icons are matched by their exact name (the CLDR label) with the packages that do list code points. A name that
+    two of those give to different emoji, or an icon with another name, is left out: fewer drawings, no guessed one.
+    """
+    icons = json.loads((node_modules / style.package / "icons.json").read_text(encoding="utf-8"))["icons"]
+    codes: dict[str, set[str]] = {}
+    for other in (*styles_of("query"), *styles_of("document")):
+        path = node_modules / other.package / "chars.json"
+        listed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for code, name in listed.items():
+            codes.setdefault(name, set()).add(code)
+    return {min(found): name for name, found in codes.items() if len(found) == 1 and name in icons}
+
+
+def _icon_svg(icons: dict[str, Any], name: str) -> str:
+    while name in icons.get("aliases", {}):
+        name = icons["aliases"][name]["parent"]
+    icon = icons["icons"][name]
+    width = icon.get("width", icons.get("width", 16))
+    height = icon.get("height", icons.get("height", 16))
+    box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}"'
+    return f'{opening} width="{SIZE}" height="{SIZE}">{icon["body"]}</svg>'
+
+
+def _render(source: str | bytes) -> Drawing | None:
+    """Render SVG text or WebP bytes; None when nothing is visible."""
+    raw = source
+    if isinstance(raw, str):
+        raw = bytes(resvg_py.svg_to_bytes(svg_string=raw, width=SIZE, height=SIZE, skip_system_fonts=True))
+    with Image.open(io.BytesIO(raw)) as opened:
+        image = opened.convert("RGBA")
+    if image.size != (SIZE, SIZE):
+        image.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)
+        square = Image.new("RGBA", (SIZE, SIZE))
+        square.paste(image, ((SIZE - image.width) // 2, (SIZE - image.height) // 2))
+        image = square
+    pixels = np.array(image)
+    pixels[pixels[:, :, 3] == 0] = 0
+    if not pixels.any():
+        return None
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=3)
+    return Drawing(buffer.getvalue(), hashlib.blake2b(pixels.tobytes(), digest_size=12).hexdigest())
+
+
+def map_in_order(
+    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, description: str
+) -> Iterator[Result]:
+    """Apply a function to items in worker processes, results in the order of the items, with a progress bar."""
+    bar: Iterable[Result]
+    if workers <= 1 or len(items) < SMALL:
+        yield from tqdm(
+            map(function, items), total=len(items), desc=description, unit="image", leave=False, mininterval=0.5
+        )
+        return
+    # spawn: a forked copy of a process with running Arrow threads may hang
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        bar = pool.imap(function, items, chunksize=32)
+        yield from tqdm(bar, total=len(items), desc=description, unit="image", leave=False, mininterval=0.5)
+
+
+def _sources(node_modules: Path, style: Style, names: Sequence[str]) -> list[str | bytes]:
+    folder = node_modules / style.package
+    if (folder / "assets").is_dir():
+        return [(folder / "assets" / name).read_bytes() for name in names]
+    icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
+    return [_icon_svg(icons, name) for name in names]
+
+
+def load_drawings(
+    node_modules: Path, style: Style, keys: Iterable[str], *, cache: Path, workers: int
+) -> dict[str, Drawing]:
+    """Return the drawings of one style for the wanted category keys, rendering those that the cache lacks.
+
+    Args:
+        node_modules: folder of the installed packages.
+        style: whose drawings.
+        keys: wanted category keys; those without a drawing, or with an empty one, are left out.
+        cache: folder of this example's cache; drawings go below `drawings/`.
+        workers: processes that render.
+    """
+    listed = listed_drawings(node_modules, style)
+    wanted = sorted(key for key in set(keys) if key in listed)
+    recipe = (style.package, package_version(node_modules, style.package), SIZE, RECIPE)
+    tools = (version("resvg_py"), version("pillow"))
+    folder = cache / "drawings" / f"{style.name}-{hashlib.sha256(repr((recipe, tools)).encode()).hexdigest()[:12]}"
+    found: dict[str, Drawing] = {}
+    for start in range(0, len(wanted), PART):
+        part = wanted[start : start + PART]
+        names = [listed[key] for key in part]
+        path = folder / f"{hashlib.sha256(repr((part, names)).encode()).hexdigest()[:16]}.parquet"
+        if not path.is_file():
+            sources = _sources(node_modules, style, names)
+            label = f"draw {style.name} {start // PART + 1}/{-(-len(wanted) // PART)}"
+            drawn = list(map_in_order(_render, sources, workers=workers, description=label))
+            _write_part(path, dict(zip(part, drawn, strict=True)))
+        found |= _read_part(path)
+    return found
+
+
+def _write_part(path: Path, drawn: dict[str, Drawing | None]) -> None:
+    rows = [{"key": key, "png": one.png, "pixels": one.pixels} for key, one in drawn.items() if one is not None]
+    schema = pa.schema({"key": pa.string(), "png": pa.binary(), "pixels": pa.string()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(suffix=".partial", dir=path.parent)
+    os.close(handle)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), name)
+    rename_into_place(Path(name), path)
+
+
+def _read_part(path: Path) -> dict[str, Drawing]:
+    table = pq.read_table(path).to_pydict()
+    rows = zip(table["key"], table["png"], table["pixels"], strict=True)
+    return {key: Drawing(png, pixels) for key, png, pixels in rows}

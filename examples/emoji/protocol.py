@@ -1,0 +1,169 @@
+"""Who is asked, who answers, who is trained on: categories, splits by category, documents and held-out drawings.
+
+Queries and documents come from different artists, and the test categories are unseen: a figure on categories that
+were trained on says little about search. The split depends on its number alone, never on the seed, so that figures of
+several seeds share their test set. Categories with a pixel-identical drawing in any style go to one side together:
+else a test query would have its twin among the training documents.
+
+In: categories and drawings. Out: splits, twin groups, documents, held-out drawings. Next: behaviour.py.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from examples.emoji.drawings import Drawing
+from examples.emoji.keys import keyed_digest, keyed_generator, opaque_id
+from examples.emoji.packages import styles_of
+from examples.emoji.vocabulary import LANGUAGES, Category, document_text
+
+SPLITS = (0, 1, 2)
+# tenths of the categories: test {0,1}, {2,3} or {4,5}; validation 6, 7 or 8; training everything else
+TENTHS = 10
+PROTOCOL_SEED = 0
+FEWEST_CATEGORIES = 20
+HELD_OUT_SHARE = 0.2
+SOURCE_WEIGHTS = {
+    "main": {"tags": 0.35, "shortcodes": 0.2, "language": 0.2, "subgroup": 0.15, "nothing": 0.1},
+    "hard": {"tags": 0.45, "language": 0.25, "subgroup": 0.15, "nothing": 0.15},
+}
+# the second document of a category seldom repeats the first one's source
+REPEATED_SOURCE = 0.1
+Drawings = Mapping[str, Mapping[str, Drawing]]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document: the clean drawing of a category in a document style, with the text of one source."""
+
+    doc_id: str
+    category: str
+    style: str
+    text: str
+    source: str
+    language: str
+
+
+def with_both_sides(
+    categories: Sequence[Category], present: Mapping[str, Collection[str]], *, limit: int | None = None
+) -> list[Category]:
+    """Return the categories that have a query drawing and a document drawing.
+
+    Args:
+        categories: all categories.
+        present: {style: category keys that it draws}.
+        limit: keep this many, whole subgroups first; None keeps all.
+
+    Raises:
+        ValueError: fewer than 20 would be left.
+    """
+    asked = {key for style in styles_of("query") for key in present[style.name]}
+    answering = {key for style in styles_of("document") for key in present[style.name]}
+    kept = [one for one in categories if one.key in asked and one.key in answering]
+    if limit is not None:
+        order = sorted(
+            kept,
+            key=lambda one: (
+                keyed_digest(PROTOCOL_SEED, "limit", one.leaf),
+                keyed_digest(PROTOCOL_SEED, "limit", one.key),
+            ),
+        )
+        chosen = {one.key for one in order[:limit]}
+        kept = [one for one in kept if one.key in chosen]
+    if len(kept) < FEWEST_CATEGORIES:
+        raise ValueError(
+            f"{len(kept)} categories have drawings on both sides, at least {FEWEST_CATEGORIES} are needed; "
+            "raise --limit-categories or leave it out"
+        )
+    return kept
+
+
+def twin_groups(keys: Sequence[str], drawings: Drawings) -> dict[str, str]:
+    """Map each category to the representative of its twins: categories that share a pixel-identical drawing.
+
+    Transitive over all styles; the representative is the first of the group in the order of `keys`. A category
+    without twins represents itself.
+    """
+    parent = {key: key for key in keys}
+
+    def root(key: str) -> str:
+        while parent[key] != key:
+            key = parent[key]
+        return key
+
+    rank = {key: number for number, key in enumerate(keys)}
+    for drawn in drawings.values():
+        first: dict[str, str] = {}
+        for key in keys:
+            if key in drawn:
+                one, other = root(key), root(first.setdefault(drawn[key].pixels, key))
+                low, high = sorted((one, other), key=rank.__getitem__)
+                parent[high] = low
+    return {key: root(key) for key in keys}
+
+
+def split_categories(categories: Sequence[Category], twins: Mapping[str, str], *, split: int) -> dict[str, str]:
+    """Map each category key to "train", "validation" or "test", stratified by subgroup, twins together.
+
+    Systematic sampling: units in the order (group, subgroup, hash) take the tenths 0..9 in turn. The three test
+    splits use different tenths and are therefore pairwise disjoint.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; it must be one of {list(SPLITS)}")
+    by_key = {one.key: one for one in categories}
+    units = sorted(
+        {twins[one.key] for one in categories},
+        key=lambda key: (by_key[key].group, by_key[key].subgroup, keyed_digest(PROTOCOL_SEED, "split", key)),
+    )
+    names = {2 * split: "test", 2 * split + 1: "test", 6 + split: "validation"}
+    of_unit = {key: names.get(number % TENTHS, "train") for number, key in enumerate(units)}
+    return {one.key: of_unit[twins[one.key]] for one in categories}
+
+
+def held_out_drawings(categories: Sequence[Category], drawings: Drawings, *, seed: int) -> set[tuple[str, str]]:
+    """Choose (style, category key) pairs that the behaviour never shows: clean queries of seen categories.
+
+    For a fifth of the given categories that have every query style, one of their query drawings.
+    """
+    styles = [style.name for style in styles_of("query")]
+    full = [one.key for one in categories if all(one.key in drawings[style] for style in styles)]
+    order = sorted(full, key=lambda key: keyed_digest(seed, "held out", key))
+    chosen = order[: round(HELD_OUT_SHARE * len(order))]
+    return {(styles[keyed_digest(seed, "held out style", key)[0] % len(styles)], key) for key in chosen}
+
+
+def make_documents(
+    categories: Sequence[Category], drawings: Drawings, *, setting: str, seed: int
+) -> dict[str, list[Document]]:
+    """Give every document drawing its id and its text; returns {category key: documents in the order of styles}."""
+    documents: dict[str, list[Document]] = {}
+    for category in categories:
+        taken: list[str] = []
+        documents[category.key] = []
+        for style in styles_of("document"):
+            if category.key not in drawings[style.name]:
+                continue
+            source, language, text = _draw_text(category, style.name, taken, setting=setting, seed=seed)
+            taken.append(source)
+            doc_id = opaque_id(seed, "document", style.name, category.key)
+            documents[category.key].append(Document(doc_id, category.key, style.name, text, source, language))
+    return documents
+
+
+def _draw_text(
+    category: Category, style: str, taken: Sequence[str], *, setting: str, seed: int
+) -> tuple[str, str, str]:
+    generator = keyed_generator(seed, "text", style, category.key)
+    languages = [code for code in LANGUAGES if document_text(category, "language", language=code, hard=True)]
+    language = str(generator.choice(languages)) if languages else LANGUAGES[0]
+    hard = setting == "hard"
+    texts = {
+        source: document_text(category, source, language=language, hard=hard) for source in SOURCE_WEIGHTS[setting]
+    }
+    weights = {
+        source: SOURCE_WEIGHTS[setting][source] * (REPEATED_SOURCE if source in taken else 1.0)
+        for source, text in texts.items()
+        if text or source == "nothing"
+    }
+    total = sum(weights.values())
+    source = str(generator.choice(list(weights), p=[weight / total for weight in weights.values()]))
+    return source, language if source == "language" else "", texts[source]

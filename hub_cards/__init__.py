@@ -1,0 +1,1 @@
+"""Model and data set cards rendered from result files, and their upload to the Hub."""

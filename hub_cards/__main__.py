@@ -1,0 +1,96 @@
+"""Command line: `python -m hub_cards render RUN` and `python -m hub_cards push RUN/hub --repo-id owner/name`.
+
+In: a run folder. Out: cards on disk; with --yes, repositories on the Hub. Next: anybody's AutoModel.from_pretrained.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import httpx2
+from huggingface_hub.errors import HfHubHTTPError
+
+from hub_cards.push import check_repo_id, check_tag_name, describe, plan, send
+from hub_cards.render import render_run
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hub_cards", description="Cards from result files, and their way to the Hub."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    render = commands.add_parser(
+        "render",
+        description="Render RUN/hub/README.md and RUN/dataset_card/README.md from the result files of a run.",
+        epilog="example: python -m hub_cards render runs/demo --repo-id my-org/oclear-demo",
+    )
+    render.add_argument("run", type=Path, help="run folder that training, governance and evaluation wrote")
+    render.add_argument(
+        "--repo-id", help="model repository owner/name, where it is known (push writes it in otherwise)"
+    )
+    render.add_argument("--dataset-repo-id", help="data repository owner/name, where it is known")
+    render.add_argument(
+        "--sample", type=Path, metavar="DIR", help="also write DIR/sample_model_card.md and sample_dataset_card.md"
+    )
+    push = commands.add_parser(
+        "push",
+        description="List what would be uploaded, with sizes and sha256; with --yes, upload it.",
+        epilog="example: python -m hub_cards push runs/demo/hub --repo-id my-org/oclear-demo --revision v1 --yes",
+    )
+    push.add_argument("folder", type=Path, help="published model folder (its query side lies in the subfolder query)")
+    push.add_argument("--repo-id", required=True, help="model repository owner/name; created when it is missing")
+    push.add_argument("--yes", action="store_true", help="really upload; without it nothing is sent")
+    push.add_argument("--revision", metavar="TAG", help="tag the new commit; a tag that exists is refused")
+    push.add_argument("--private", action="store_true", help="create missing repositories as private")
+    push.add_argument("--dataset", type=Path, metavar="GOVERNED", help="governed folder to publish as a data set")
+    push.add_argument("--dataset-repo-id", help="data repository owner/name; goes with --dataset")
+    return parser
+
+
+def _render(args: argparse.Namespace) -> None:
+    for repo_id in (args.repo_id, args.dataset_repo_id):
+        if repo_id is not None:
+            check_repo_id(repo_id)
+    written = render_run(args.run, repo_id=args.repo_id, dataset_repo_id=args.dataset_repo_id, samples=args.sample)
+    for path in written:
+        print(path)
+
+
+def _push(args: argparse.Namespace) -> None:
+    if args.revision is not None:
+        check_tag_name(args.revision)
+    uploads = plan(args.folder, repo_id=args.repo_id, dataset=args.dataset, dataset_repo_id=args.dataset_repo_id)
+    print(describe(uploads, private=args.private, tag=args.revision))
+    if not args.yes:
+        print("dry run: nothing was sent. Add --yes to upload.")
+        return
+    for page in send(uploads, private=args.private, tag=args.revision):
+        print(page)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0, or 2 with one line on stderr for a mistake of the caller or a refusal of the Hub."""
+    args = _parser().parse_args(arguments)
+    try:
+        {"render": _render, "push": _push}[args.command](args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except HfHubHTTPError as error:
+        message = " ".join(str(error).split())
+        print(
+            f"error: the Hub refused: {message} Check the token (HF_TOKEN), its rights and the repository's name.",
+            file=sys.stderr,
+        )
+        return 2
+    except (httpx2.TransportError, ConnectionError) as error:  # HF_HUB_OFFLINE raises a ConnectionError
+        print(f"error: the Hub cannot be reached ({error}). Check the network and HF_ENDPOINT.", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}. Check that the file can be read and the folder written.", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

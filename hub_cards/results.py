@@ -1,0 +1,188 @@
+"""Reading of result files: every figure of a card is looked up here, and a missing one stops the rendering.
+
+Why so strict: a card whose numbers were typed, guessed or left blank is worse than none. `ResultFile.number` either
+returns what a stage measured, or raises an error that names file and key and says which command writes it.
+
+In: a run folder. Out: `RunResults`. Next: model_card.py and dataset_card.py.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WRITTEN_BY = {
+    "recipe.json": "accelerate launch train/run.py --data governed --out RUN",
+    "training.json": "accelerate launch train/run.py --data governed --out RUN",
+    "environment.json": "accelerate launch train/run.py --data governed --out RUN",
+    "train.jsonl": "accelerate launch train/run.py --data governed --out RUN",
+    "hub/config.json": "accelerate launch train/run.py --data governed --out RUN",
+    "metrics.json": "python -m retrieval evaluate, once per query set (examples/demo.py shows how they are gathered)",
+    "ledger.json": "python -m data_governance run, then copy governed/ledger.json into the run folder",
+    "data.json": "the command that made the data, or write it by hand for your own data",
+}
+
+
+def _reject_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number that JSON knows")
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """One JSON object of a run; `name` is how errors call it, dotted keys reach into it."""
+
+    name: str
+    content: Mapping[str, Any]
+
+    def has(self, key: str) -> bool:
+        return self._find(key) is not None
+
+    def value(self, key: str) -> Any:
+        """What stands at a dotted key.
+
+        Raises:
+            ValueError: nothing stands there; names the file, the key and the command that writes it.
+        """
+        found = self._find(key)
+        if found is None:
+            remedy = WRITTEN_BY.get(self.name.split(":")[0], "the step that writes it")
+            raise ValueError(f"{self.name} lacks '{key}'. Write it with: {remedy}. Then render again.")
+        return found
+
+    def number(self, key: str) -> float:
+        """A finite number at a dotted key; raises ValueError for anything else, also for true and false."""
+        found = self.value(key)
+        if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+            raise ValueError(
+                f"{self.name}: '{key}' is {found!r}, not a finite number. Measure it again, then render again."
+            )
+        return float(found)
+
+    def count(self, key: str) -> int:
+        """A whole number of at least 0."""
+        found = self.number(key)
+        if found < 0 or found != int(found):
+            raise ValueError(f"{self.name}: '{key}' is {found}, not a count. Measure it again, then render again.")
+        return int(found)
+
+    def text(self, key: str) -> str:
+        found = self.value(key)
+        if not isinstance(found, str) or not found:
+            raise ValueError(f"{self.name}: '{key}' is {found!r}, not a text. Write it again, then render again.")
+        return found
+
+    def section(self, key: str) -> "ResultFile":
+        """The object at a dotted key, under a name that still tells the file."""
+        found = self.value(key)
+        if not isinstance(found, dict) or not found:
+            raise ValueError(
+                f"{self.name}: '{key}' is {found!r}, not a filled object. Write it again, then render again."
+            )
+        return ResultFile(f"{self.name}:{key}", found)
+
+    def _find(self, key: str) -> Any:
+        if key in self.content:  # names of slices and reasons may hold dots of their own
+            return self.content[key]
+        found: Any = self.content
+        for part in key.split("."):
+            if not isinstance(found, dict) or part not in found:
+                return None
+            found = found[part]
+        return found
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """The result files of one run. `curve` is train.jsonl; `data` says what the data are; `attribution` is Markdown."""
+
+    name: str
+    folder: Path
+    recipe: ResultFile
+    training: ResultFile
+    environment: ResultFile
+    metrics: ResultFile
+    ledger: ResultFile
+    config: ResultFile
+    data: ResultFile
+    curve: list[ResultFile]
+    attribution: str
+
+
+def read_json(path: Path, name: str) -> ResultFile:
+    """One JSON object.
+
+    Raises:
+        ValueError: no such file, not JSON, NaN or Infinity in it, or not an object.
+    """
+    if not path.is_file():
+        remedy = WRITTEN_BY.get(name, "the step that writes it")
+        raise ValueError(f"{path} is missing. Write it with: {remedy}. Then render again.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}. Run the step that writes it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, not an object. Run the step that writes it again.")
+    return ResultFile(name, content)
+
+
+def read_curve(path: Path) -> list[ResultFile]:
+    """Every line of train.jsonl, in order; a run without steps (frozen features) has an empty file."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing. Write it with: {WRITTEN_BY['train.jsonl']}. Then render again.")
+    lines = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            content = json.loads(line, parse_constant=_reject_constant)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number} cannot be read as JSON: {error}. Train again or mend the line."
+            ) from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}, line {number} is not an object. Train again or mend the line.")
+        lines.append(ResultFile(f"train.jsonl:{number}", content))
+    return lines
+
+
+def _data(folder: Path, metrics: ResultFile) -> ResultFile:
+    """What the data are: data.json beside the run, else `data` of metrics.json, else data/emoji.json of the demo."""
+    if (folder / "data.json").is_file():
+        return read_json(folder / "data.json", "data.json")
+    if metrics.has("data"):
+        return ResultFile("metrics.json:data", metrics.section("data").content)
+    if (folder / "data" / "emoji.json").is_file():
+        return read_json(folder / "data" / "emoji.json", "data/emoji.json")
+    return read_json(folder / "data.json", "data.json")
+
+
+def _attribution(folder: Path) -> str:
+    for path in (folder / "ATTRIBUTION.md", folder / "data" / "ATTRIBUTION.md"):
+        if path.is_file() and path.read_text(encoding="utf-8").strip():
+            return path.read_text(encoding="utf-8").strip()
+    raise ValueError(
+        f"{folder / 'ATTRIBUTION.md'} is missing: a card names whose pictures and texts the model learned from. "
+        "Copy the file that lies beside the data, or write one for your own data, then render again."
+    )
+
+
+def read_run(folder: Path) -> RunResults:
+    """All result files of a run folder; raises ValueError for the first that is missing or unreadable."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder. Name the run folder that training wrote, such as runs/demo.")
+    names = ("recipe.json", "training.json", "environment.json", "metrics.json", "ledger.json", "hub/config.json")
+    recipe, training, environment, metrics, ledger, config = (read_json(folder / name, name) for name in names)
+    return RunResults(
+        name=folder.resolve().name,
+        folder=folder,
+        recipe=recipe,
+        training=training,
+        environment=environment,
+        metrics=metrics,
+        ledger=ledger,
+        config=config,
+        data=_data(folder, metrics),
+        curve=read_curve(folder / "train.jsonl"),
+        attribution=_attribution(folder),
+    )

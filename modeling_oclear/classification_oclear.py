@@ -1,0 +1,121 @@
+"""The retriever with a prototype per category: trains by large-scale classification, names the category of an image.
+
+Why: queries and documents are equivalent samples of the same categories, so one prototype row per category is learned
+by both sides. The head is a plain parameter, for class counts that one machine holds; published prototypes sit here, so
+that zero-shot category prediction needs nothing but the folder.
+
+In: images (and texts) of one side, labels. Out: loss, logits, embeddings. Next: publishing.py ships it; AutoModel reads
+the same weights without the head.
+
+Letters: B batch, D width, N classes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.utils.generic import ModelOutput
+
+from .configuration_oclear import OclearConfig
+from .modeling_oclear import OclearModel, OclearPreTrainedModel, Side
+from .partial_softmax_oclear import ArcFace, CosFace, class_logits, partial_softmax_loss, sample_classes
+
+
+@dataclass
+class OclearClassifierOutput(ModelOutput):
+    """What the classifier says about a batch.
+
+    Attributes:
+        loss: scalar, when labels were given.
+        logits: (B, N) scale x cosine; left out in training on sampled classes, where nobody wants all of them.
+        embeds: (B, D) unit rows.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    embeds: torch.Tensor | None = None
+
+
+class OclearForCategoryClassification(OclearPreTrainedModel):
+    """`OclearModel` and a head whose `weight` (N, D) holds one prototype per category, of any length.
+
+    In training mode with `config.head_sample_rate` below 1, every call draws other negative classes, keyed by
+    `sample_seed` and the running number `sample_step`.
+    """
+
+    def __init__(self, config: OclearConfig) -> None:
+        super().__init__(config)
+        if config.num_classes < 1:
+            raise ValueError(f"num_classes is {config.num_classes}; a classifier needs at least 1 category.")
+        self.oclear = OclearModel(config)
+        self.head = nn.Linear(config.hidden_size, config.num_classes, bias=False)
+        self.sample_seed, self.sample_step = 0, 0
+        self.post_init()
+
+    @property
+    def margin(self) -> CosFace | ArcFace:
+        """The margin that the config names."""
+        return (CosFace if self.config.head_margin_type == "cosface" else ArcFace)(float(self.config.head_margin))
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        has_image: torch.Tensor | None = None,
+        has_text: torch.Tensor | None = None,
+        side: Side = "query",
+        labels: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> OclearClassifierOutput | tuple[torch.Tensor, ...]:
+        """Embed one side and compare with every prototype.
+
+        Args:
+            pixel_values, input_ids, attention_mask, has_image, has_text: as in `OclearModel.get_document_embeds`; a
+                query has pixel values only.
+            side: "query" or "document".
+            labels: (B,) int64 categories; `weights` (B,) how much each sample counts.
+
+        Raises:
+            ValueError: for text on the query side, an unknown side, or labels that are no category.
+        """
+        if side == "document":
+            document = self.oclear.get_document_embeds(pixel_values, input_ids, attention_mask, has_image, has_text)
+            embeds: torch.Tensor = document["embeds"]
+        elif side == "query":
+            if pixel_values is None or input_ids is not None:
+                raise ValueError("a query is an image: give pixel_values and no input_ids, or side='document'.")
+            embeds = self.oclear.get_query_embeds(pixel_values)
+        else:
+            raise ValueError(f"side is {side!r}; choose 'query' or 'document'.")
+        is_sampled = self.training and self.config.head_sample_rate < 1
+        output = OclearClassifierOutput(embeds=embeds)
+        if labels is not None:
+            output.loss = self._loss(embeds, labels, weights, is_sampled)
+        if labels is None or not is_sampled:
+            output.logits = class_logits(embeds, self.head.weight, scale=self.config.head_scale)
+        return output if return_dict is not False else output.to_tuple()
+
+    def _loss(
+        self, embeds: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, is_sampled: bool
+    ) -> torch.Tensor:
+        sampled = None
+        if is_sampled:
+            sampled = sample_classes(
+                self.config.num_classes,
+                positives=labels,
+                rate=self.config.head_sample_rate,
+                seed=self.sample_seed,
+                step=self.sample_step,
+            )
+            self.sample_step += 1
+        return partial_softmax_loss(
+            embeds,
+            labels,
+            self.head.weight,
+            margin=self.margin,
+            scale=float(self.config.head_scale),
+            sampled=sampled,
+            weights_B=weights,
+        )

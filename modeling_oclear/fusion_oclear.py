@@ -1,0 +1,200 @@
+"""Fusion of what a document shows and what its text says: concepts, text-to-image attention, two independent gates.
+
+Why: text and image are unequally informative from one product to the next, so text may add to the image embedding, but
+never replaces it by force: two gates decide, per concept, how much of the evidence seen in the image and of the concept
+itself is added. The fallbacks are exact: without text, or at text strength 0, the image embedding comes back bit for
+bit.
+
+In: image embedding, image cells, token features. Out: document embedding, gates, attention maps. Next: index, search.
+The idea (external memory, text-to-image attention, information inequality) is the paper's; the formulas are ours:
+
+    P          = Linear(tokens / |masked mean of tokens| - text_mean)
+    P          = P + out(attend(P -> memory))                                       out = 0 at the start
+    concept_c  = sum_t softmax_t(concept_query_c . key(P_t)) P_t                    the plain mean at the start
+    evidence_c = attend(concept_c -> cells)                                         rows of the map sum to 1
+    gate_c     = sigmoid(W [u; evidence_c; concept_c] + b)                          two values, not a convex pair
+    shift      = text_strength * mean_c(gate_c0 W_e evidence_c + gate_c1 W_c concept_c)
+    z          = unit(u + shift);        text only: z = unit(mean_c W_c concept_c)
+
+Letters: B batch, P image cells, T tokens, K memory slots, C concepts, D width, N heads, H encoder width, E width per
+head.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedConfig
+from transformers.utils.generic import ModelOutput
+
+
+@dataclass
+class OclearDocumentOutput(ModelOutput):
+    """What the fusion says about a batch of documents.
+
+    Attributes:
+        embeds: (B, D) unit rows.
+        gate: (B, C, 2) how much evidence and concept count; 0 where image or text is missing.
+        attention: (B, C, P) where each concept looked; rows sum to 1, or are 0 where image or text is missing.
+        grid: (rows, columns) of the P cells.
+        image_embeds: (B, D) u, the embedding of the image alone; 0 where the image is missing.
+        text_shift: (B, D) what text adds to u; the embedding itself where only text is there; 0 without text.
+    """
+
+    embeds: torch.Tensor | None = None
+    gate: torch.Tensor | None = None
+    attention: torch.Tensor | None = None
+    grid: tuple[int, int] | None = None
+    image_embeds: torch.Tensor | None = None
+    text_shift: torch.Tensor | None = None
+
+
+def unit_rows(rows_XD: torch.Tensor) -> torch.Tensor:
+    """Rows of length 1 in at least fp32; a row of zeros stays zero."""
+    wide_XD = rows_XD if rows_XD.dtype == torch.float64 else rows_XD.float()
+    return functional.normalize(wide_XD, dim=-1)
+
+
+class OclearFusion(nn.Module):
+    """Adds the text of a document to its image embedding; see the top of this file for the formulas."""
+
+    text_mean: torch.Tensor
+
+    def __init__(self, config: PreTrainedConfig, *, cell_width: int, token_width: int) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.register_buffer("text_mean", torch.empty(token_width))
+        self.text_projection = nn.Linear(token_width, width, bias=False)
+        self.memory = nn.Parameter(torch.empty(config.num_memory_slots, width))
+        self.memory_query = nn.Linear(width, width, bias=False)
+        self.memory_key = nn.Linear(width, width, bias=False)
+        self.memory_value = nn.Linear(width, width, bias=False)
+        self.memory_out = nn.Linear(width, width, bias=False)
+        self.concept_query = nn.Parameter(torch.empty(config.num_concepts, width))
+        self.concept_key = nn.Linear(width, width, bias=False)
+        # Concepts start as the same mean of the text; what they look for in the image starts apart.
+        self.concept_offset = nn.Parameter(torch.empty(config.num_concepts, width))
+        self.cell_norm = nn.LayerNorm(cell_width)
+        self.cell_projection = nn.Linear(cell_width, width)
+        self.evidence_query = nn.Linear(width, width, bias=False)
+        self.evidence_key = nn.Linear(width, width, bias=False)
+        self.evidence_value = nn.Linear(width, width, bias=False)
+        self.gate = nn.Linear(3 * width, 2)
+        self.evidence_projection = nn.Linear(width, width, bias=False)
+        self.concept_projection = nn.Linear(width, width, bias=False)
+
+    def project_tokens(self, tokens_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        """P (B, T, D): scaled, centred, projected tokens after the memory read. Without memory, their masked mean is
+        the projection of the centred unit sentence vector."""
+        wide_BTH = tokens_BTH if tokens_BTH.dtype == torch.float64 else tokens_BTH.float()
+        mean_BH = (wide_BTH * mask_BT.unsqueeze(-1)).sum(dim=1) / mask_BT.sum(dim=1, keepdim=True).clamp(min=1)
+        length_B1 = torch.linalg.vector_norm(mean_BH, dim=-1, keepdim=True)
+        scale_B1 = torch.where(length_B1 > 0, 1 / length_B1.clamp(min=1e-12), 0.0)
+        scaled_BTH = wide_BTH * scale_B1.unsqueeze(1) - self.text_mean
+        token_BTD = self.text_projection(scaled_BTH.to(self.text_projection.weight.dtype))
+        return token_BTD + self._read_memory(token_BTD)
+
+    def _read_memory(self, token_BTD: torch.Tensor) -> torch.Tensor:
+        memory_1KD = self.memory.unsqueeze(0).expand(len(token_BTD), -1, -1)
+        read_BNTE = functional.scaled_dot_product_attention(
+            self._heads(self.memory_query(token_BTD)),
+            self._heads(self.memory_key(memory_1KD)),
+            self._heads(self.memory_value(memory_1KD)),
+        )
+        return self.memory_out(read_BNTE.transpose(1, 2).flatten(2))
+
+    def _heads(self, rows_BXD: torch.Tensor) -> torch.Tensor:
+        """(B, X, D) -> (B, N, X, E)."""
+        return rows_BXD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def read_concepts(self, token_BTD: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        """concept (B, C, D): each concept's weighted mean of the tokens; 0 for a row without tokens."""
+        scale = 1 / math.sqrt(token_BTD.shape[-1])
+        score_BCT = torch.einsum("cd,btd->bct", self.concept_query * scale, self.concept_key(token_BTD))
+        # A row without tokens would be softmax over nothing: it is computed on all of them and then set to 0.
+        has_tokens_B11 = mask_BT.any(dim=1)[:, None, None]
+        score_BCT = score_BCT.masked_fill(~mask_BT.unsqueeze(1) & has_tokens_B11, -math.inf)
+        concept_BCD = torch.einsum("bct,btd->bcd", score_BCT.softmax(dim=-1), token_BTD)
+        return torch.where(has_tokens_B11, concept_BCD, 0.0)
+
+    def read_evidence(self, concept_BCD: torch.Tensor, cells_BPH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(evidence (B, C, D), attention (B, C, P) averaged over heads) of concepts that look at image cells."""
+        cells_BPD = functional.gelu(self.cell_projection(self.cell_norm(cells_BPH.to(self.cell_norm.weight.dtype))))
+        query_BNCE = self._heads(self.evidence_query(concept_BCD) + self.concept_offset)
+        key_BNPE, value_BNPE = self._heads(self.evidence_key(cells_BPD)), self._heads(self.evidence_value(cells_BPD))
+        score_BNCP = torch.einsum("bnce,bnpe->bncp", query_BNCE, key_BNPE) / math.sqrt(query_BNCE.shape[-1])
+        weight_BNCP = score_BNCP.softmax(dim=-1)
+        evidence_BNCE = torch.einsum("bncp,bnpe->bnce", weight_BNCP, value_BNPE)
+        return evidence_BNCE.transpose(1, 2).flatten(2), weight_BNCP.mean(dim=1)
+
+    def forward(
+        self,
+        image_embeds_BD: torch.Tensor,
+        cells_BPH: torch.Tensor,
+        tokens_BTH: torch.Tensor,
+        mask_BT: torch.Tensor,
+        *,
+        has_image_B: torch.Tensor,
+        has_text_B: torch.Tensor,
+    ) -> OclearDocumentOutput:
+        """Fuse a batch in which any row may lack its image or its text.
+
+        Rows without image may hold anything in `image_embeds_BD` and `cells_BPH`; rows without text anything in
+        `tokens_BTH`. A row without both comes back as zeros.
+        """
+        mask_BT = mask_BT.bool() & has_text_B[:, None]
+        has_text_B = has_text_B & mask_BT.any(dim=1)
+        concept_BCD = self.read_concepts(self.project_tokens(tokens_BTH, mask_BT), mask_BT)
+        return self.fuse(image_embeds_BD, cells_BPH, concept_BCD, has_image_B=has_image_B, has_text_B=has_text_B)
+
+    def fuse(
+        self,
+        image_embeds_BD: torch.Tensor,
+        cells_BPH: torch.Tensor,
+        concept_BCD: torch.Tensor,
+        *,
+        has_image_B: torch.Tensor,
+        has_text_B: torch.Tensor,
+    ) -> OclearDocumentOutput:
+        """The part of `forward` behind the concepts, for concepts that were read elsewhere (out of fold, say)."""
+        both_B11 = (has_image_B & has_text_B)[:, None, None]
+        image_embeds_BD = torch.where(has_image_B[:, None], image_embeds_BD, 0.0)
+        evidence_BCD, attention_BCP = self.read_evidence(concept_BCD, cells_BPH)
+        evidence_BCD = torch.where(both_B11, evidence_BCD, 0.0)
+        image_BCD = image_embeds_BD[:, None].to(concept_BCD.dtype).expand_as(concept_BCD)
+        gate_BC2 = torch.sigmoid(self.gate(torch.cat([image_BCD, evidence_BCD, concept_BCD], dim=-1)))
+        gate_BC2 = torch.where(both_B11, gate_BC2, 0.0)
+        said_BCD, seen_BCD = self.concept_projection(concept_BCD), self.evidence_projection(evidence_BCD)
+        shift_BD = (gate_BC2[..., :1] * seen_BCD + gate_BC2[..., 1:] * said_BCD).mean(dim=1)
+        shift_BD = shift_BD.to(image_embeds_BD.dtype) * self.config.text_strength
+        embeds_BD, added_BD = self._combine(
+            image_embeds_BD, shift_BD, said_BCD.mean(dim=1), has_image_B[:, None], has_text_B[:, None]
+        )
+        return OclearDocumentOutput(
+            embeds=embeds_BD,
+            gate=gate_BC2,
+            attention=torch.where(both_B11, attention_BCP, 0.0),
+            image_embeds=image_embeds_BD,
+            text_shift=added_BD,
+        )
+
+    def _combine(
+        self,
+        image_BD: torch.Tensor,
+        shift_BD: torch.Tensor,
+        said_BD: torch.Tensor,
+        has_image_B1: torch.Tensor,
+        has_text_B1: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(document embedding, what text added): chosen row by row, so that a fallback is exact in a mixed batch."""
+        text_only_BD = torch.where(has_text_B1 & ~has_image_B1, unit_rows(said_BD), 0.0).to(image_BD.dtype)
+        if self.config.text_strength == 0:
+            return torch.where(has_image_B1, image_BD, text_only_BD), text_only_BD
+        both_B1 = has_image_B1 & has_text_B1
+        fused_BD = torch.where(both_B1, unit_rows(image_BD + shift_BD).to(image_BD.dtype), text_only_BD)
+        embeds_BD = torch.where(has_image_B1 & ~has_text_B1, image_BD, fused_BD)
+        return embeds_BD, torch.where(both_B1, shift_BD, text_only_BD)

@@ -1,0 +1,169 @@
+"""Writing the folder that a stranger loads: weights, configs, processor and the code itself, flat; and checking one.
+
+Why: `save_pretrained` alone writes the entry of one class and none of the code, so that the folder loads only where
+this package is installed. Here every auto class gets its entry, the code travels as it stands, and the query side comes
+beside it as a small artefact of its own.
+
+In: a model and its processor. Out: folder/{config.json, model.safetensors, processor files, *.py, query/...}.
+Next: `AutoModel.from_pretrained(folder, trust_remote_code=True)` anywhere, retrieval/, hub_cards push.
+"""
+
+import ast
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from .backbones_oclear import text_positions
+from .modeling_oclear import OclearModel, OclearQueryModel
+from .processing_oclear import OclearProcessor, OclearQueryProcessor
+
+CODE = "*_oclear.py"
+QUERY_FOLDER = "query"
+IMAGE_PROCESSOR = {"AutoImageProcessor": "image_processing_oclear.OclearImageProcessor"}
+MODEL_CLASSES = {
+    "AutoConfig": "configuration_oclear.OclearConfig",
+    "AutoModel": "modeling_oclear.OclearModel",
+    "AutoModelForImageClassification": "classification_oclear.OclearForCategoryClassification",
+}
+QUERY_CLASSES = {
+    "AutoConfig": "configuration_oclear.OclearQueryConfig",
+    "AutoModel": "modeling_oclear.OclearQueryModel",
+}
+
+
+def publish(model: Any, processor: OclearProcessor | OclearQueryProcessor, folder: str | Path) -> Path:
+    """Write everything that loading and using a model takes; files of other names in the folder are left alone.
+
+    Args:
+        model: an `OclearModel`, or an `OclearForCategoryClassification` whose prototypes are to be published with it.
+        processor: the processor it was trained with.
+        folder: made if it does not exist.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: when the model reads text and the processor has no tokenizer, or the folder is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; a model is published into a folder. Choose another name.")
+    base: OclearModel = getattr(model, "oclear", model)
+    if base.text_model is not None and not hasattr(processor, "tokenizer"):
+        raise ValueError("this model reads text, but its processor has no tokenizer: pass an OclearProcessor.")
+    if base.text_model is not None:
+        _check_tokenizer(processor, base.text_model.config)
+    for stale in [*folder.glob(CODE), *folder.glob("*.safetensors"), *folder.glob(f"{QUERY_FOLDER}/*.safetensors")]:
+        if stale.suffix == ".py" or stale.name.startswith("model"):
+            stale.unlink()
+    _write(model, processor, folder, classes=MODEL_CLASSES)
+    query_processor = OclearQueryProcessor(processor.image_processor)
+    _write(OclearQueryModel.from_model(base), query_processor, folder / QUERY_FOLDER, classes=QUERY_CLASSES)
+    for path in sorted(Path(__file__).parent.glob(CODE)):
+        shutil.copyfile(path, folder / path.name)
+    return folder
+
+
+def _check_tokenizer(processor: Any, text_config: Any) -> None:
+    """A tokenizer of another encoder would fail only at the first rare word or long text."""
+    if len(processor.tokenizer) > text_config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(processor.tokenizer)} tokens, the text encoder {text_config.vocab_size}: pass the "
+            "tokenizer that belongs to the encoder."
+        )
+    if processor.max_length > text_positions(text_config):
+        raise ValueError(
+            f"max_length of the processor is {processor.max_length}, but the text encoder reads at most "
+            f"{text_positions(text_config)} tokens: lower it."
+        )
+
+
+def _write(model: Any, processor: Any, folder: Path, *, classes: dict[str, str]) -> None:
+    """Model and processor into one folder, with the entries by which the auto classes find their code."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    own = {"AutoProcessor": f"processing_oclear.{type(processor).__name__}"}
+    _edit(folder / "config.json", {"auto_map": {**classes, **own, **IMAGE_PROCESSOR}})
+    settings = json.loads((folder / "processor_config.json").read_text())
+    image_settings = {**settings["image_processor"], "auto_map": IMAGE_PROCESSOR}
+    _edit(folder / "processor_config.json", {"image_processor": image_settings, "auto_map": {**own, **IMAGE_PROCESSOR}})
+    for path in folder.glob("*config.json"):
+        _edit(path, {})
+
+
+def _edit(path: Path, changes: dict[str, Any]) -> None:
+    content = _without_origins({**json.loads(path.read_text()), **changes})
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _without_origins(content: Any) -> Any:
+    """The same settings without where they were loaded from: a path on the publisher's machine is nobody else's."""
+    if isinstance(content, dict):
+        kept = {name: value for name, value in content.items() if name not in ("_name_or_path", "name_or_path")}
+        return {name: _without_origins(value) for name, value in kept.items()}
+    return [_without_origins(value) for value in content] if isinstance(content, list) else content
+
+
+def check_folder(folder: str | Path) -> Path:
+    """Make sure that a local folder is a whole published model, before a library trips over what it lacks.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: naming the missing or damaged file and the remedy.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: give the folder of a published model, such as runs/x/hub.")
+    config = _read_json(folder / "config.json")
+    if str(config.get("model_type", "")) not in ("oclear", "oclear_query"):
+        raise ValueError(
+            f"{folder / 'config.json'} is of model_type {config.get('model_type')!r}, not an OCLEAR model."
+        )
+    if not list(folder.glob("model*.safetensors")):
+        raise _missing(folder / "model.safetensors")
+    # The query side keeps its code in the folder above it.
+    code = folder.parent if config["model_type"] == "oclear_query" and not list(folder.glob(CODE)) else folder
+    entries = config.get("auto_map") or {}
+    if "AutoModel" not in entries:
+        raise ValueError(f"{folder / 'config.json'} has no auto_map: write the folder with modeling_oclear.publish.")
+    for stem in sorted({str(entry).split(".")[0] for entry in entries.values()}):
+        _check_code(code / f"{stem}.py")
+    _read_json(folder / "processor_config.json")
+    return folder
+
+
+def _check_code(path: Path, seen: set[Path] | None = None) -> None:
+    """A file of the model's code and all that it imports from beside it."""
+    seen = set() if seen is None else seen
+    if path in seen:
+        return
+    seen.add(path)
+    if not path.is_file():
+        raise _missing(path)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
+            _check_code(path.with_name(f"{node.module}.py"), seen)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise _missing(path)
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): write the folder again with publish.") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} holds a {type(content).__name__}, not an object: write the folder again with publish."
+        )
+    return content
+
+
+def _missing(path: Path) -> ValueError:
+    return ValueError(
+        f"{path} is missing: the folder is not a whole published model. Write it with modeling_oclear.publish, or "
+        "copy or download all of its files."
+    )

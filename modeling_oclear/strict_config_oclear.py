@@ -1,0 +1,64 @@
+"""What every configuration here shares: unknown arguments are refused, and each refusal is a plain ValueError.
+
+Why: transformers stores a misspelt keyword argument without a word, and the strict dataclasses of huggingface_hub raise
+error classes of their own, which a caller who catches ValueError would miss.
+
+In: a configuration class or its leftover arguments. Out: the class, or a ValueError. Next: the configuration_* files.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
+
+ConfigClass = TypeVar("ConfigClass", bound=type[PreTrainedConfig])
+
+# What transformers itself hands to a config besides its fields, when it loads a folder or builds a model.
+BOOKKEEPING_KEYS = frozenset(
+    {
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_commit_hash",
+        "_name_or_path",
+        "attn_implementation",
+        "auto_map",
+        "experts_implementation",
+        "model_type",
+        "name_or_path",
+        "output_attentions",
+        "quantization_config",
+        "torch_dtype",
+    }
+)
+
+
+def reject_unknown_keys(config: PreTrainedConfig, given: dict[str, Any]) -> None:
+    """Raise for keyword arguments that are no field.
+
+    Raises:
+        ValueError: naming the unknown keys and the fields that exist.
+    """
+    unknown = sorted(set(given) - BOOKKEEPING_KEYS)
+    if unknown:
+        fields = set(type(config).__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
+        raise ValueError(
+            f"{type(config).__name__} does not know {', '.join(unknown)}; its own fields are "
+            f"{', '.join(sorted(fields))}. Correct the name, or leave the argument out."
+        )
+
+
+def with_value_errors(config_class: ConfigClass) -> ConfigClass:
+    """Class decorator: what a strict dataclass refuses at construction is raised as a ValueError with its reason."""
+    checked_init: Callable[..., None] = config_class.__init__
+
+    @functools.wraps(checked_init)
+    def plain_init(self: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        try:
+            checked_init(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(f"{type(self).__name__}: {error.__cause__ or error}") from error
+
+    setattr(config_class, "__init__", plain_init)  # noqa: B010 - mypy refuses to assign a method
+    return config_class

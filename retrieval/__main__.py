@@ -1,0 +1,153 @@
+"""`python -m retrieval`: index, search, evaluate, page, picture.
+
+In: the command line. Out: files and JSON lines, progress on stderr; exit 2 with one `error:` line for a caller's
+mistake. Next: each command is one function of commands.py.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from .vector_search import EXACT_BELOW
+
+EXAMPLES = {
+    "index": "python -m retrieval index --model runs/x/hub --catalogue data/catalogue.parquet --out index",
+    "search": "python -m retrieval search --model runs/x/hub --index index --image photo.png --html answers.html",
+    "evaluate": "python -m retrieval evaluate --model runs/x/hub --catalogue data/catalogue.parquet "
+    "--queries data/test_queries.parquet --qrels data/test_qrels.parquet --out metrics.json",
+    "page": "python -m retrieval page --model runs/x/hub --index index --queries data/test_queries.parquet "
+    "--qrels data/test_qrels.parquet --per-query per_query.parquet --html report.html",
+    "picture": "python -m retrieval picture --per-query per_query.parquet --index index "
+    "--queries data/test_queries.parquet --qrels data/test_qrels.parquet --out answers.png",
+}
+HELP = {
+    "index": "embed a catalogue and write its index folder",
+    "search": "answer query pictures, one JSON line per answer",
+    "evaluate": "rank a gallery for test queries and write the metrics",
+    "page": "write the report: answers, where the text looked, figures; one file that opens without network",
+    "picture": "draw a contact sheet of answers as a PNG",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; a test freezes its flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m retrieval",
+        description="Search a catalogue of image + text documents with a picture.",
+        epilog=f"example: {EXAMPLES['index']}",
+    )
+    actions = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    added = {
+        name: actions.add_parser(name, help=HELP[name], description=HELP[name], epilog=f"example: {EXAMPLES[name]}")
+        for name in HELP
+    }
+    _index_flags(added["index"])
+    _search_flags(added["search"])
+    _evaluate_flags(added["evaluate"])
+    _page_flags(added["page"])
+    _picture_flags(added["picture"])
+    return parser
+
+
+def _model_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="published folder (runs/x/hub) or Hub id")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="default: the cores that are free")
+    parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="pictures per forward pass")
+    parser.add_argument(
+        "--bf16", action="store_true", help="compute in bfloat16: faster, embeddings differ by about .4%%"
+    )
+
+
+def _document_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", choices=("keep", "remove", "shuffle"), default="keep", help="ablation of the texts")
+    parser.add_argument("--images", choices=("keep", "remove"), default="keep", help="ablation of the pictures")
+    parser.add_argument("--seed", type=int, default=0, help="of --text shuffle")
+    parser.add_argument("--no-imputation", action="store_true", help="leave documents without text as they are")
+    parser.add_argument(
+        "--exact-below", type=_positive, default=EXACT_BELOW, metavar="N", help="approximate search from N documents on"
+    )
+
+
+def _index_flags(parser: argparse.ArgumentParser) -> None:
+    _model_flags(parser)
+    _document_flags(parser)
+    parser.add_argument("--catalogue", required=True, metavar="TABLE", help="doc_id, image, text, optional leaf")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="the index folder to write")
+
+
+def _search_flags(parser: argparse.ArgumentParser) -> None:
+    _model_flags(parser)
+    parser.add_argument("--index", required=True, metavar="FOLDER", help="index folder")
+    parser.add_argument(
+        "--image", required=True, action="append", metavar="FILE", help="query picture; may be repeated"
+    )
+    parser.add_argument("--k", type=_positive, default=10, metavar="N", help="answers per picture")
+    parser.add_argument("--html", metavar="FILE", help="also write the answers as a page")
+
+
+def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
+    _model_flags(parser)
+    _document_flags(parser)
+    parser.add_argument("--catalogue", required=True, metavar="TABLE", help="doc_id, image, text, optional leaf")
+    parser.add_argument("--queries", required=True, metavar="TABLE", help="query_id, image; further columns slice")
+    parser.add_argument("--qrels", required=True, metavar="TABLE", help="query_id, doc_id, relevance")
+    parser.add_argument("--out", required=True, metavar="FILE", help="metrics as JSON")
+    parser.add_argument("--gallery", metavar="TABLE", help="doc_id: search among these only")
+    parser.add_argument("--merge", metavar="TABLE", help="doc_id, same_as: ids that are one document")
+    parser.add_argument("--per-query", metavar="FILE", help="also write one Parquet row per query")
+    parser.add_argument("--index", metavar="FOLDER", help="use this index instead of embedding the catalogue again")
+    parser.add_argument("--no-calibration", action="store_true", help="ignore the calibration of the index")
+
+
+def _page_flags(parser: argparse.ArgumentParser) -> None:
+    _model_flags(parser)
+    _shown_flags(parser)
+    parser.add_argument("--ledger", metavar="FILE", help="ledger.json of the governance run")
+    parser.add_argument("--metrics", metavar="FILE", help="metrics.json with the systems to compare")
+    parser.add_argument("--governed", metavar="FOLDER", help="governed folder, for the sizes of its categories")
+    parser.add_argument("--shown", type=_positive, default=60, metavar="N", help="queries on the page")
+    parser.add_argument("--html", required=True, metavar="FILE", help="the page to write")
+
+
+def _picture_flags(parser: argparse.ArgumentParser) -> None:
+    _shown_flags(parser)
+    parser.add_argument("--rows", type=_positive, default=6, metavar="N", help="queries in the picture")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the PNG to write")
+
+
+def _shown_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--index", required=True, metavar="FOLDER", help="index folder")
+    parser.add_argument("--queries", required=True, metavar="TABLE", help="query_id, image")
+    parser.add_argument("--qrels", required=True, metavar="TABLE", help="query_id, doc_id, relevance")
+    parser.add_argument("--per-query", required=True, metavar="FILE", help="what evaluate wrote")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of queries")
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from error
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; 0, or 2 after a caller's mistake."""
+    options = build_parser().parse_args(arguments)
+    from . import commands  # torch and transformers take seconds: --help and a wrong flag need neither
+
+    try:
+        commands.COMMANDS[options.command](options)
+    except (ValueError, OSError, pa.ArrowException) as error:
+        lines = str(error).strip().split("\n")
+        print(f"error: {lines[0] or type(error).__name__}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

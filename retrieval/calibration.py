@@ -1,0 +1,80 @@
+"""Calibration against hubs: documents that are near to everything give up some of their score (CSLS).
+
+A few documents are close to a great many queries whatever these show. Cross-domain similarity local scaling (Conneau et
+al., ICLR 2018, section 2.3) subtracts from each product half the mean product of the document with its nearest queries.
+The published folder carries a sample of training queries for that. Only the document's half is used, because the
+query's half moves all answers alike; so one extra dimension does it, and search stays one inner product:
+
+    r(z) = mean of the 5 largest <z, q> over training queries q;   document [z, -r/2],   query [q, 1]
+
+Letters: N documents, D model width, S sample of training queries.
+In: document embeddings, calibration.safetensors. Out: index vectors. Next: vector_search.py.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+FILE = "calibration.safetensors"
+NEIGHBOURS = 5
+CHUNK = 4096
+
+Array = NDArray[np.float32]
+
+
+def load_calibration(folder: Path, *, width: int) -> Array | None:
+    """The (S, D) training queries of a published folder, or None when it carries none.
+
+    Raises:
+        ValueError: the file is damaged, lacks "query_embeds", or does not fit the model's width.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        sample = load_file(path)["query_embeds"]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} holds no readable 'query_embeds': export the model again") from error
+    if sample.ndim != 2 or sample.shape[1] != width or len(sample) == 0:
+        raise ValueError(f"{path} holds 'query_embeds' of shape {sample.shape}, the model needs (queries, {width})")
+    return np.ascontiguousarray(sample, dtype=np.float32)
+
+
+def hubness(embeds_ND: Array, sample_SD: Array) -> Array:
+    """r(z) of every document: mean of its NEIGHBOURS largest products with the sample (fewer if it is smaller).
+
+    Args:
+        embeds_ND: unit rows.
+        sample_SD: unit rows of training queries.
+
+    Returns:
+        (N,) in [-1, 1].
+    """
+    count = min(NEIGHBOURS, len(sample_SD))
+    parts = []
+    for start in range(0, len(embeds_ND), CHUNK):
+        product_CS = embeds_ND[start : start + CHUNK] @ sample_SD.T
+        parts.append(np.partition(product_CS, -count, axis=1)[:, -count:].mean(axis=1))
+    return np.concatenate(parts).astype(np.float32)
+
+
+def calibrated_documents(embeds_ND: Array, sample_SD: Array | None) -> Array:
+    """Index vectors: [z, -r(z)/2], or z as it is without a sample."""
+    if sample_SD is None:
+        return embeds_ND
+    return np.concatenate([embeds_ND, -0.5 * hubness(embeds_ND, sample_SD)[:, None]], axis=1)
+
+
+def calibrated_queries(embeds_QD: Array, *, index_width: int, calibrate: bool = True) -> Array:
+    """Query vectors as wide as the index: [q, 1], [q, 0] to ignore the calibration, or q where the index has none.
+
+    Raises:
+        ValueError: the index is neither as wide as the query nor one wider.
+    """
+    extra = index_width - embeds_QD.shape[1]
+    if extra not in (0, 1):
+        raise ValueError(f"the model gives {embeds_QD.shape[1]} dimensions, the index has {index_width}: rebuild it")
+    return np.pad(embeds_QD, ((0, 0), (0, extra)), constant_values=1.0 if calibrate else 0.0)

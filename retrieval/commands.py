@@ -1,0 +1,136 @@
+"""What each command does, as a table of contents: read, compute, write.
+
+In: parsed options. Out: files, JSON lines on stdout. Next: the modules named in the imports.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import faiss
+import pyarrow.parquet
+import torch
+
+from .embed import Changes
+from .encoder import Encoder, load_encoder, load_query_encoder
+from .environment import command_line, default_threads
+from .evaluation import Judged
+from .evaluation import evaluate as score_queries
+from .index import Index, build_index, load_index, report, save_index
+from .page import Sources, write_answers, write_report
+from .picture import write_sheet
+from .search import answer
+from .tables import CATALOGUE, GALLERY, MERGE, QRELS, QUERIES, Table, read_table
+
+
+def index(options: argparse.Namespace) -> None:
+    """Embeds a catalogue and writes the index folder."""
+    _set_threads(options.threads)
+    catalogue = read_table(options.catalogue, CATALOGUE, name="catalogue")
+    encoder = load_encoder(options.model, bf16=options.bf16)
+    found = _build(encoder, catalogue, options)
+    save_index(found, Path(options.out))
+
+
+def search(options: argparse.Namespace) -> None:
+    """Prints one JSON line per answer."""
+    _set_threads(options.threads)
+    found = load_index(Path(options.index))
+    encoder = load_query_encoder(options.model, bf16=options.bf16)
+    answers = answer(encoder, found, [Path(name) for name in options.image], k=options.k)
+    for one in answers:
+        for line in one.lines(found):
+            print(json.dumps(line, ensure_ascii=False))
+    if options.html:
+        write_answers(answers, found, _writable(options.html))
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Writes the metrics JSON and, if asked, the per-query table."""
+    _set_threads(options.threads)
+    if options.index and (options.text != "keep" or options.images != "keep"):
+        raise ValueError("--text and --images embed the documents again: leave --index out, or index with them")
+    tables = Judged(
+        catalogue=read_table(options.catalogue, CATALOGUE, name="catalogue"),
+        queries=read_table(options.queries, QUERIES, name="queries"),
+        qrels=read_table(options.qrels, QRELS, name="qrels"),
+        members=read_table(options.gallery, GALLERY, name="gallery") if options.gallery else None,
+        same=read_table(options.merge, MERGE, name="merge") if options.merge else None,
+    )
+    out = _writable(options.out)
+    encoder = load_query_encoder(options.model, bf16=options.bf16)
+    found = _index_for(options, tables.catalogue)
+    result = score_queries(encoder, found, tables, calibrate=not options.no_calibration, batch_size=options.batch_size)
+    metrics = result.metrics | {"command": command_line()}
+    out.write_text(json.dumps(metrics, indent=2) + "\n")
+    if options.per_query:
+        pyarrow.parquet.write_table(result.per_query, _writable(options.per_query), compression="zstd")
+    figures = ("recall_at_1", "recall_at_10", "mrr_at_10", "queries", "documents", "skipped")
+    print(", ".join(f"{name} {metrics[name]:.4g}" for name in figures), file=sys.stderr)
+
+
+def page(options: argparse.Namespace) -> None:
+    """Writes the report page."""
+    _set_threads(options.threads)
+    sources = Sources(
+        index=load_index(Path(options.index)),
+        queries=read_table(options.queries, QUERIES, name="queries"),
+        qrels=read_table(options.qrels, QRELS, name="qrels"),
+        per_query=Path(options.per_query),
+        metrics=Path(options.metrics) if options.metrics else None,
+        ledger=Path(options.ledger) if options.ledger else None,
+        governed=Path(options.governed) if options.governed else None,
+    )
+    encoder = load_query_encoder(options.model, bf16=options.bf16)
+    write_report(encoder, sources, _writable(options.html), shown=options.shown, seed=options.seed)
+
+
+def picture(options: argparse.Namespace) -> None:
+    """Writes the contact sheet."""
+    write_sheet(
+        index=load_index(Path(options.index)),
+        queries=read_table(options.queries, QUERIES, name="queries"),
+        qrels=read_table(options.qrels, QRELS, name="qrels"),
+        per_query=Path(options.per_query),
+        out=_writable(options.out),
+        rows=options.rows,
+        seed=options.seed,
+    )
+
+
+def _index_for(options: argparse.Namespace, catalogue: Table) -> Index:
+    if options.index:
+        return load_index(Path(options.index), columns=["doc_id"])
+    return _build(load_encoder(options.model, bf16=options.bf16), catalogue, options)
+
+
+def _build(encoder: Encoder, catalogue: Table, options: argparse.Namespace) -> Index:
+    found = build_index(
+        encoder,
+        catalogue,
+        changes=Changes(text=options.text, images=options.images, seed=options.seed),
+        batch_size=options.batch_size,
+        imputation=not options.no_imputation,
+        exact_below=options.exact_below,
+    )
+    report(found)
+    return found
+
+
+def _set_threads(wanted: int | None) -> None:
+    threads = wanted or default_threads()
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
+
+
+def _writable(name: str) -> Path:
+    """A path whose folder exists from now on."""
+    path = Path(name)
+    if path.is_dir():
+        raise ValueError(f"{name} is a folder: name the file to write")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+COMMANDS = {"index": index, "search": search, "evaluate": evaluate, "page": page, "picture": picture}

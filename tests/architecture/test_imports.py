@@ -1,0 +1,95 @@
+"""Guards on the shape of the code base: who imports whom, and what may ship to the Hub.
+
+In: the source tree, read as text. Out: a failing test that names file and line.
+"""
+
+import ast
+import re
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ("modeling_oclear", "data_governance", "train", "retrieval", "hub_cards", "examples", "benchmarks")
+MAY_IMPORT = {
+    "modeling_oclear": set(),
+    "data_governance": {"modeling_oclear"},  # only encoder.py, lazily: the packaged image encoder (tested below)
+    "train": {"modeling_oclear", "data_governance"},
+    "retrieval": {"modeling_oclear"},
+    "hub_cards": {"modeling_oclear"},
+}
+HUB_ALLOWED = {"torch", "transformers", "numpy", "PIL", "safetensors", "huggingface_hub"} | set(sys.stdlib_module_names)
+NOT_SHIPPED = {"__init__.py", "packaged_weights.py", "publishing.py"}
+
+
+def imports_of(path: Path) -> list[tuple[int, str, int]]:
+    """(line, module, relative level) of every import statement, those inside functions too."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name, 0) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.lineno, node.module or "", node.level))
+    return found
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
+def test_imports_between_packages_flow_one_way(package: str) -> None:
+    wrong = []
+    for path in sources(package):
+        for line, module, level in imports_of(path):
+            top = module.split(".")[0]
+            if level == 0 and top in OURS and top != package and top not in MAY_IMPORT[package]:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
+    assert not wrong, wrong
+
+
+def test_governance_touches_the_model_package_only_through_its_encoder() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in sources("data_governance")
+        for line, module, _ in imports_of(path)
+        if module.split(".")[0] == "modeling_oclear" and path.name != "encoder.py"
+    ]
+    assert not wrong, wrong
+
+
+def test_what_ships_to_the_hub_imports_flat_siblings_and_the_allowed_libraries_only() -> None:
+    wrong = []
+    for path in sources("modeling_oclear"):
+        if path.name in NOT_SHIPPED:
+            continue
+        for line, module, level in imports_of(path):
+            flat = level == 1 and re.fullmatch(r"[a-z_]+_oclear", module)
+            if not flat and (level > 0 or module.split(".")[0] not in HUB_ALLOWED):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {'.' * level}{module}")
+    assert not wrong, wrong
+
+
+def test_shipped_files_import_none_that_stay_home() -> None:
+    home = {name.removesuffix(".py") for name in NOT_SHIPPED}
+    wrong = [
+        f"{path.name}:{line}"
+        for path in sources("modeling_oclear")
+        if path.name not in NOT_SHIPPED
+        for line, module, _ in imports_of(path)
+        if module.split(".")[-1] in home
+    ]
+    assert not wrong, wrong
+
+
+def test_no_file_in_train_hides_a_library() -> None:
+    taken = set(sys.stdlib_module_names) | set(packages_distributions()) - {"train"}
+    hidden = [path.name for path in (ROOT / "train").iterdir() if path.stem in taken]
+    assert not hidden, f"{hidden}: train/ comes first on the path under accelerate launch"
+
+
+def test_no_drawer_modules() -> None:
+    drawers = {"utils", "common", "helpers", "misc"}
+    assert not [str(p) for package in OURS for p in sources(package) if p.stem in drawers]

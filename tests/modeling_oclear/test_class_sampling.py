@@ -1,0 +1,115 @@
+"""Sampling of classes: exact counts, keyed, the same from any range, uniform, never without its positives."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_oclear.class_sampling_oclear import distinct_places, sample_classes
+
+POSITIVES = torch.tensor([3, 3, 999_999, 0, 500_000])
+
+
+@pytest.mark.parametrize(("num_classes", "rate"), [(1, 1.0), (5, 0.3), (1505, 0.1), (100_003, 0.01), (100_003, 0.7)])
+def test_the_sample_holds_every_positive_and_the_stated_number_of_others(num_classes: int, rate: float) -> None:
+    positives = POSITIVES % num_classes
+    sampled = sample_classes(num_classes, positives=positives, rate=rate, seed=1, step=2)
+    distinct = len(set(positives.tolist()))
+    draws = min(num_classes - distinct, math.ceil(rate * num_classes))
+    assert len(sampled.class_ids) == distinct + draws
+    assert torch.all(sampled.class_ids[1:] > sampled.class_ids[:-1])
+    assert set(positives.tolist()) <= set(sampled.class_ids.tolist())
+    assert sampled.class_ids[0] >= 0
+    assert sampled.class_ids[-1] < num_classes
+
+
+def test_corrections_are_zero_on_positives_and_the_log_of_one_over_the_chance_elsewhere() -> None:
+    sampled = sample_classes(1000, positives=torch.tensor([7, 9]), rate=0.1, seed=0, step=0)
+    is_positive = torch.isin(sampled.class_ids, torch.tensor([7, 9]))
+    assert torch.all(sampled.log_correction[is_positive] == 0)
+    torch.testing.assert_close(
+        sampled.log_correction[~is_positive], torch.full((100,), math.log(998 / 100), dtype=torch.float64)
+    )
+    switched_off = sample_classes(1000, positives=torch.tensor([7, 9]), rate=0.1, seed=0, step=0, log_q=False)
+    assert torch.equal(switched_off.class_ids, sampled.class_ids)
+    assert torch.all(switched_off.log_correction == 0)
+
+
+def test_rate_one_is_every_class_without_correction() -> None:
+    sampled = sample_classes(37, positives=torch.tensor([4]), rate=1, seed=0, step=0)
+    assert torch.equal(sampled.class_ids, torch.arange(37))
+    assert torch.all(sampled.log_correction == 0)
+
+
+@pytest.mark.parametrize("shards", [2, 3, 7])
+def test_ranges_of_any_number_of_ranks_add_up_to_the_same_sample(shards: int) -> None:
+    whole = sample_classes(1_000_000, positives=POSITIVES, rate=0.001, seed=5, step=11)
+    edges = [1_000_000 * shard // shards for shard in range(shards + 1)]
+    parts = [
+        sample_classes(1_000_000, positives=POSITIVES, rate=0.001, seed=5, step=11, class_range=edges[i : i + 2])  # type: ignore[arg-type]
+        for i in range(shards)
+    ]
+    assert torch.equal(torch.cat([part.class_ids for part in parts]), whole.class_ids)
+    assert torch.equal(torch.cat([part.log_correction for part in parts]), whole.log_correction)
+
+
+def test_the_draw_is_a_function_of_seed_and_step() -> None:
+    def draw(seed: int, step: int) -> list[int]:
+        return sample_classes(9999, positives=torch.tensor([1]), rate=0.05, seed=seed, step=step).class_ids.tolist()
+
+    assert draw(1, 2) == draw(1, 2)
+    assert draw(1, 2) != draw(1, 3)
+    assert draw(1, 2) != draw(2, 1)
+
+
+def test_every_other_class_is_drawn_equally_often() -> None:
+    # 40,000 classes make four blocks; 600 draws of 400 give 6 +- 2.4 each. Chi-square over n cells: sigma sqrt(2n).
+    counts = np.zeros(40_000)
+    for step in range(600):
+        counts[sample_classes(40_000, positives=torch.tensor([3, 39_998]), rate=0.01, seed=0, step=step).class_ids] += 1
+    others = np.delete(counts, [3, 39_998])
+    assert counts[3] == counts[39_998] == 600
+    expected = 600 * 400 / 39_998
+    chi_square = ((others - expected) ** 2 / (expected * (1 - 0.01))).sum()
+    assert abs(chi_square - len(others)) < 5 * math.sqrt(2 * len(others))
+    by_block = np.array([block.mean() for block in np.array_split(others, 8)])
+    assert np.abs(by_block / expected - 1).max() < 0.02
+
+
+@pytest.mark.parametrize(("population", "count"), [(1, 1), (10, 0), (10, 10), (10, 7), (1000, 499)])
+def test_distinct_places_are_a_subset_of_the_asked_size(population: int, count: int) -> None:
+    places = distinct_places(np.random.default_rng(0), population, count)
+    assert len(np.unique(places)) == count == len(places)
+    assert not count or (places.min() >= 0 and places.max() < population)
+
+
+def test_a_draw_of_few_among_many_classes_does_not_cost_the_many() -> None:
+    import tracemalloc
+
+    tracemalloc.start()
+    sample_classes(900_000_000, positives=POSITIVES, rate=1e-6, seed=0, step=0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"rate": 0.0}, "rate is 0.0"),
+        ({"rate": 1.5}, "rate is 1.5"),
+        ({"rate": float("nan")}, "rate is nan"),
+        ({"positives": torch.tensor([-1])}, "label -1 is not a class"),
+        ({"positives": torch.tensor([2, 50])}, "label 50 is not a class: labels run from 0 to 49"),
+        ({"positives": torch.tensor([1.0])}, "class labels are integers"),
+        ({"seed": -1}, "seed -1"),
+        ({"class_range": (3, 51)}, "class_range"),
+    ],
+)
+def test_nonsense_is_refused_with_its_value(change: dict[str, object], reason: str) -> None:
+    settings: dict[str, object] = {"positives": torch.tensor([2]), "rate": 0.5, "seed": 0, "step": 0, **change}
+    with pytest.raises(ValueError, match=reason):
+        sample_classes(50, **settings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        sample_classes(0, positives=torch.tensor([0]), rate=0.5, seed=0, step=0)

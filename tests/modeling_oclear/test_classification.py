@@ -1,0 +1,88 @@
+"""The classifier: the partial softmax inside, prototypes that survive publishing, zero-shot categories."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_oclear import small_batch, small_config
+
+from modeling_oclear import OclearForCategoryClassification, OclearModel, partial_softmax_loss, sample_classes
+
+
+def made(**fields: Any) -> OclearForCategoryClassification:
+    torch.manual_seed(0)
+    return OclearForCategoryClassification(small_config(num_classes=11, **fields)).eval()
+
+
+LABELS = torch.tensor([0, 1, 1, 10, 4])
+
+
+def test_logits_are_the_scaled_cosines_with_the_prototypes() -> None:
+    model = made(head_scale=8.0)
+    pixels = small_batch()["pixel_values"]
+    with torch.no_grad():
+        output = model(pixels)
+        cosines = model.oclear.get_query_embeds(pixels) @ torch.nn.functional.normalize(model.head.weight, dim=1).T
+    torch.testing.assert_close(output.logits, 8 * cosines)
+    assert output.loss is None
+
+
+def test_an_image_of_a_published_prototype_is_named_after_it() -> None:
+    model = made()
+    batch = small_batch()
+    with torch.no_grad():
+        model.head.weight[3] = 5 * model.oclear.get_document_embeds(**batch)["embeds"][4]
+        assert model(**batch, side="document").logits.argmax(dim=1)[4] == 3
+
+
+@pytest.mark.parametrize("margin", ["cosface", "arcface"])
+def test_the_loss_is_the_partial_softmax_of_the_config(margin: str) -> None:
+    model = made(head_margin_type=margin, head_margin=0.3, head_scale=8.0)
+    pixels, weights = small_batch()["pixel_values"], torch.tensor([1.0, 2, 0, 1, 1])
+    output = model(pixels, labels=LABELS, weights=weights)
+    expected = partial_softmax_loss(
+        output.embeds, LABELS, model.head.weight, margin=model.margin, scale=8, weights_B=weights
+    )
+    assert type(model.margin).__name__.lower() == margin
+    assert torch.equal(output.loss, expected)
+
+
+def test_training_at_a_rate_below_one_draws_other_classes_each_step() -> None:
+    model = made(head_sample_rate=0.2).train()
+    model.oclear.requires_grad_(False)
+    pixels = small_batch()["pixel_values"]
+    touched = []
+    for step in range(2):
+        model.zero_grad()
+        output = model(pixels, labels=LABELS)
+        assert output.logits is None
+        output.loss.backward()
+        touched.append(torch.nonzero(model.head.weight.grad.abs().sum(dim=1)).flatten().tolist())
+        expected = sample_classes(11, positives=LABELS, rate=0.2, seed=0, step=step)
+        assert touched[-1] == expected.class_ids.tolist()
+    assert len(touched[0]) == 4 + 3
+    assert model.eval()(pixels, labels=LABELS).logits.shape == (5, 11)
+
+
+def test_the_base_model_reads_a_folder_with_prototypes_without_them(tmp_path: Path) -> None:
+    model = made()
+    model.save_pretrained(tmp_path)
+    pixels = small_batch()["pixel_values"]
+    base = OclearModel.from_pretrained(tmp_path).eval()
+    again = OclearForCategoryClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(base.get_query_embeds(pixels), model.oclear.get_query_embeds(pixels))
+    assert torch.equal(again.head.weight, model.head.weight)
+
+
+def test_nonsense_is_refused_with_its_value() -> None:
+    model = made()
+    batch = small_batch()
+    with pytest.raises(ValueError, match="label 11 is not a class: labels run from 0 to 10"):
+        model(batch["pixel_values"], labels=torch.tensor([0, 1, 2, 3, 11]))
+    with pytest.raises(ValueError, match="side is 'image'"):
+        model(batch["pixel_values"], side="image")
+    with pytest.raises(ValueError, match="a query is an image"):
+        model(batch["pixel_values"], input_ids=batch["input_ids"])
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        OclearForCategoryClassification(small_config())

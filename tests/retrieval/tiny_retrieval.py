@@ -1,0 +1,124 @@
+"""Tiny drawings, a tiny random model, and the command line as a user or a test calls it.
+
+In: nothing. Out: what conftest.py builds its fixtures from. Next: the tests of this folder.
+"""
+
+import io
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).resolve().parents[2]
+COLOURS = ("red", "green", "blue", "orange", "purple", "teal", "black")
+SHAPES = ("ring", "box", "wedge", "bar")
+
+
+def drawing(colour: str, shape: str, *, shift: int = 0) -> Image.Image:
+    """A coloured shape on white, 37 pixels wide and 33 high."""
+    picture = Image.new("RGB", (37, 33), "white")
+    draw = ImageDraw.Draw(picture)
+    box = (5 + shift, 6, 26 + shift, 26)
+    if shape == "ring":
+        draw.ellipse(box, outline=colour, width=4)
+    elif shape == "box":
+        draw.rectangle(box, fill=colour)
+    elif shape == "wedge":
+        draw.polygon([(box[0], box[3]), (box[2], box[3]), (box[0], box[1])], fill=colour)
+    else:
+        draw.rectangle((box[0], 13, box[2], 18), fill=colour)
+    return picture
+
+
+def png(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def image_column(contents: Any) -> Any:
+    return [None if content is None else {"bytes": content, "path": None} for content in contents]
+
+
+def tiny_model(*, text_strength: float = 1.0) -> Any:
+    """A random model of odd widths and its processor: two stages deep, a vocabulary of single words."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import BertConfig, PreTrainedTokenizerFast, ViTConfig
+
+    import modeling_oclear
+
+    torch.manual_seed(0)
+    words = ["[PAD]", "[UNK]", *COLOURS, *SHAPES, "a", "thing"]
+    backend = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+    shape: dict[str, Any] = {
+        "hidden_size": 36,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 37,
+    }
+    vision = ViTConfig(**shape, image_size=32, patch_size=8)
+    text = BertConfig(**shape, vocab_size=len(words), max_position_embeddings=40)
+    config = modeling_oclear.OclearConfig(
+        vision_config=vision.to_dict(),
+        text_config=text.to_dict(),
+        hidden_size=24,
+        num_attention_heads=4,
+        num_memory_slots=7,
+        text_strength=text_strength,
+    )
+    model = modeling_oclear.OclearModel(config).eval()
+    with torch.no_grad():  # at start the text adds next to nothing: make it count
+        for linear in (model.fusion.evidence_projection, model.fusion.concept_projection):
+            linear.weight.mul_(2e3)
+    processor = modeling_oclear.OclearProcessor(modeling_oclear.OclearImageProcessor(size=32), tokenizer, max_length=16)
+    return model, processor
+
+
+Evaluated = tuple[dict[str, Any], Path]  # metrics, the per-query table
+
+
+@dataclass(frozen=True)
+class World:
+    """Folders and tables of a small task: 28 categories, two documents each, one query each."""
+
+    folder: Path
+    model: Path
+
+    def table(self, name: str) -> Path:
+        return self.folder / f"{name}.parquet"
+
+    @property
+    def question(self) -> list[str]:
+        """The flags of evaluate that every call here shares."""
+        names = {"--model": self.model, "--catalogue": self.table("catalogue")}
+        names |= {"--queries": self.table("queries"), "--qrels": self.table("qrels")}
+        return [str(word) for pair in names.items() for word in pair]
+
+
+def write(folder: Path, name: str, **columns: Any) -> None:
+    pa.parquet.write_table(pa.table(columns), folder / f"{name}.parquet")
+
+
+def retrieval(*words: Any, cwd: Any = ROOT) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m retrieval` as a user does."""
+    command = [sys.executable, "-m", "retrieval", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def call(*words: Any) -> int:
+    """The same in this process, which is faster: the exit code."""
+    from retrieval.__main__ import main
+
+    return main([str(word) for word in words])

@@ -1,0 +1,93 @@
+"""The command line of `train/run.py`: small on purpose, frozen by a test.
+
+Why: what to learn is a recipe, where to run is the accelerate YAML. What is left is where the data lie and where the
+run goes.
+
+In: words. Out: `Options`. Next: run.py.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from train.recipe import RECIPES
+
+EXAMPLE = """example:
+  accelerate launch train/run.py --data governed --out runs/demo
+  accelerate launch --config_file train/launch/cpu_two_processes.yaml train/run.py --data governed --out runs/two
+  accelerate launch train/run.py --data governed --out runs/demo --resume
+"""
+NO_DATA = (
+    "no --data: make the demo data with `make demo`, or with `python -m examples.emoji --out data/emoji` and "
+    "`python -m data_governance run --behaviour data/emoji/behaviour.parquet --queries data/emoji/queries.parquet "
+    "--catalogue data/emoji/train_catalogue.parquet --out governed`, then train with `--data governed --out runs/demo`"
+)
+TRACKERS = ("none", "tensorboard")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for on the command line."""
+
+    data: Path
+    out: Path
+    recipe: str
+    seed: int
+    max_steps: int | None
+    resume: bool
+    features: Path
+    tracker: str
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="accelerate launch train/run.py",
+        description="Train an image -> (image + text) retriever on a governed folder and export it as runs/x/hub.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--data", type=Path, help="governed folder, as `python -m data_governance run` writes it")
+    parser.add_argument("--out", type=Path, help="folder of the run")
+    parser.add_argument(
+        "--recipe", default="emoji", help="name (see --list-recipes) or a recipe.json; default %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of every draw; default %(default)s")
+    parser.add_argument("--max-steps", type=int, help="stop after so many steps of the recipe's schedule")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint in --out")
+    parser.add_argument("--features", type=Path, help="folder of cached features, to share; default OUT/features")
+    parser.add_argument("--tracker", choices=TRACKERS, default="none", help="also log there; default %(default)s")
+    parser.add_argument("--list-recipes", action="store_true", help="print the recipes and stop")
+    return parser
+
+
+def read_options(words: list[str]) -> Options | None:
+    """The options, or None when the answer was printed already (`--list-recipes`).
+
+    Raises:
+        ValueError: `--data` or `--out` is missing, or a number is out of range.
+    """
+    said = argument_parser().parse_args(words)
+    if said.list_recipes:
+        for name, recipe in RECIPES.items():
+            print(f"{name:18} {(recipe.__doc__ or '').splitlines()[0]}")
+        return None
+    if said.data is None:
+        raise ValueError(NO_DATA)
+    if said.out is None:
+        raise ValueError("no --out: name the folder of the run, such as --out runs/demo")
+    if said.max_steps is not None and said.max_steps < 1:
+        raise ValueError(f"--max-steps is {said.max_steps}; it must be at least 1")
+    if not 0 <= said.seed < 2**32:
+        raise ValueError(f"--seed is {said.seed}; it must be from 0 to {2**32 - 1}")
+    return Options(
+        data=said.data,
+        out=said.out,
+        recipe=said.recipe,
+        seed=said.seed,
+        max_steps=said.max_steps,
+        resume=said.resume,
+        features=said.features or said.out / "features",
+        tracker=said.tracker,
+    )

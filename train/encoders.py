@@ -1,0 +1,207 @@
+"""The part of the image side that is trained data-parallel: tail of the backbone, standardisation, projection, MLPs.
+
+Why a module of its own: exactly this goes through `accelerator.prepare` (DDP or FSDP2). The class weights stay out
+(shard.py), and so does everything of the text side, which would be unused parameters here. Query and document run
+through ONE call, so that every rank runs both in every step.
+
+In: cached hidden maps, cached pooled features, or pixel values; dropout masks. Out: unit embeddings. Next: step.py.
+
+Letters: B batch, H width of the backbone, D width of the embedding.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from train.recipe import Recipe
+
+ROWS_PER_CHUNK = 256
+STATISTICS_ROWS = 4096
+LEAST_DEVIATION = 0.05  # of the mean deviation: a channel that hardly varies must not become the loudest
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose factors are given from outside; the identity while `scale` is None.
+
+    It stands in for the image head's own dropout while training: factors drawn by place in the step (batches.py) are
+    the same for any number of ranks and micro-steps, those of torch's global generator are not.
+    """
+
+    scale: Tensor | None = None
+
+    def forward(self, rows_BD: Tensor) -> Tensor:
+        """(B, D) -> (B, D)."""
+        return rows_BD if self.scale is None else rows_BD * self.scale
+
+
+class EncoderPair(nn.Module):
+    """Embeds queries and documents with one backbone.
+
+    Args:
+        model: an `OclearModel`; its modules are shared, not copied, and its dropout is replaced.
+        frozen_stages: as in the recipe: None reads pooled features, a number hidden maps after that many stages;
+            a backbone that cannot be cut reads pixel values and is trained whole.
+    """
+
+    def __init__(self, model: Any, *, frozen_stages: int | None) -> None:
+        super().__init__()
+        self.frozen_stages = frozen_stages
+        self.image_head = model.image_head
+        self.image_head.dropout = KeyedDropout()
+        self.vision = None if frozen_stages is None else model.vision_model
+        self.encode_image = None if frozen_stages is None else model.encode_image
+        if self.vision is not None:
+            _freeze_trunk(self.vision, frozen_stages or 0)
+
+    def pooled(self, inputs: Tensor) -> Tensor:
+        """Inputs of one kind -> (B, H) pooled features of the backbone."""
+        if self.vision is None:
+            return inputs
+        if hasattr(self.vision, "forward_tail"):
+            pooled: Tensor = self.vision.forward_tail(inputs, self.frozen_stages).pooler_output
+            return pooled
+        assert self.encode_image is not None
+        return self.encode_image(inputs)[1]
+
+    def forward(
+        self, query_inputs: Tensor, document_inputs: Tensor, query_dropout: Tensor, document_dropout: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Embed both sides.
+
+        Args:
+            query_inputs, document_inputs: (Bq, ...), (Bd, ...) of the same kind.
+            query_dropout, document_dropout: (Bq, D), (Bd, D) factors on the projected embedding.
+
+        Returns:
+            (Bq, D) and (Bd, D) unit rows.
+        """
+        pooled_BH = self.pooled(torch.cat([query_inputs, document_inputs]))
+        query_BH, document_BH = pooled_BH.split([len(query_inputs), len(document_inputs)])
+        embeds = []
+        for side, rows_BH, scale in (("query", query_BH, query_dropout), ("document", document_BH, document_dropout)):
+            self.image_head.dropout.scale = scale
+            embeds.append(self.image_head(rows_BH, side=side))
+        self.image_head.dropout.scale = None
+        return embeds[0], embeds[1]
+
+    def embed(self, inputs: Tensor, *, side: str) -> Tensor:
+        """(B, ...) -> (B, D) unit rows, without dropout."""
+        embeds: Tensor = self.image_head(self.pooled(inputs), side=side)
+        return embeds
+
+
+def _freeze_trunk(vision: nn.Module, frozen_stages: int) -> None:
+    if not hasattr(vision, "forward_tail"):
+        if frozen_stages:
+            raise ValueError(
+                f"frozen_stages is {frozen_stages}, but {type(vision).__name__} cannot be cut into stages; "
+                "use None (whole backbone frozen) or 0 (whole backbone trained)"
+            )
+        return
+    stages: Any = vision.stages
+    if frozen_stages > len(stages):
+        raise ValueError(f"frozen_stages is {frozen_stages}, but the backbone has {len(stages)}; use at most that many")
+    stem: Any = vision.stem
+    for module in (stem, *stages[:frozen_stages]):
+        module.requires_grad_(False)
+
+
+def parameter_groups(encoders: EncoderPair, recipe: Recipe) -> list[dict[str, Any]]:
+    """AdamW groups: backbone and head each with its learning rate; vectors (norms, biases) without decay."""
+    groups = []
+    for prefix, rate in (("vision.", recipe.encoder_learning_rate), ("image_head.", recipe.head_learning_rate)):
+        named = [(name, value) for name, value in encoders.named_parameters() if value.requires_grad]
+        mine = [value for name, value in named if name.startswith(prefix)]
+        for decay, wanted in ((recipe.weight_decay, True), (0.0, False)):
+            values = [value for value in mine if (value.ndim > 1) == wanted]
+            if values:
+                groups.append({"params": values, "lr": rate, "initial_lr": rate, "weight_decay": decay})
+    return groups
+
+
+def rows_of(inputs: Any, rows: np.ndarray, views: np.ndarray, *, like: Tensor) -> Tensor:
+    """(N, V, ...) cached inputs, memory-mapped or not -> (B, ...) on the device and in the dtype of `like`."""
+    picked = torch.as_tensor(np.ascontiguousarray(inputs[rows, views]))
+    return picked.to(device=like.device, dtype=like.dtype)
+
+
+def embed_rows(
+    encoders: EncoderPair, inputs: Any, rows: np.ndarray, *, side: str
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Embed the clean view of `rows` in chunks: (rows of the chunk, (B, D) unit rows), without gradient."""
+    like = next(encoders.image_head.parameters())
+    for start in range(0, len(rows), ROWS_PER_CHUNK):
+        part = rows[start : start + ROWS_PER_CHUNK]
+        with torch.no_grad():
+            yield part, encoders.embed(rows_of(inputs, part, np.zeros_like(part), like=like), side=side)
+
+
+def start_image_head(
+    encoders: EncoderPair,
+    *,
+    inputs: dict[str, Any],
+    rows: dict[str, np.ndarray],
+    projection: str,
+) -> None:
+    """Set the frozen standardisation of each side and the start of the shared projection.
+
+    Standardisation: mean and deviation of the clean training rows of that side under the weights at start; never
+    touched again, so that no row depends on its batch. "pca": the leading directions of the standardised features of
+    both sides, which keep neighbours where the frozen features had them; a random projection to fewer dimensions does
+    not.
+
+    Args:
+        inputs, rows: by side: cached inputs, and the training rows among them.
+        projection: "pca", "orthogonal" (what the model starts with) or "identity".
+
+    Raises:
+        ValueError: the widths do not allow the projection.
+    """
+    head = encoders.image_head
+    standardised = []
+    for side in ("query", "document"):
+        pooled = _pooled_sample(encoders, inputs[side], rows[side])
+        mean, deviation = pooled.mean(0), pooled.std(0, correction=0)
+        deviation = deviation.clamp_min(LEAST_DEVIATION * float(deviation.mean()) + torch.finfo(torch.float32).tiny)
+        getattr(head, f"{side}_mean").copy_(mean)
+        getattr(head, f"{side}_std").copy_(deviation)
+        standardised.append((pooled - mean) / deviation)
+    weight = head.projection.weight
+    width_out, width_in = weight.shape
+    if projection == "identity" and width_out != width_in:
+        raise ValueError(
+            f"projection 'identity' needs hidden_size equal to the features' width {width_in}, not {width_out}"
+        )
+    if projection == "pca" and width_out > width_in:
+        raise ValueError(
+            f"projection 'pca' cannot widen {width_in} features to hidden_size {width_out}; use 'orthogonal'"
+        )
+    with torch.no_grad():
+        if projection == "identity":
+            weight.copy_(torch.eye(width_in))
+        elif projection == "pca":
+            weight.copy_(_leading_directions(torch.cat(standardised), width_out))
+
+
+def _pooled_sample(encoders: EncoderPair, inputs: Any, rows: np.ndarray) -> Tensor:
+    """Pooled features (float64) of at most STATISTICS_ROWS evenly spaced rows."""
+    count = min(len(rows), STATISTICS_ROWS)
+    chosen = rows[np.arange(count) * len(rows) // count]
+    like = next(encoders.image_head.parameters())
+    parts = []
+    for start in range(0, count, ROWS_PER_CHUNK):
+        part = chosen[start : start + ROWS_PER_CHUNK]
+        with torch.no_grad():
+            parts.append(encoders.pooled(rows_of(inputs, part, np.zeros_like(part), like=like)).double())
+    return torch.cat(parts)
+
+
+def _leading_directions(features_NH: Tensor, count: int) -> Tensor:
+    """(count, H) eigenvectors of the largest eigenvalues; the largest entry of each is made positive."""
+    _, vectors = torch.linalg.eigh(features_NH.T @ features_NH / len(features_NH))
+    rows = vectors.flip(1)[:, :count].T
+    largest = rows.abs().argmax(1, keepdim=True)
+    return rows * rows.gather(1, largest).sign()

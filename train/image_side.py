@@ -1,0 +1,246 @@
+"""The image side by classification: both encoders' image halves against the classes of the governed data.
+
+Why first and alone: text inside this loss is a shortcut to the label that an image query cannot see, and categories
+never seen in training pay for it. The text side is fitted afterwards against the prototypes that are learned here.
+
+In: governed samples and cached features. Out: trained weights in the model, prototypes. Next: text_side.py, export.py.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from train.batches import StepSampler, piece
+from train.checkpoint import check_identity, load_checkpoint, newest_checkpoint, save_checkpoint
+from train.collectives import gather_rows, on_main, rank, world_size
+from train.encoders import EncoderPair, embed_rows, parameter_groups, start_image_head
+from train.journal import Journal
+from train.recipe import Recipe
+from train.samples import GovernedSamples
+from train.shard import ClassShard, class_range
+from train.step import ImageSide, optimiser_step
+
+TORCH_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """What the image side hands on.
+
+    Attributes:
+        weights: state of the `EncoderPair` on the main process, empty elsewhere.
+        class_weights: (C, D) float32 unit rows, one per trained class, on the main process; empty elsewhere.
+        steps: steps done in all. seconds: time of the steps of this call.
+    """
+
+    weights: dict[str, Tensor]
+    class_weights: Tensor
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SideRowsOfClass:
+    """Trained rows of one side: `rows` into the side's arrays, `labels` class index, `weights`."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+
+    def as_tuple(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(rows, labels, weights)."""
+        return self.rows, self.labels, self.weights
+
+
+def trained_rows(samples: GovernedSamples) -> dict[str, SideRowsOfClass]:
+    """Rows of each side that the image side learns from: split "train", with an image."""
+    labels = samples.labels
+    usable = {
+        "query": ~labels.query_validation,
+        "document": ~labels.document_validation & samples.document_has_image,
+    }
+    found = {}
+    for side, category_ids, weights in (
+        ("query", labels.query, samples.query_weights),
+        ("document", labels.document, samples.document_weights),
+    ):
+        rows = np.flatnonzero(usable[side])
+        found[side] = SideRowsOfClass(rows, np.searchsorted(samples.classes, category_ids[rows]), weights[rows])
+    return found
+
+
+def run_identity(samples: GovernedSamples, recipe: Recipe, *, seed: int) -> dict[str, Any]:
+    """What a checkpoint and the run that resumes it must have in common."""
+    categories = {
+        "fingerprint": samples.fingerprint,
+        "trained": len(samples.classes),
+        "all": samples.num_categories,
+        "samples": len(samples.table),
+    }
+    return {"recipe": recipe.to_json(), "categories": categories, "seed": seed}
+
+
+def train_image_side(
+    model: Any,
+    cache: Any,
+    samples: GovernedSamples,
+    *,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    folder: Path,
+    seed: int,
+    max_steps: int | None,
+    resume: bool,
+) -> ImageResult:
+    """Train, journal and checkpoint; all ranks call it.
+
+    Args:
+        model: the `OclearModel` at its start, equal on every rank. cache: see features.py.
+        folder: the run. max_steps: stop after so many steps of the recipe's schedule.
+
+    Raises:
+        ValueError: a checkpoint of another run, a loss that is not finite, a layout that does not divide.
+    """
+    side = _prepare(model, cache, samples, recipe=recipe, accelerator=accelerator, seed=seed)
+    _print_ranges(side.shard)
+    checkpoints, identity = folder / "checkpoints", run_identity(samples, recipe, seed=seed)
+    start = _resume(side, checkpoints, identity) if resume else 0
+    end = recipe.steps if max_steps is None else min(max_steps, recipe.steps)
+    rows = recipe.queries_per_step + recipe.documents_per_step
+    begun = time.perf_counter()
+    with Journal(accelerator, folder, steps=end, start=start, rows_per_step=rows) as journal:
+        for step in range(start, end):
+            journal.write(step, optimiser_step(side, step))
+            done = step + 1
+            if done == end or done % recipe.checkpoint_every == 0:
+                save_checkpoint(side, checkpoints, step=done, identity=identity)
+    seconds = time.perf_counter() - begun
+    return ImageResult(
+        weights=_weights(side), class_weights=_class_weights(side.shard), steps=max(start, end), seconds=seconds
+    )
+
+
+def _prepare(
+    model: Any, cache: Any, samples: GovernedSamples, *, recipe: Recipe, accelerator: Accelerator, seed: int
+) -> ImageSide:
+    """Standardisation, projection and prototypes at their start; encoders and optimiser prepared."""
+    if accelerator.mixed_precision != "no" and recipe.dtype != "float32":
+        raise ValueError(
+            f"mixed precision {accelerator.mixed_precision} was asked for with recipe.dtype {recipe.dtype}; use float32"
+        )
+    rows = trained_rows(samples)
+    inputs = {"query": cache.query_inputs, "document": cache.document_inputs}
+    dtype = TORCH_DTYPES[recipe.dtype]
+    encoders = EncoderPair(model, frozen_stages=recipe.frozen_stages).to(device=accelerator.device, dtype=dtype)
+    # Nothing here has a mode: norms use running statistics and dropout comes in as masks.
+    encoders.eval()
+    start_image_head(
+        encoders, inputs=inputs, rows={name: part.rows for name, part in rows.items()}, projection=recipe.projection
+    )
+    shard = ClassShard(
+        len(samples.classes),
+        recipe.hidden_size,
+        dtype=dtype,
+        weight_decay=recipe.weight_decay,
+        device=accelerator.device,
+    )
+    shard.check_rows()
+    _start_prototypes(shard, encoders, inputs, rows)
+    optimizer = torch.optim.AdamW(parameter_groups(encoders, recipe))
+    prepared, optimizer = accelerator.prepare(encoders, optimizer)
+    prepared.eval()
+    sampler = StepSampler(
+        rows["query"].as_tuple(),
+        rows["document"].as_tuple(),
+        query_views=recipe.query_views,
+        document_views=recipe.document_views,
+        balance=recipe.class_balance,
+    )
+    return ImageSide(
+        accelerator=accelerator,
+        encoders=prepared,
+        optimizer=optimizer,
+        shard=shard,
+        sampler=sampler,
+        query_inputs=cache.query_inputs,
+        document_inputs=cache.document_inputs,
+        recipe=recipe,
+        seed=seed,
+    )
+
+
+def _start_prototypes(
+    shard: ClassShard, encoders: EncoderPair, inputs: dict[str, Any], rows: dict[str, SideRowsOfClass]
+) -> None:
+    """Each class of this rank starts as the mean of its documents' embeddings, or of its queries' without any.
+
+    A rank embeds the rows of its own classes alone, so nothing needs to be reduced.
+    """
+    totals = torch.zeros_like(shard.weight)
+    counts = totals.new_zeros(len(totals))
+    for side in ("document", "query"):
+        part = rows[side]
+        empty = (counts == 0).cpu().numpy()
+        mine = (part.labels >= shard.start) & (part.labels < shard.end)
+        mine[mine] = empty[part.labels[mine] - shard.start]
+        label_of = dict(zip(part.rows[mine].tolist(), (part.labels[mine] - shard.start).tolist(), strict=True))
+        for chunk, embeds_BD in embed_rows(encoders, inputs[side], part.rows[mine], side=side):
+            index = torch.tensor([label_of[row] for row in chunk.tolist()], device=totals.device)
+            totals.index_add_(0, index, embeds_BD.to(totals.dtype))
+            counts.index_add_(0, index, counts.new_ones(len(index)))
+    assert bool((counts > 0).all()), "every trained class has a row"
+    shard.weight.copy_(totals / counts[:, None])
+
+
+def _print_ranges(shard: ClassShard) -> None:
+    """The main process prints which classes every rank holds."""
+    bounds = [class_range(shard.num_classes, part=part, parts=world_size()) for part in range(world_size())]
+    if rank() == 0:
+        for part, (start, end) in enumerate(bounds):
+            print(f"rank {part} holds classes {start} to {end} ({end - start} of {shard.num_classes} rows)", flush=True)
+
+
+def _resume(side: ImageSide, checkpoints: Path, identity: dict[str, Any]) -> int:
+    """Steps done in the newest whole checkpoint, loaded; 0 when there is none."""
+    path = on_main(lambda: newest_checkpoint(checkpoints))
+    if path is None:
+        return 0
+    done = on_main(lambda: check_identity(path, identity))
+    load_checkpoint(side, path)
+    if rank() == 0:
+        print(f"resumed from {path.name}: {done} steps done", flush=True)
+    return done
+
+
+def _weights(side: ImageSide) -> dict[str, Tensor]:
+    """Whole state of the encoders on the main process, under the names of `EncoderPair`."""
+    state = side.accelerator.get_state_dict(side.encoders)
+    if rank() != 0:
+        return {}
+    return {name: value.detach().cpu() for name, value in state.items()}
+
+
+def _class_weights(shard: ClassShard) -> Tensor:
+    """(C, D) unit rows of all ranks on the main process."""
+    bounds = [class_range(shard.num_classes, part=part, parts=world_size()) for part in range(world_size())]
+    rows = gather_rows(shard.weight, [end - start for start, end in bounds])
+    if rank() != 0:
+        return torch.empty(0, shard.weight.shape[1])
+    return torch.nn.functional.normalize(rows.float(), dim=1).cpu()
+
+
+def check_layout(recipe: Recipe, *, processes: int) -> None:
+    """Stop before features are computed when a step cannot be cut into ranks x micro-steps.
+
+    Raises:
+        ValueError: fewer rows than pieces.
+    """
+    parts = recipe.gradient_accumulation * processes
+    piece(recipe.queries_per_step, 0, parts)
+    piece(recipe.documents_per_step, 0, parts)

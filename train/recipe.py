@@ -1,0 +1,238 @@
+"""What to learn: complete recipes, each a function that returns a frozen `Recipe`.
+
+A recipe says nothing about machines: the accelerate YAML says where to run, the recipe what to learn, and neither
+repeats the other. A recipe is plain values, so that `recipe.json` of a run is the whole truth about it.
+
+In: a name from the command line. Out: `Recipe`. Next: every stage of `train/run.py` reads it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MARGINS = ("cosface", "arcface")
+DTYPES = ("float32", "float64")
+FEATURE_DTYPES = ("bfloat16", "float32")
+PROJECTIONS = ("pca", "orthogonal", "identity")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides what a run learns. Counts of rows are those of one optimiser step over ALL ranks.
+
+    Attributes:
+        name: name of the recipe, for people.
+        vision: "efficientnet_lite0" (packaged weights), "tiny" (random, for tests), a Hub id or a folder.
+        text: "minilm" (packaged weights), "tiny", a Hub id or a folder; None trains without text.
+        image_size: side of the square that the processor produces, pixels.
+        hidden_size: width D of the embedding.
+        projection: start of the shared projection: "pca" of the standardised features, "orthogonal", or "identity"
+            (needs hidden_size equal to the width of the features).
+        frozen_stages: EfficientNet stages whose output is cached and never trained; 0 trains the whole backbone
+            from pixel values; None freezes the whole backbone and caches its pooled output.
+        vision_feature_stage: stage whose cells the text attends to (index into the backbone's hidden states; at most
+            `frozen_stages`, since cells are cached); None is the last hidden state.
+        query_views, document_views: augmented views cached beside the clean one.
+        max_text_tokens: tokens of a text that are read, special tokens included.
+        steps, warmup_steps: optimiser steps in all, and those of the linear warm-up; the rest is a cosine to 0.
+        queries_per_step, documents_per_step: rows of one optimiser step.
+        gradient_accumulation: micro-steps that one optimiser step is cut into (memory only; same result).
+        class_balance: 1 draws every category equally often, 0 in proportion to the weights of its samples.
+        margin, margin_value, scale: margin softmax: CosFace m or ArcFace m, and s.
+        sample_rate: share of the classes that one step scores; 1 is the full softmax.
+        head_learning_rate: projection and residual MLPs. prototype_learning_rate: class weights.
+        encoder_learning_rate: trained part of the image backbone.
+        weight_decay: decoupled, on matrices and class weights.
+        embed_dropout: dropout on the projected embedding while training.
+        encoder_max_grad_norm, head_max_grad_norm: two clippings, of encoder and class weights; None only measures.
+        dtype: arithmetic of training, "float32" or "float64".
+        feature_dtype: arithmetic of the frozen part while features are cached, "bfloat16" or "float32".
+        text_folds, text_strengths: out-of-fold folds over categories, and the strengths of text to choose from.
+        calibration_queries: at most so many training queries are published for CSLS.
+        checkpoint_every: steps between checkpoints; one more is written at the end of the image side.
+    """
+
+    name: str
+    vision: str
+    text: str | None
+    image_size: int = 112
+    hidden_size: int = 256
+    projection: str = "pca"
+    frozen_stages: int | None = 6
+    vision_feature_stage: int | None = 5
+    query_views: int = 1
+    document_views: int = 3
+    max_text_tokens: int = 32
+    steps: int = 400
+    warmup_steps: int = 50
+    queries_per_step: int = 128
+    documents_per_step: int = 128
+    gradient_accumulation: int = 1
+    class_balance: float = 1.0
+    margin: str = "cosface"
+    margin_value: float = 0.2
+    scale: float = 32.0
+    sample_rate: float = 1.0
+    head_learning_rate: float = 2e-3
+    prototype_learning_rate: float = 6e-3
+    encoder_learning_rate: float = 5e-4
+    weight_decay: float = 0.02
+    embed_dropout: float = 0.1
+    encoder_max_grad_norm: float | None = None
+    head_max_grad_norm: float | None = None
+    dtype: str = "float32"
+    feature_dtype: str = "bfloat16"
+    text_folds: int = 5
+    text_strengths: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6)
+    calibration_queries: int = 4096
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        for field, choices in _CHOICES.items():
+            value = getattr(self, field)
+            if value not in choices:
+                raise ValueError(f"recipe.{field} is {value!r}; choose one of {', '.join(choices)}")
+        for field, least in _LEAST.items():
+            value = getattr(self, field)
+            if value < least:
+                raise ValueError(f"recipe.{field} is {value}; it must be at least {least}")
+        for field in ("sample_rate", "scale", "head_learning_rate", "prototype_learning_rate", "encoder_learning_rate"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"recipe.{field} is {getattr(self, field)}; it must be above 0")
+        for field, most in (("sample_rate", 1.0), ("class_balance", 1.0), ("embed_dropout", 0.99)):
+            if getattr(self, field) > most:
+                raise ValueError(f"recipe.{field} is {getattr(self, field)}; it must be at most {most}")
+        if self.frozen_stages is not None and self.frozen_stages < 0:
+            raise ValueError(f"recipe.frozen_stages is {self.frozen_stages}; use 0 to train the whole backbone")
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON holds them (tuples become lists)."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+
+_CHOICES = {"margin": MARGINS, "dtype": DTYPES, "feature_dtype": FEATURE_DTYPES, "projection": PROJECTIONS}
+_LEAST: dict[str, float] = {
+    "image_size": 8,
+    "hidden_size": 1,
+    "query_views": 0,
+    "document_views": 0,
+    "max_text_tokens": 3,
+    "steps": 0,
+    "warmup_steps": 0,
+    "queries_per_step": 1,
+    "documents_per_step": 1,
+    "gradient_accumulation": 1,
+    "class_balance": 0,
+    "margin_value": 0,
+    "weight_decay": 0,
+    "embed_dropout": 0,
+    "text_folds": 2,
+    "calibration_queries": 0,
+    "checkpoint_every": 1,
+}
+
+
+def emoji() -> Recipe:
+    """Last block of EfficientNet-Lite0 trained by CosFace, then the text side: the recipe of the demo."""
+    return Recipe(name="emoji", vision="efficientnet_lite0", text="minilm")
+
+
+def emoji_image_only() -> Recipe:
+    """`emoji` with text switched off: what the documents' text is compared with."""
+    return dataclasses.replace(emoji(), name="emoji_image_only", text=None)
+
+
+def emoji_zero_shot() -> Recipe:
+    """Frozen features, standardised per side, nothing learned: the floor."""
+    return dataclasses.replace(
+        emoji(),
+        name="emoji_zero_shot",
+        text=None,
+        steps=0,
+        hidden_size=1280,
+        projection="identity",
+        frozen_stages=None,
+        query_views=0,
+        document_views=0,
+    )
+
+
+def tiny() -> Recipe:
+    """Tiny random backbones in double precision: the whole path in seconds, for tests."""
+    return Recipe(
+        name="tiny",
+        vision="tiny",
+        text="tiny",
+        image_size=37,
+        hidden_size=20,
+        projection="pca",
+        frozen_stages=6,
+        vision_feature_stage=3,
+        query_views=1,
+        document_views=1,
+        steps=50,
+        warmup_steps=5,
+        queries_per_step=16,
+        documents_per_step=16,
+        scale=16.0,
+        encoder_max_grad_norm=1.0,
+        head_max_grad_norm=1.0,
+        dtype="float64",
+        feature_dtype="float32",
+        text_folds=3,
+        calibration_queries=32,
+        checkpoint_every=20,
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "emoji": emoji,
+    "emoji_image_only": emoji_image_only,
+    "emoji_zero_shot": emoji_zero_shot,
+    "tiny": tiny,
+}
+
+
+def recipe_by_name(name: str) -> Recipe:
+    """The recipe called `name`, or the one of a `recipe.json` when `name` ends in .json.
+
+    A file holds the fields of `Recipe`, so `runs/x/recipe.json` of an earlier run, edited, is a recipe.
+
+    Raises:
+        ValueError: no such recipe, or a file with a field that `Recipe` does not have.
+    """
+    if name.endswith(".json"):
+        return _from_file(Path(name))
+    if name not in RECIPES:
+        raise ValueError(f"no recipe is called {name!r}; choose one of {', '.join(RECIPES)}, or give a recipe.json")
+    return RECIPES[name]()
+
+
+def _from_file(path: Path) -> Recipe:
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; give the recipe.json of an earlier run, or the name of a recipe")
+    try:
+        values = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); give the recipe.json of an earlier run") from error
+    known = {field.name for field in dataclasses.fields(Recipe)}
+    unknown = sorted(set(values) - known) if isinstance(values, dict) else [type(values).__name__]
+    if unknown:
+        raise ValueError(f"{path} holds what a recipe does not have: {', '.join(unknown)}; known: {sorted(known)}")
+    missing = {"name", "vision", "text"} - set(values)
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; a recipe needs name, vision and text")
+    if "text_strengths" in values:
+        values["text_strengths"] = tuple(values["text_strengths"])
+    return Recipe(**values)
+
+
+def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """One readable line of the fields that differ: "steps: 400 here, 200 there"; empty when none does."""
+    keys = sorted(set(ours) | set(theirs))
+    return "; ".join(
+        f"{key}: {ours.get(key)!r} here, {theirs.get(key)!r} there" for key in keys if ours.get(key) != theirs.get(key)
+    )

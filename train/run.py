@@ -1,0 +1,103 @@
+"""The door of training: `accelerate launch train/run.py --data governed --out runs/x`.
+
+This file is a table of contents: each line is a stage, and each stage a file of its own.
+
+In: the governed folder. Out: the run folder with `hub/`, ready to publish. Next: `python -m retrieval index`.
+"""
+
+import os
+import sys
+
+from train.backbones import build_model, with_image_weights
+from train.command import Options, read_options
+from train.encoders import EncoderPair
+from train.export import calibration_queries, export_hub
+from train.features import FeatureCache
+from train.image_side import ImageResult, check_layout, train_image_side
+from train.journal import Stopwatch
+from train.recipe import Recipe, recipe_by_name
+from train.run_folder import close_run, open_run
+from train.samples import GovernedSamples, read_samples
+from train.text_stage import category_prototypes, features_of, fit_text
+from train.topology import start_topology
+
+
+def main() -> int:
+    """Run the command line; 2 and one line on stderr for a caller's mistake."""
+    try:
+        options = read_options(sys.argv[1:])
+        if options is not None:
+            train(options)
+    except ValueError as error:
+        rank = os.environ.get("RANK", "0")
+        print("error:" if rank == "0" else f"error (rank {rank}):", error, file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+def train(options: Options) -> None:
+    """The stages, in order."""
+    recipe = recipe_by_name(options.recipe)
+    accelerator = start_topology(tracker=options.tracker, folder=options.out, seed=options.seed)
+    check_layout(recipe, processes=accelerator.num_processes)
+    samples = read_samples(options.data)
+    open_run(options.out, recipe, accelerator, resume=options.resume, seed=options.seed)
+    stopwatch = Stopwatch()
+    model, processor = build_model(recipe, seed=options.seed)
+    with stopwatch.stage("features"):
+        cache = features_of(model, processor, samples, recipe=recipe, folder=options.features, seed=options.seed)
+    with stopwatch.stage("image_side"):
+        image = train_image_side(
+            model,
+            cache,
+            samples,
+            recipe=recipe,
+            accelerator=accelerator,
+            folder=options.out,
+            seed=options.seed,
+            max_steps=options.max_steps,
+            resume=options.resume,
+        )
+    if accelerator.is_main_process:
+        finish(options, recipe, samples, cache, image, stopwatch)
+    accelerator.end_training()
+
+
+def finish(
+    options: Options,
+    recipe: Recipe,
+    samples: GovernedSamples,
+    cache: FeatureCache,
+    image: ImageResult,
+    stopwatch: Stopwatch,
+) -> None:
+    """What one process does with the trained image side: text side, published folder, record of the run."""
+    model, processor = with_image_weights(recipe, image.weights, seed=options.seed)
+    encoders = EncoderPair(model, frozen_stages=recipe.frozen_stages)
+    prototypes = category_prototypes(encoders, cache, samples, image.class_weights)
+    with stopwatch.stage("text_side"):
+        text = fit_text(model, cache, samples, prototypes, recipe=recipe, seed=options.seed)
+    with stopwatch.stage("export"):
+        export_hub(
+            options.out / "hub",
+            model=model,
+            processor=processor,
+            prototypes=prototypes,
+            calibration=calibration_queries(encoders, cache.query_inputs, samples, most=recipe.calibration_queries),
+            categories=options.data / "categories.parquet",
+            recipe=recipe,
+        )
+    close_run(
+        options.out,
+        recipe=recipe,
+        samples=samples,
+        image=image,
+        text=text,
+        seconds=stopwatch.seconds,
+        seed=options.seed,
+    )
+    print(f"published folder: {options.out / 'hub'}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Features before, text after: how the two neighbours of the image side are called.
+
+Why apart: features are computed by one process and read by all; the text side runs on the main process alone, on a
+whole model, and needs a prototype of EVERY category, held-out ones included.
+
+In: model, samples, trained class weights. Out: `FeatureCache`; all prototypes and the text side's report.
+Next: image_side.py; export.py.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train.backbones import build_model
+from train.collectives import barrier, on_main
+from train.encoders import EncoderPair, embed_rows
+from train.features import FeatureCache, cache_features, cells_are_trained
+from train.recipe import Recipe
+from train.samples import GovernedSamples
+from train.text_side import fit_text_side
+
+
+def features_of(
+    model: Any, processor: Any, samples: GovernedSamples, *, recipe: Recipe, folder: Path, seed: int
+) -> FeatureCache:
+    """Features of every sample: the main process computes them, the others read its folder."""
+
+    def compute() -> None:
+        cache_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
+
+    on_main(compute)
+    barrier()
+    return cache_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
+
+
+def category_prototypes(
+    encoders: EncoderPair, cache: FeatureCache, samples: GovernedSamples, class_weights: Tensor
+) -> Tensor:
+    """(N, D) unit rows: trained class weights, and for every other category the mean of its embeddings.
+
+    The mean is that of its documents with images, or of its queries without such; a category without any image keeps a
+    row of zeros, which no embedding is near to.
+    """
+    found = torch.zeros(samples.num_categories, class_weights.shape[1])
+    found[torch.from_numpy(samples.classes)] = class_weights
+    known = np.zeros(samples.num_categories, dtype=bool)
+    known[samples.classes] = True
+    labels = samples.labels
+    for side, category_ids, usable, inputs in (
+        ("document", labels.document, samples.document_has_image, cache.document_inputs),
+        ("query", labels.query, np.ones(len(labels.query), dtype=bool), cache.query_inputs),
+    ):
+        rows = np.flatnonzero(usable & ~known[category_ids])
+        for chunk, embeds_BD in embed_rows(encoders, inputs, rows, side=side):
+            found.index_add_(0, torch.from_numpy(category_ids[chunk]), embeds_BD.float().cpu())
+        known[category_ids[rows]] = True
+    return torch.nn.functional.normalize(found, dim=1)
+
+
+def fit_text(
+    model: Any, cache: FeatureCache, samples: GovernedSamples, prototypes: Tensor, *, recipe: Recipe, seed: int
+) -> dict[str, Any]:
+    """Fit the text side in place, where the recipe has one; returns its report. Main process only.
+
+    Args:
+        model: the whole model with its trained image side, float32.
+        cache: what the image side was trained on.
+    """
+    if recipe.text is None:
+        return {"text": False, "strength": 0.0}
+    if cells_are_trained(model, recipe):
+        # The text looks at cells of the trained backbone, which there were none of before; clean views are enough.
+        recipe = dataclasses.replace(recipe, frozen_stages=None, query_views=0, document_views=0)
+        _, processor = build_model(recipe, seed=seed)
+        cache = cache_features(model, processor, samples.table, recipe=recipe, folder=cache.home.parent, seed=seed)
+    return fit_text_side(model, cache, labels=samples.labels, prototypes=prototypes, recipe=recipe, seed=seed)
