@@ -4,7 +4,7 @@ Why: one seed says little (the 95% interval of one run is about two points wide 
 output of `python -m examples.demo`, run as a user would; this file repeats it and takes means. The data, the governed
 data and the frozen features are those of the first seed: the seed varies what is learned, not what it learns from.
 
-In: nothing. Out: a JSON with every run's metrics and the means. Next: `python -m benchmarks.render` puts it into README.
+In: nothing. Out: a JSON with every run's metrics and the means. Next: `python -m benchmarks.render` fills README.
 """
 
 import argparse

@@ -81,12 +81,12 @@ def governance_lines(setting: dict[str, Any]) -> list[str]:
     """Governance before and after, and how long the first run took."""
     figures, seconds = setting["governance"], setting["seconds_of_first_run"]
     before, after = figures["label_accuracy_before"], figures["label_accuracy_after"]
+    pairs, minutes = figures["category_pair_f1"], sum(seconds.values()) / 60
     found, truth = figures["documents_per_category"], figures["truth_documents_per_category"]
     return [
-        f"Governance of {figures['rows_in']:,} simulated query events: right labels {before:.3f} -> {after:.3f}, keeping "
-        f"{figures['kept_share']:.1%} of the events; document pairs found with F1 {figures['category_pair_f1']:.3f}; "
-        f"{found:.2f} documents a category (truth {truth:.2f}). The whole demo took {sum(seconds.values()) / 60:.1f} "
-        "minutes after installation.",
+        f"Governance of {figures['rows_in']:,} simulated query events: right labels {before:.3f} -> {after:.3f}, "
+        f"keeping {figures['kept_share']:.1%} of the events; document pairs found with F1 {pairs:.3f}; {found:.2f} "
+        f"documents a category (truth {truth:.2f}). The whole demo took {minutes:.1f} minutes after installation.",
         "",
     ]
 

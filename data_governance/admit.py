@@ -26,6 +26,8 @@ from data_governance.stage import StageResult
 from data_governance.tables import Source, feature_column, image_bytes
 
 ROWS_PER_BATCH = 256
+# (fault or None, sha256 of the bytes or None where there is no good image, perceptual hash)
+DecodedFacts = tuple[str | None, str | None, int]
 BEHAVIOUR_RULES: list[Rule] = [
     rules.behaviour_ids,
     rules.behaviour_clicks,
@@ -149,10 +151,10 @@ def image_facts(source: Source, *, policy: Policy, encoder: Encoder) -> ImageFac
     with tqdm(total=total, desc=f"embed {source.name}", unit="image", delay=1, mininterval=1) as bar:
         for squares, facts in decoded_batches(source, policy=policy):
             parts.append(encoder.features(squares))
-            for (fault, sha), square in zip(facts, squares, strict=True):
+            for fault, sha, bits in facts:
                 faults.append(fault or "")
                 shas.append(sha)
-                hashes.append(hash64(square) if sha else 0)
+                hashes.append(bits)
             bar.update(len(facts))
     features = np.concatenate(parts)
     has_image = np.array([sha is not None for sha in shas])
@@ -166,18 +168,18 @@ def image_facts(source: Source, *, policy: Policy, encoder: Encoder) -> ImageFac
     return ImageFacts(columns, features)
 
 
-def decoded_batches(
-    source: Source, *, policy: Policy
-) -> Iterator[tuple[np.ndarray, list[tuple[str | None, str | None]]]]:
-    """Batches of (squares (B, S, S, 3), [(fault, sha256 of the bytes)]); a faulty or missing image is all black."""
+def decoded_batches(source: Source, *, policy: Policy) -> Iterator[tuple[np.ndarray, list[DecodedFacts]]]:
+    """Batches of (squares (B, S, S, 3), facts of each row); a faulty or missing image is all black."""
     black = np.zeros((policy.image_size,) * 2 + (3,), dtype=np.uint8)
 
-    def one(cell: dict[str, Any] | None) -> tuple[np.ndarray, tuple[str | None, str | None]]:
+    def one(cell: dict[str, Any] | None) -> tuple[np.ndarray, DecodedFacts]:
         data, fault = image_bytes(cell, source.folder, max_bytes=policy.max_image_bytes)
         if data is None:
-            return black, (fault, None)
+            return black, (fault, None, 0)
         square, fault = decode_square(data, size=policy.image_size, max_pixels=policy.max_image_pixels)
-        return (black, (fault, None)) if square is None else (square, (None, hashlib.sha256(data).hexdigest()))
+        if square is None:
+            return black, (fault, None, 0)
+        return square, (None, hashlib.sha256(data).hexdigest(), hash64(square))
 
     cells = source.table.column("image")
     with ThreadPoolExecutor(threads(policy)) as pool:

@@ -1,7 +1,8 @@
 """Stage 7, balance: caps for the head, a weight for every query, bands, and what happens to the tail.
 
 A category without documents cannot be answered: its queries are dropped. A category without queries stays: its
-documents are in the index all the same, and the trainer may leave them out. Nothing is repeated: a repeat factor is a weight.
+documents are in the index all the same, and the trainer may leave them out. Nothing is repeated: a
+repeat factor is a weight.
 
 In: final categories of entities. Out: members (side, id, category, weight) and categories. Next: export.py.
 """

@@ -78,8 +78,8 @@ def _open(request: Request) -> tuple[dict[str, Source], bool]:
 def _checked(result: StageResult, source: Source, key: str, rules: list[Rule], policy: Policy) -> pa.Table:
     faults = [facts for _, batch in admit.decoded_batches(source, policy=policy) for facts in batch]
     table = source.table.drop_columns(["image"])
-    table = table.append_column("image_fault", pa.array([fault or "" for fault, _ in faults]))
-    table = table.append_column("has_image", pa.array([sha is not None for _, sha in faults]))
+    table = table.append_column("image_fault", pa.array([fault or "" for fault, _, _ in faults]))
+    table = table.append_column("has_image", pa.array([sha is not None for _, sha, _ in faults]))
     why = admit.with_duplicates(table.column(key), reasons(table, rules, policy=policy))
     return admit.set_aside(result, source.name, table, key, why)
 

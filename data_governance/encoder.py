@@ -20,7 +20,8 @@ MEAN, STD = 0.498, 0.502
 class Encoder:
     """Pooled image features in bfloat16; `name` goes to the ledger and into the digest of the stages."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, *, threads: int) -> None:
+        torch.set_num_threads(threads)
         if folder is None:
             self.name = "packaged efficientnet-lite0"
             self._forward = _packaged()

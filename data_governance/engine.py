@@ -13,9 +13,14 @@ from data_governance.policy import Policy
 
 
 def threads(policy: Policy) -> int:
-    """Cores to use: the policy's, or OMP_NUM_THREADS, or those this process may run on."""
-    allowed = int(os.environ.get("OMP_NUM_THREADS", "0") or 0) or len(os.sched_getaffinity(0))
-    return policy.threads or allowed
+    """Threads to use: the policy's, or OMP_NUM_THREADS, or the cores of this process that the machine's load leaves.
+
+    More threads than idle cores make torch several times slower than one thread.
+    """
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0))
+    idle = max(1, round(cores - os.getloadavg()[0]))
+    return policy.threads or (int(named) if named.isdigit() and int(named) else min(cores, idle))
 
 
 class Engine:

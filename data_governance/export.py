@@ -148,7 +148,7 @@ def sample_rows(source: Source, rows: list[int], *, policy: Policy) -> dict[str,
 
     An image that cannot be read or is too large a file is null; a text is cut at the policy's limit.
     """
-    picked = source.table.take(rows)
+    picked = source.table.take(pa.array(rows, pa.int64()))
     images: list[dict[str, Any] | None] = []
     for cell in picked.column("image").to_pylist():
         data, _ = image_bytes(cell, source.folder, max_bytes=policy.max_image_bytes)
@@ -176,7 +176,8 @@ def _write_dropped(workspace: Workspace, inputs: Inputs, *, policy: Policy) -> N
         facts = zip(*(mine.column(c).to_pylist() for c in ("row_id", "stage", "figures")), strict=True)
         rows = [json.loads(figures)["row"] if stage == "admit" else at[row_id] for row_id, stage, figures in facts]
         if name == "behaviour":
-            columns = {column: source.table.column(column).take(rows) for column in source.table.column_names}
+            at_rows = pa.array(rows, pa.int64())
+            columns = {column: source.table.column(column).take(at_rows) for column in source.table.column_names}
         else:
             columns = dict(sample_rows(source, rows, policy=policy))
         _write(pa.table({**{c: mine.column(c) for c in mine.column_names}, **columns}), folder / f"{name}.parquet")

@@ -5,7 +5,6 @@ Letters: N queries, M documents, W width. Sparse throughout: no N x M and no M x
 In: the learned space, clicks, leaves, sources. Out: a group per document, shares per query. Next: organise.py.
 """
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -24,8 +23,6 @@ MAX_ASSIGNMENT = 3_000
 # Pseudo-queries added to the size of every document, so that two documents with one query each are not yet equal.
 SIZE_PRIOR = 0.5
 NEIGHBOURS = 5
-TOKEN = re.compile(r"\w+")
-MAX_TOKEN_DOCUMENTS = 200
 RESOLUTIONS = (0.02, 0.05, 0.1, 0.2, 0.4)
 
 
@@ -145,29 +142,6 @@ def document_affinity(shares: csr_array, source: np.ndarray, leaf: np.ndarray, *
     if source.any():
         value = np.where(source[row] == source[column], policy.same_source_weight * value, value)
     return csr_array((value, (row, column)), shape=product.shape)
-
-
-def text_affinity(texts: list[str], leaf: np.ndarray, source: np.ndarray) -> csr_array:
-    """(M, M) sparse, zero diagonal: cosine of two documents' token sets, weighted by idf, inside a leaf.
-
-    idf = log(M / documents with the token); one of a single document, or of over `MAX_TOKEN_DOCUMENTS`, says nothing.
-    Only documents of different sources are compared, once sources are believed.
-    """
-    found = [(row, token) for row, text in enumerate(texts) for token in sorted(set(TOKEN.findall(text.lower())))]
-    names, place = np.unique([token for _, token in found], return_inverse=True)
-    frequency = np.bincount(place, minlength=len(names))
-    useful = (frequency > 1) & (frequency <= MAX_TOKEN_DOCUMENTS)
-    idf = np.where(useful, np.log(len(texts) / np.maximum(frequency, 1)), 0)
-    rows = np.array([row for row, _ in found], dtype=np.int64)
-    # The length counts every token: a document of many words shares one with somebody by chance.
-    length = np.sqrt(np.bincount(rows, np.log(len(texts) / frequency[place]) ** 2, minlength=len(texts)))
-    value = idf[place] / np.maximum(length[rows], 1e-9)
-    token = csr_array((value, (rows, place)), shape=(len(texts), len(names)))
-    product = csr_array(token @ token.T).tocoo()
-    keep = (product.row != product.col) & (leaf[product.row] == leaf[product.col]) & (product.data > 0)
-    if source.any():
-        keep &= source[product.row] != source[product.col]
-    return csr_array((product.data[keep], (product.row[keep], product.col[keep])), shape=product.shape)
 
 
 def mutual_pairs(affinity: csr_array, *, count: int, least: float) -> np.ndarray:

@@ -38,7 +38,6 @@ class Evidence:
     documents_MF: np.ndarray
     edges_P2: np.ndarray
     nodes: matching.Nodes
-    texts: list[str]
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,7 @@ def gather(workspace: Workspace) -> Evidence:
     nodes = matching.Nodes(clicks, _query_leaf(clicks, document_leaf), document_leaf, has_image, rows_of)
     everywhere = np.ones(len(query_ids), dtype=bool)
     prepared_both = prepared(query_features, everywhere), prepared(doc_features, has_image)
-    texts = [text or "" for text in documents.column("text").to_pylist()]
-    return Evidence(query_ids, doc_ids, *prepared_both, pairs, nodes, texts)
+    return Evidence(query_ids, doc_ids, *prepared_both, pairs, nodes)
 
 
 def _query_leaf(clicks: csr_array, document_leaf: np.ndarray) -> np.ndarray:
@@ -129,7 +127,7 @@ def rounds(evidence: Evidence, *, policy: Policy) -> tuple[Organised, dict[str, 
         )
         inside = found.group[evidence.edges_P2[:, 1]] == found.best[evidence.edges_P2[:, 0]]
         believed = np.where(inside, 1.0, DISBELIEVED) if number else believed
-        resolution, fits = middle, {}
+        resolution, fits = middle, dict[str, float]()
         if number == policy.rounds - 1:
             resolution, fits = chosen_resolution(evidence, source, believed, policy=policy)
         links = linked(evidence, source, believed, policy=policy)
@@ -170,9 +168,6 @@ def linked(evidence: Evidence, source: np.ndarray, believed: np.ndarray, *, poli
     )
     shares = matching.query_shares(space, nodes, source, policy=policy)
     affinity = matching.document_affinity(shares, source, nodes.document_leaf, policy=policy)
-    if policy.text_weight > 0:
-        text = matching.text_affinity(evidence.texts, nodes.document_leaf, source)
-        affinity = csr_array(affinity + policy.text_weight * text)
     if source.any():
         pairs = matching.matched_pairs(affinity, source, nodes.rows_M, least=policy.min_affinity)
         wide = matching.mutual_pairs(affinity, count=matching.NEIGHBOURS, least=policy.wide_affinity)

@@ -46,7 +46,6 @@ class Policy:
         click_weight: log-odds that a click (pooled, 0..1) adds to content.
         min_source_share: share of held-out co-relevant pairs that must lie in two sources before sources are believed.
         same_source_weight: factor on the affinity of two documents of one source, once sources are believed.
-        text_weight: what the overlap of two documents' texts (0..1) adds to their affinity.
         min_affinity: least affinity at which two groups of documents may join.
         min_query_margin: least lead of a query's best category over the next (shares); below it is set aside.
         rounds: of learning the space from the clicks that the previous round believed.
@@ -89,7 +88,6 @@ class Policy:
     click_weight: float = 2.0
     min_source_share: float = 0.7
     same_source_weight: float = 0.1
-    text_weight: float = 0.3
     min_affinity: float = 0.02
     min_query_margin: float = 0.2
     rounds: int = 2

@@ -34,7 +34,8 @@ table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:left;border-
 td.n{text-align:right;font-variant-numeric:tabular-nums}.row{display:flex;gap:.6rem;flex-wrap:wrap;align-items:flex-end}
 figure{margin:0;width:5.2rem;font-size:.7rem;color:#5a6675;overflow-wrap:anywhere}
 img{width:72px;height:72px;object-fit:contain;
-border:1px solid #d8dee6;border-radius:4px;background:#fff}.card{padding:.6rem;border:1px solid #e0e5eb;border-radius:6px;margin:.6rem 0}
+border:1px solid #d8dee6;border-radius:4px;background:#fff}
+.card{padding:.6rem;border:1px solid #e0e5eb;border-radius:6px;margin:.6rem 0}
 .tag{font-size:.72rem;color:#5a6675}svg text{font:11px system-ui,sans-serif;fill:#5a6675}
 """
 
@@ -50,7 +51,7 @@ def write_report(governed: Path, target: Path) -> None:
     facts = json.loads((governed / "ledger.json").read_text())
     categories = pq.read_table(governed / "categories.parquet")
     parts = [
-        f"<p>Encoder: {html.escape(facts['encoder'])}. <code>python -m data_governance explain</code> tells of a row.</p>",
+        f"<p>Encoder: {html.escape(facts['encoder'])}. The command <code>explain</code> tells a row's whole story.</p>",
         "<h2>Rows</h2>" + rows_table(facts["rows"]),
         "<h2>Decisions by stage and reason</h2>" + decisions_table(facts["decisions"]),
         "<h2>Stages</h2>" + stages_table(facts["stages"]),

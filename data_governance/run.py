@@ -74,7 +74,7 @@ def govern(request: Request, policy: Policy) -> dict[str, Any]:
     workspace = Workspace(request.out)
     relations = Engine(policy, engine=request.engine)
     inputs = open_inputs(request)
-    eyes = Encoder(request.encoder)
+    eyes = Encoder(request.encoder, threads=engine.threads(policy))
     steps: dict[str, Callable[[], StageResult]] = {
         "admit": lambda: admit.admit(inputs, policy=policy, engine=relations, encoder=eyes),
         "dedupe": lambda: dedupe.dedupe(workspace, policy=policy, engine=relations),

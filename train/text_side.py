@@ -29,6 +29,7 @@ from train.pages import half_weight
 from train.recipe import Recipe
 
 RIDGE = 3.0  # ridge strength in units of the mean eigenvalue of the sentence vectors' covariance
+LEAST_SPREAD = 1e-9  # mean square distance of unit sentence vectors from their mean, below which it is rounding
 ATTENTION_STEPS = 300
 PAGES_PER_STEP = 128
 ATTENTION_RATE = 5e-3
@@ -56,9 +57,15 @@ def sentence_vectors(tokens_NTH: np.ndarray, mask_NT: np.ndarray) -> Tensor:
 
 
 def ridge_map(sentences_RH: Tensor, targets_RD: Tensor, mean_H: Tensor, *, strength: float = RIDGE) -> Tensor:
-    """B (H, D) that minimises |(t - mean) B - y|^2 / R + lambda |B|^2, lambda = strength * mean|t - mean|^2 / H."""
+    """B (H, D) that minimises |(t - mean) B - y|^2 / R + lambda |B|^2, lambda = strength * mean|t - mean|^2 / H.
+
+    Texts that are all the same say nothing: their map is 0, not their rounding blown up.
+    """
     centred_RH = sentences_RH - mean_H
-    weight = strength * float(centred_RH.square().sum(1).mean()) / sentences_RH.shape[1]
+    spread = float(centred_RH.square().sum(1).mean())
+    if spread < LEAST_SPREAD:
+        return torch.zeros(sentences_RH.shape[1], targets_RD.shape[1], dtype=sentences_RH.dtype)
+    weight = strength * spread / sentences_RH.shape[1]
     gram_HH = centred_RH.T @ centred_RH / len(centred_RH)
     gram_HH.diagonal().add_(weight)
     return torch.linalg.solve(gram_HH, centred_RH.T @ targets_RD / len(centred_RH))
@@ -90,7 +97,6 @@ class SentenceMap:
         mean_H = sentences_RH.mean(0)
         map_HD = ridge_map(sentences_RH, targets_RD, mean_H)
         length = ((sentences_RH - mean_H) @ map_HD).norm(dim=1).mean()
-        # Texts that are all the same map to zeros, of which no scale makes anything else.
         return cls(mean_H, map_HD / length if length > 0 else map_HD)
 
     def concepts(self, sentences_RH: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from transformers import ViTConfig, ViTModel
 from modeling_oclear import OclearModel
 from train.augment import keyed_generator, style_view
 from train.backbones import build_model
-from train.features import FeatureCache, cache_features, cache_key
+from train.features import FeatureCache, cache_features, cache_keys
 from train.pages import made_page, white_pixel
 from train.recipe import Recipe, tiny
 from train.views import Views, decode, decode_workers
@@ -132,12 +132,14 @@ def test_pages_are_made_of_the_two_documents_of_their_layout(start: Any, cache: 
     assert cache.page_cells.shape[1] == 100
 
 
-def test_a_second_call_reads_what_is_there(start: Any, folder: Path, cache: FeatureCache) -> None:
-    before = {path: path.stat().st_mtime_ns for path in cache.home.iterdir()}
-    again = compute(start, folder)
-    assert again.home == cache.home
-    assert {path: path.stat().st_mtime_ns for path in cache.home.iterdir()} == before
-    assert (np.asarray(again.query_inputs) == np.asarray(cache.query_inputs)).all()
+def test_a_second_call_reads_what_is_there(start: Any, tmp_path: Path) -> None:
+    first = compute(start, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
+    again = compute(start, tmp_path)
+    assert len(before) == 8  # 3 arrays of images, 3 of pages and texts, 2 markers
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")} == before
+    for name in ("query_inputs", "document_inputs", "document_tokens", "page_cells"):
+        assert (np.asarray(getattr(again, name)) == np.asarray(getattr(first, name))).all(), name
 
 
 def test_worker_processes_compute_the_same(start: Any, cache: FeatureCache, tmp_path: Path) -> None:
@@ -146,57 +148,78 @@ def test_worker_processes_compute_the_same(start: Any, cache: FeatureCache, tmp_
         assert (np.asarray(getattr(found, name)) == np.asarray(getattr(cache, name))).all(), name
 
 
-def test_a_folder_that_was_not_finished_is_computed_again(start: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "field"), [("query_inputs", "query_inputs"), ("tokens", "document_tokens")])
+def test_a_folder_that_was_not_finished_is_computed_again(start: Any, tmp_path: Path, name: str, field: str) -> None:
     recipe = dataclasses.replace(RECIPE, query_views=0, document_views=0)
-    first = compute(start, tmp_path, recipe=recipe)
-    true = np.array(first.query_inputs)
-    path = first.home / "query_inputs.npy"
+    true = np.array(getattr(compute(start, tmp_path, recipe=recipe), field))
+    (path,) = tmp_path.glob(f"*/{name}.npy")
     np.save(path, np.zeros_like(true))
-    assert not compute(start, tmp_path, recipe=recipe).query_inputs.any()  # finished: believed
-    (first.home / "whole").unlink()
-    assert (np.asarray(compute(start, tmp_path, recipe=recipe).query_inputs) == true).all()
-    assert (first.home / "whole").exists()
+    assert not getattr(compute(start, tmp_path, recipe=recipe), field).any()  # finished: believed
+    (path.parent / "whole").unlink()
+    assert (np.asarray(getattr(compute(start, tmp_path, recipe=recipe), field)) == true).all()
+    assert (path.parent / "whole").exists()
+
+
+def keys(start: Any, **changes: Any) -> tuple[str, str]:
+    """(key of the images, key of pages and texts) after changes of the recipe."""
+    recipe = dataclasses.replace(RECIPE, **changes)
+    return cache_keys(start.model, start.processor, start.table, recipe=recipe, seed=SEED)
+
+
+def changed(first: tuple[str, str], second: tuple[str, str]) -> str:
+    """Which of the two keys differ."""
+    names = ("images", "texts")
+    return " ".join(name for name, one, two in zip(names, first, second, strict=True) if one != two)
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("changes", "expected"),
     [
-        {"frozen_stages": 5},
-        {"query_views": 2},
-        {"document_views": 1},
-        {"feature_dtype": "bfloat16"},
-        {"max_text_tokens": 9},
+        ({"frozen_stages": 5}, "images texts"),
+        ({"query_views": 2}, "images texts"),
+        ({"document_views": 1}, "images texts"),
+        ({"feature_dtype": "bfloat16"}, "images texts"),
+        ({"max_text_tokens": 9}, "texts"),
+        ({"steps": 9, "head_learning_rate": 0.5}, ""),
     ],
 )
-def test_another_recipe_has_another_key(start: Any, change: dict[str, Any]) -> None:
-    arguments = start.model, start.processor, start.table
-    changed = dataclasses.replace(RECIPE, **change)
-    assert cache_key(*arguments, recipe=changed, seed=SEED) != cache_key(*arguments, recipe=RECIPE, seed=SEED)
+def test_the_keys_follow_what_of_the_recipe_the_features_depend_on(
+    start: Any, changes: dict[str, Any], expected: str
+) -> None:
+    assert changed(keys(start), keys(start, **changes)) == expected
 
 
-def test_what_the_image_side_learns_has_the_same_key(start: Any) -> None:
-    arguments = start.model, start.processor, start.table
-    changed = dataclasses.replace(RECIPE, steps=9, head_learning_rate=0.5)
-    assert cache_key(*arguments, recipe=changed, seed=SEED) == cache_key(*arguments, recipe=RECIPE, seed=SEED)
+def test_another_seed_or_image_size_has_other_keys(start: Any) -> None:
+    other = cache_keys(start.model, start.processor, start.table, recipe=RECIPE, seed=SEED + 1)
+    assert changed(keys(start), other) == "images texts"
+    model, processor = build_model(dataclasses.replace(RECIPE, image_size=38), seed=0)
+    there = types.SimpleNamespace(model=model, processor=processor, table=start.table)
+    assert changed(keys(start), keys(there)) == "images texts"
 
 
-def test_another_seed_weight_or_image_size_has_another_key(start: Any) -> None:
-    def key(model: Any, processor: Any, seed: int = SEED) -> str:
-        return cache_key(model, processor, start.table, recipe=RECIPE, seed=seed)
-
-    keys = [key(start.model, start.processor), key(start.model, start.processor, seed=5)]
-    for part in ("vision_model", "text_model", "fusion"):
-        model, processor = build_model(RECIPE, seed=0)
-        with torch.no_grad():
-            next(getattr(model, part).parameters()).view(-1)[0] += 1e-3
-        keys.append(key(model, processor))
-    keys.append(key(*build_model(dataclasses.replace(RECIPE, image_size=38), seed=0)))
-    assert keys[4] == keys[0], "the fusion is not part of what is cached"
-    assert len(set(keys)) == 5
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [("vision_model", "images texts"), ("text_model", "texts"), ("fusion", ""), ("image_head", "")],
+)
+def test_one_changed_weight_of_an_encoder_has_another_key(start: Any, part: str, expected: str) -> None:
+    model, processor = build_model(RECIPE, seed=0)
+    with torch.no_grad():
+        next(getattr(model, part).parameters()).view(-1)[0] += 1e-3
+    there = types.SimpleNamespace(model=model, processor=processor, table=start.table)
+    assert changed(keys(start), keys(there)) == expected
 
 
-@pytest.mark.parametrize("change", ["text", "sample_id", "image", "category_id", "order"])
-def test_other_samples_have_another_key(start: Any, change: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("text", "texts"),
+        ("category_id", "texts"),
+        ("sample_id", "images texts"),
+        ("image", "images texts"),
+        ("order", "images texts"),
+    ],
+)
+def test_other_samples_have_other_keys(start: Any, change: str, expected: str) -> None:
     samples: list[Any] = rows()
     if change == "order":
         samples[60], samples[61] = samples[61], samples[60]
@@ -204,11 +227,21 @@ def test_other_samples_have_another_key(start: Any, change: str) -> None:
         samples[60]["image"] = samples[61]["image"]
     else:
         samples[60][change] = {"text": "another", "sample_id": "another", "category_id": 11}[change]
-    keys = [
-        cache_key(start.model, start.processor, data, recipe=RECIPE, seed=SEED)
-        for data in (start.table, table(samples))
-    ]
-    assert keys[0] != keys[1]
+    there = types.SimpleNamespace(model=start.model, processor=start.processor, table=table(samples))
+    assert changed(keys(start), keys(there)) == expected
+
+
+def test_a_recipe_without_text_shares_the_images_of_one_with_text(
+    start: Any, folder: Path, cache: FeatureCache
+) -> None:
+    recipe = dataclasses.replace(RECIPE, text=None)
+    model, processor = build_model(recipe, seed=0)
+    there = types.SimpleNamespace(model=model, processor=processor, table=start.table)
+    before = {path: path.stat().st_mtime_ns for path in cache.home.iterdir()}
+    found = compute(there, folder, recipe=recipe)
+    assert found.home == cache.home
+    assert {path: path.stat().st_mtime_ns for path in cache.home.iterdir()} == before
+    assert found.document_mask.shape == (36, 1)
 
 
 @pytest.mark.parametrize("stage", [None, 7])

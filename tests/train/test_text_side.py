@@ -22,7 +22,7 @@ from train.encoders import EncoderPair
 from train.features import FeatureCache
 from train.held_out import Gallery
 from train.image_side import train_image_side
-from train.pages import PageLayout
+from train.pages import PageLayout, half_weight
 from train.recipe import tiny
 from train.samples import GovernedSamples, Labels, read_samples
 from train.text_side import (
@@ -172,7 +172,8 @@ def test_the_fusion_reads_a_text_as_the_map_does_on_the_published_path() -> None
 
 def test_texts_that_are_all_the_same_move_nothing() -> None:
     model, _ = build_model(tiny(), seed=0)
-    same = torch.ones(6, TOKEN_WIDTH, dtype=torch.float64)
+    same = functional.normalize(normal(1, TOKEN_WIDTH), dim=1).expand(6, TOKEN_WIDTH)
+    same = same + 1e-7 * normal(6, TOKEN_WIDTH)  # as rounding leaves them
     install_map(model.fusion, TextRows(np.arange(6), same, normal(6, WIDTH), np.array([0, 1, 2] * 2)))
     assert not model.fusion.text_projection.weight.any()
 
@@ -190,7 +191,7 @@ def test_attention_learns_to_point_at_the_half_that_the_text_names() -> None:
     said, shown = rng.normal(size=(8, WIDTH)), 3 * rng.normal(size=(8, CELL_WIDTH))
     named, places = np.arange(96) % 8, rng.integers(0, 4, 96)
     other = (named + rng.integers(1, 8, 96)) % 8
-    half = text_side.half_weight(places, (4, 4))
+    half = half_weight(places, (4, 4))
     cells = np.where(half[..., None] == 1, shown[named][:, None], shown[other][:, None])
     cells += 0.1 * rng.normal(size=cells.shape)
     cache = made_cache(
@@ -339,29 +340,33 @@ def test_the_text_side_is_fitted_on_the_features_that_the_image_side_read(
     assert report["rows"] == 20
     assert report["strength"] == model.config.text_strength
     assert report["attention"]["mass_in_named_half"] > 0.5
-    assert [path.name for path in (tmp_path / "features").iterdir()] == [cache.home.name]
+    assert list((tmp_path / "features").glob("images-*")) == [cache.home]
 
 
 def test_cells_of_a_backbone_that_was_trained_whole_are_computed_after_training(
     samples: GovernedSamples, tmp_path: Path
 ) -> None:
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
+    shape: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        ViTModel(ViTConfig(**shape, image_size=37, patch_size=9)).save_pretrained(tmp_path / "vision")
+        ViTModel(ViTConfig(**shape, intermediate_size=20, image_size=37, patch_size=9)).save_pretrained(
+            tmp_path / "vision"
+        )
     ViTImageProcessorPil().save_pretrained(tmp_path / "vision")
-    changes = {"vision": str(tmp_path / "vision"), "frozen_stages": 0, "vision_feature_stage": None, "hidden_size": 12}
+    changes: dict[str, Any] = {"vision": str(tmp_path / "vision"), "vision_feature_stage": None, "hidden_size": 12}
+    changes["frozen_stages"] = 0
     model, cache, report = trained(samples, tmp_path, **changes)
     start, processor = build_model(dataclasses.replace(tiny(), **changes), seed=0)
     pixels = processor(images=[None])["pixel_values"] + torch.from_numpy(np.array(cache.document_inputs[5, :1])).float()
     with torch.no_grad():
         cells, untrained = model.encode_image(pixels)[0], start.encode_image(pixels)[0]
     assert not torch.allclose(cells, untrained, atol=1e-3), "the backbone was trained"
-    (home,) = (path for path in (tmp_path / "features").iterdir() if path != cache.home)
+    (home,) = (path for path in (tmp_path / "features").glob("images-*") if path != cache.home)
     assert cache.document_cells.shape[1] == 0
     found = np.load(home / "document_cells.npy")
     np.testing.assert_allclose(found[5], cells[0].numpy(), atol=5e-3)
     assert np.load(home / "document_inputs.npy").shape == (36, 1, 16)
-    assert len(np.load(home / "page_cells.npy")) == 23
+    (pages,) = (tmp_path / "features").glob("texts-*/page_cells.npy")
+    assert np.load(pages).shape == (23, 16, 16)
     assert report["rows"] == 20
     assert report["attention"]["mass_in_named_half"] > 0.5

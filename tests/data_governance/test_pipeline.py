@@ -1,0 +1,174 @@
+"""The whole of governance on a planted world, through the user's own command."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from data_governance import ledger, run
+from data_governance.__main__ import main
+from data_governance.stage import STAGES
+from data_governance.tables import feature_matrix
+from tests.data_governance.conftest import World, make_world
+
+TABLES = ["categories.parquet", "category_map.parquet", "ledger.parquet"]
+
+
+def labels(governed: Path, side: str) -> dict[str, int]:
+    table = pq.read_table(governed / "samples", columns=["sample_id", "side", "category_id"])
+    rows = zip(*(table.column(c).to_pylist() for c in ("sample_id", "side", "category_id")), strict=True)
+    return {row_id: category for row_id, of, category in rows if of == side}
+
+
+def same_tables(a: Path, b: Path) -> None:
+    for name in TABLES:
+        assert pq.read_table(a / name).equals(pq.read_table(b / name)), name
+    assert pq.read_table(a / "samples").equals(pq.read_table(b / "samples"))
+
+
+def test_planted_categories_are_found_again_from_noisy_clicks(world: World, governed: Path) -> None:
+    documents, queries = labels(governed, "document"), labels(governed, "query")
+    assert set(documents) == set(world.document_truth)
+    votes: dict[int, Counter[int]] = {}
+    for doc_id, category in documents.items():
+        votes.setdefault(category, Counter())[world.document_truth[doc_id]] += 1
+    majority = {category: count.most_common(1)[0][0] for category, count in votes.items()}
+    right = np.mean([majority[category] == world.query_truth[query_id] for query_id, category in queries.items()])
+    assert right >= 0.95
+    assert len(queries) >= 0.85 * len(world.query_truth)
+    pairs = sum(len(votes[c]) == 1 and sum(votes[c].values()) == 2 for c in votes)
+    assert pairs >= 20, f"{pairs} of 24 pairs of documents"
+
+
+def test_every_row_that_went_in_is_kept_or_dropped_with_a_reason(world: World, governed: Path) -> None:
+    facts = json.loads((governed / "ledger.json").read_text())
+    for name in ("behaviour", "queries", "catalogue"):
+        rows = facts["rows"][name]
+        assert rows["in"] == pq.read_metadata(world.folder / f"{name}.parquet").num_rows
+        assert rows["in"] == rows["kept"] + rows["dropped"]
+        assert pq.read_metadata(governed / "dropped" / f"{name}.parquet").num_rows == rows["dropped"]
+    assert len(labels(governed, "query")) == facts["rows"]["queries"]["kept"]
+    assert len(labels(governed, "document")) == facts["rows"]["catalogue"]["kept"]
+
+
+def test_samples_and_categories_have_the_declared_columns(governed: Path) -> None:
+    samples = pq.read_table(governed / "samples")
+    names = ["sample_id", "side", "image", "text", "category_id", "weight", "split"]
+    assert samples.column_names == names
+    categories = pq.read_table(governed / "categories.parquet")
+    assert categories.column("category_id").to_pylist() == list(range(categories.num_rows))
+    assert len(set(categories.column("category_key").to_pylist())) == categories.num_rows
+    assert set(samples.column("category_id").to_pylist()) == set(range(categories.num_rows))
+    split = dict(zip(samples.column("category_id").to_pylist(), samples.column("split").to_pylist(), strict=True))
+    rows = zip(samples.column("category_id").to_pylist(), samples.column("split").to_pylist(), strict=True)
+    assert all(split[category] == name for category, name in rows), "a category is split"
+    assert set(split.values()) == {"train", "validation"}
+
+
+def test_a_killed_run_goes_on_from_the_last_whole_stage(world: World, governed: Path, tmp_path: Path) -> None:
+    again = tmp_path / "governed"
+    shutil.copytree(governed, again)
+    for name in ("clean", "merge_split", "balance"):
+        shutil.rmtree(again / "stages" / name)
+    (again / "stages" / "clean.tmp").mkdir()
+    (again / "stages" / "clean.tmp" / "queries.parquet").write_bytes(b"half a file")
+    before = (again / "stages" / "organise" / "stage.json").stat().st_mtime_ns
+    assert main(["run", *world.arguments, "--out", str(again)]) == 0
+    assert (again / "stages" / "organise" / "stage.json").stat().st_mtime_ns == before
+    assert not list((again / "stages").glob("*.tmp"))
+    same_tables(governed, again)
+
+
+def test_the_same_inputs_and_seed_give_equal_tables(world: World, governed: Path, tmp_path: Path) -> None:
+    assert main(["run", *world.arguments, "--out", str(tmp_path / "again")]) == 0
+    same_tables(governed, tmp_path / "again")
+
+
+def test_another_policy_redoes_what_reads_it_and_keeps_the_decoded_images(
+    world: World, governed: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "governed"
+    shutil.copytree(governed, again)
+    (tmp_path / "policy.toml").write_text("min_query_margin = 0.9\n")
+    before = {name: (again / "stages" / name / "stage.json").stat().st_mtime_ns for name in STAGES}
+    assert main(["run", *world.arguments, "--out", str(again), "--policy", str(tmp_path / "policy.toml")]) == 0
+    after = {name: (again / "stages" / name / "stage.json").stat().st_mtime_ns for name in STAGES}
+    assert after["admit"] == before["admit"]
+    assert after["organise"] != before["organise"]
+    assert len(labels(again, "query")) < len(labels(governed, "query"))
+
+
+def test_an_edited_stage_is_stale_and_so_is_all_that_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = run.Policy()
+    chain = ["start"]
+    for name in STAGES:
+        chain.append(run.stage_digest(chain[-1], name, policy))
+    monkeypatch.setattr(
+        run.mapping, "source_digest", lambda *modules: "edited" if run.weigh in modules else "as it was"
+    )
+    first = [run.stage_digest("start", name, policy) for name in ("admit", "weigh")]
+    monkeypatch.setattr(run.mapping, "source_digest", lambda *modules: "as it was")
+    second = [run.stage_digest("start", name, policy) for name in ("admit", "weigh")]
+    assert first[0] == second[0]
+    assert first[1] != second[1]
+    assert len(set(chain)) == len(chain)
+
+
+def test_category_keys_live_on_when_a_previous_run_is_given(world: World, governed: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(governed / "stages", again / "stages")
+    assert main(["run", *world.arguments, "--out", str(again), "--previous", str(governed)]) == 0
+    events = pq.read_table(again / "category_map.parquet")
+    assert set(events.column("event").to_pylist()) == {"kept"}
+    first = pq.read_table(governed / "category_map.parquet")
+    assert set(first.column("event").to_pylist()) == {"new"}
+
+
+def test_explain_tells_the_story_of_a_query_and_of_a_dropped_one(
+    governed: Path, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query_id = next(iter(labels(governed, "query")))
+    assert main(["explain", "--governed", str(governed), query_id]) == 0
+    told = capsys.readouterr().out
+    assert "balance: queries" in told
+    assert "now: query of category" in told
+    gone = sorted(set(world.query_truth) - set(labels(governed, "query")))
+    for row_id in gone[:1]:
+        assert any("dropped" in line for line in ledger.story(governed, row_id))
+
+
+def test_explain_refuses_an_unknown_id(governed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "--governed", str(governed), "nobody"]) == 2
+    assert "error: nobody" in capsys.readouterr().err
+
+
+def test_the_report_stands_alone_and_shows_pictures(governed: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    assert main(["report", "--governed", str(governed), "--html", str(page)]) == 0
+    text = page.read_text()
+    assert "http" not in text
+    assert "data:image/jpeg;base64," in text
+    assert len(text) < 3_000_000
+    for heading in ("Before and after", "Head, body and tail", "Set aside, and why", "Merged"):
+        assert heading in text
+
+
+def test_without_leaf_and_with_one_style_the_run_still_ends(tmp_path: Path) -> None:
+    make_world(tmp_path, categories=6, queries=4)
+    catalogue = pq.read_table(tmp_path / "catalogue.parquet").drop_columns(["leaf"])
+    pq.write_table(catalogue.take(range(0, catalogue.num_rows, 2)), tmp_path / "catalogue.parquet")
+    arguments = World(tmp_path).arguments
+    assert main(["run", *arguments, "--out", str(tmp_path / "out")]) == 0
+    facts = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    assert facts["stages"]["organise"]["notes"]["round_2"]["sources"] == 1
+    assert any(row["reason"] == "unknown_document" for row in facts["decisions"])
+
+
+def test_vectors_survive_the_stage_folder(governed: Path) -> None:
+    table = pq.read_table(governed / "stages" / "organise" / "queries.parquet")
+    length = np.linalg.norm(feature_matrix(table.column("vector")), axis=1)
+    np.testing.assert_allclose(length, 1, atol=5e-3)
