@@ -48,8 +48,9 @@ types: install
 unit: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-benchmark: install  ## seeds 0 to 2 of the demo and the measurements behind the figures in README
-	$(BIN)/python -m benchmarks.demo_seeds --help
+benchmark: install  ## seeds 0 to 2 of the demo in both settings (about an hour), then README's figures
+	$(BIN)/python -m benchmarks.demo_seeds --out $(RUNS)/seeds
+	$(BIN)/python -m benchmarks.render
 
 clean:  ## remove what the targets made, except the downloaded drawings
 	rm -rf $(VENV) $(RUNS)

@@ -72,7 +72,7 @@ def summary(setting: str, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
         "chance_recall_at_10": round(chance, 4),
         "governance": first["governance"],
         "strengths": {seed: metrics["training"]["text"].get("strength") for seed, metrics in runs.items()},
-        "attention_in_named_half": [metrics["training"]["text"].get("attention") for metrics in runs.values()],
+        "mass_in_named_half": [metrics["training"]["text"].get("mass_in_named_half") for metrics in runs.values()],
         "seconds_of_first_run": first["timings"],
         "by_seed": dict(zip(runs, tables, strict=True)),
     }

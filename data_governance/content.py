@@ -81,6 +81,17 @@ def learned_space(
     return Space(unit_rows(queries_NF @ axes), unit_rows(documents_MF @ axes))
 
 
+def reciprocal_rank(space: Space, pairs_P2: np.ndarray, leaf_M: np.ndarray) -> float:
+    """Mean over pairs (q, d) of 1 / (1 + documents of d's leaf that lie closer to q than d): ties count in favour."""
+    total = 0.0
+    for leaf in np.unique(leaf_M[pairs_P2[:, 1]]):
+        mine = pairs_P2[leaf_M[pairs_P2[:, 1]] == leaf]
+        score = space.queries_NW[mine[:, 0]] @ space.documents_MW[leaf_M == leaf].T
+        own = (space.queries_NW[mine[:, 0]] * space.documents_MW[mine[:, 1]]).sum(axis=1)
+        total += float((1 / (1 + (score > own[:, None] + 1e-6).sum(axis=1))).sum())
+    return total / len(pairs_P2)
+
+
 def unit_rows(values: np.ndarray) -> np.ndarray:
     """Rows of length 1; a zero row stays 0."""
     norm = np.linalg.norm(values, axis=1, keepdims=True)

@@ -23,7 +23,7 @@ MAX_ASSIGNMENT = 3_000
 # Pseudo-queries added to the size of every document, so that two documents with one query each are not yet equal.
 SIZE_PRIOR = 0.5
 NEIGHBOURS = 5
-RESOLUTIONS = (0.02, 0.05, 0.1, 0.2, 0.4)
+RESOLUTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,17 @@ from scipy.sparse import coo_array, csr_array
 
 from data_governance import matching
 from data_governance.admit import leaf_of
-from data_governance.content import Space, document_sources, learned_space, prepared, recentred
+from data_governance.content import Space, document_sources, learned_space, prepared, recentred, reciprocal_rank
 from data_governance.policy import Policy
 from data_governance.stage import StageResult, Workspace
 from data_governance.tables import feature_column, feature_matrix
 
 # A click outside its query's group teaches the space at this weight in the next round: it may still be right.
 DISBELIEVED = 0.3
-# Of the edges, hidden to choose the resolution.
+# Of the edges, hidden to choose the shrinkage and the resolution.
 HIDDEN_SHARE = 0.1
+MOST_TESTED = 2_000
+SHRINKAGES = (0.03, 0.1, 0.2, 0.4, 0.7)
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,14 @@ def _query_leaf(clicks: csr_array, document_leaf: np.ndarray) -> np.ndarray:
 
 def rounds(evidence: Evidence, *, policy: Policy) -> tuple[Organised, dict[str, object]]:
     """The last round's groups, and what was chosen on the way."""
+    shrinkage, ranks = chosen_shrinkage(evidence, policy=policy)
+    policy = replace(policy, scatter_shrinkage=shrinkage)
     believed = np.ones(len(evidence.edges_P2))
     source = np.zeros(len(evidence.doc_ids), dtype=np.int64)
     middle = matching.RESOLUTIONS[len(matching.RESOLUTIONS) // 2]
     links = linked(evidence, source, believed, policy=policy)
     found = grouped(links, source, resolution=middle, policy=policy)
-    notes: dict[str, object] = {}
+    notes: dict[str, object] = {"scatter_shrinkage": shrinkage, "held_out_reciprocal_rank": ranks}
     for number in range(policy.rounds):
         source, share = document_sources(
             evidence.documents_MF, links.pairs_E2, seed=policy.seed, min_share=policy.min_source_share
@@ -207,6 +211,32 @@ def chosen_resolution(
         fits[str(resolution)] = round(fit, 4)
     best = max(fits, key=lambda name: (fits[name], float(name)))
     return float(best), fits
+
+
+def chosen_shrinkage(evidence: Evidence, *, policy: Policy) -> tuple[float, dict[str, float]]:
+    """The shrinkage under which hidden clicks rank best by content alone, and the rank of each.
+
+    With few clicks and little shrinkage the space learns them by heart: every query beside its own click, the wrong
+    ones too. A policy that names a shrinkage is obeyed. Ties go to the larger one.
+    """
+    seen = evidence.edges_P2[evidence.nodes.has_image[evidence.edges_P2[:, 1]]]
+    hidden = np.random.default_rng(policy.seed + 1).random(len(seen)) < HIDDEN_SHARE
+    if policy.scatter_shrinkage >= 0 or hidden.all() or not hidden.any():
+        return (policy.scatter_shrinkage if policy.scatter_shrinkage >= 0 else 0.5), {}
+    tested = seen[hidden][:MOST_TESTED]
+    ranks = {}
+    for shrinkage in SHRINKAGES:
+        space = learned_space(
+            evidence.queries_NF,
+            evidence.documents_MF,
+            seen[~hidden],
+            np.ones(int((~hidden).sum())),
+            shrinkage=shrinkage,
+            width=policy.content_width,
+        )
+        ranks[str(shrinkage)] = round(reciprocal_rank(space, tested, evidence.nodes.document_leaf), 4)
+    best = max(ranks, key=lambda name: (ranks[name], float(name)))
+    return float(best), ranks
 
 
 def _click_matrix(edges_P2: np.ndarray, shape: tuple[int, int]) -> csr_array:

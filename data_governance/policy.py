@@ -40,7 +40,7 @@ class Policy:
         content_candidates: nearest documents by content that may win a query without a click.
         pool_neighbours, pool_cosine: queries that look this alike share their clicks (same drawing, other rendering).
         pool_temperature: how fast a neighbour's say falls with 1 - cosine.
-        scatter_shrinkage: share of identity in the within-category scatter learned from clicks; .03 to .1 were best.
+        scatter_shrinkage: share of identity in the scatter learned from clicks; negative: chosen on hidden clicks.
         content_width: dimensions of the learned space.
         content_temperature: of the softmax that turns cosines into shares of a query.
         click_weight: log-odds that a click (pooled, 0..1) adds to content.
@@ -82,11 +82,11 @@ class Policy:
     pool_neighbours: int = 24
     pool_cosine: float = 0.5
     pool_temperature: float = 0.05
-    scatter_shrinkage: float = 0.05
+    scatter_shrinkage: float = -1.0
     content_width: int = 256
     content_temperature: float = 0.08
     click_weight: float = 2.0
-    min_source_share: float = 0.7
+    min_source_share: float = 0.6
     same_source_weight: float = 0.1
     min_affinity: float = 0.02
     min_query_margin: float = 0.2
@@ -115,7 +115,7 @@ class Policy:
             _at_least(self, name, 1e-6)
         for name in ("threads", "duplicate_radius", "click_prior", "min_affinity", "repeat_power", "seed"):
             _at_least(self, name, 0)
-        for name in ("duplicate_cosine", "min_edge_share", "scatter_shrinkage", "same_source_weight", "pool_cosine"):
+        for name in ("duplicate_cosine", "min_edge_share", "same_source_weight", "pool_cosine"):
             _within_one(self, name)
         for name in ("min_query_margin", "max_dropped_share", "min_source_share", "validation_share"):
             _within_one(self, name)

@@ -104,6 +104,10 @@ class Recipe:
         for field, most in (("sample_rate", 1.0), ("class_balance", 1.0), ("embed_dropout", 0.99)):
             if getattr(self, field) > most:
                 raise ValueError(f"recipe.{field} is {getattr(self, field)}; it must be at most {most}")
+        if not self.text_strengths or min(self.text_strengths) < 0:
+            raise ValueError(
+                f"recipe.text_strengths is {list(self.text_strengths)}; give at least one number, none below 0"
+            )
         if self.frozen_stages is not None and self.frozen_stages < 0:
             raise ValueError(f"recipe.frozen_stages is {self.frozen_stages}; use 0 to train the whole backbone")
 

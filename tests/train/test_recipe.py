@@ -38,6 +38,7 @@ def test_a_written_recipe_reads_back_equal(tmp_path: Path) -> None:
         ({"gradient_accumulation": 0}, "at least 1"),
         ({"frozen_stages": -1}, "use 0"),
         ({"dtype": "float16"}, "choose one of float32, float64"),
+        ({"text_strengths": ()}, "at least one number"),
     ],
 )
 def test_a_recipe_out_of_range_names_value_and_limit(change: dict[str, object], said: str) -> None:
