@@ -21,16 +21,29 @@ SOURCE_STARTS = 8
 SOURCE_STEPS = 30
 
 
-def prepared(features: np.ndarray, has_image: np.ndarray) -> np.ndarray:
-    """Features centred over the rows of one side that have an image; square roots first when none is negative.
+def prepared(features: np.ndarray, has_image: np.ndarray, blocks: list[int]) -> np.ndarray:
+    """Features of one side: signed roots, centred over the rows with an image, each block scaled to equal strength.
 
-    Pooled activations are long-tailed, and the root (Hellinger map; Arandjelovic, Zisserman 2012) evens them out.
+    Pooled activations are long-tailed, and the root (Hellinger map; Arandjelovic, Zisserman 2012) evens them out. A row
+    without an image is 0.
     """
-    values = np.sqrt(features) if features.min(initial=0) >= 0 else features.astype(np.float32)
-    if has_image.any():
-        values = values - values[has_image].mean(axis=0)
+    values = np.sign(features) * np.sqrt(np.abs(features))
+    values = (values - values[has_image].mean(axis=0) if has_image.any() else values).astype(np.float32)
     values[~has_image] = 0
-    return values.astype(np.float32)
+    for block in np.split(values, np.cumsum(blocks)[:-1], axis=1):
+        strength = float(np.sqrt((block[has_image] ** 2).sum(axis=1).mean())) if has_image.any() else 0.0
+        block /= max(strength, 1e-9)
+    return values
+
+
+def reduced(queries_NF: np.ndarray, documents_MF: np.ndarray, *, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides on their `width` leading common principal axes: what is left out is noise, and time."""
+    size = queries_NF.shape[1]
+    if size <= width:
+        return queries_NF, documents_MF
+    scatter = queries_NF.T @ queries_NF + documents_MF.T @ documents_MF
+    axes = eigh(scatter, subset_by_index=[size - width, size - 1])[1][:, ::-1].astype(np.float32)
+    return queries_NF @ axes, documents_MF @ axes
 
 
 def recentred(values_MF: np.ndarray, source_M: np.ndarray, has_image: np.ndarray) -> np.ndarray:

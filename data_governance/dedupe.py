@@ -1,9 +1,11 @@
-"""Stage 2, dedupe: rows that show the same picture become one entity.
+"""Stage 2, dedupe: rows that show and say the same become one entity.
 
-Exact duplicates (equal bytes) are collapsed first. Near-duplicates are documents whose 64-bit hashes differ in at most
-`duplicate_radius` bits and whose features agree: with a radius of r < 4, two such hashes are equal in at least one of
-four 16-bit blocks, so four self-joins find all pairs (the pigeonhole of Manku, Jain, Das Sarma 2007, "Detecting
-near-duplicates for web crawling"). Query events are only collapsed when byte-equal: their renderings are data.
+Two documents with one picture but different texts stay two: catalogues draw different things alike, and their clicks
+tell them apart. Exact duplicates (equal bytes) are collapsed first. Near-duplicates are documents whose 64-bit hashes
+differ in at most `duplicate_radius` bits and whose features agree: with a radius of r < 4, two such hashes are equal in
+at least one of four 16-bit blocks, so four self-joins find all pairs (the pigeonhole of Manku, Jain, Das Sarma 2007,
+"Detecting near-duplicates for web crawling"). Query events are only collapsed when byte-equal: their renderings are
+data.
 
 In: admitted queries and documents. Out: the same with a column `entity` (the id that stands for them). Next: weigh.py.
 """
@@ -26,7 +28,8 @@ def dedupe(workspace: Workspace, *, policy: Policy, engine: Engine) -> StageResu
     for name, key, table_name in (("queries", "query_id", "queries"), ("documents", "doc_id", "catalogue")):
         rows = workspace.table("admit", name)
         ids = rows.column(key).to_pylist()
-        stands_for = exact_entities(rows.column("sha").to_pylist())
+        said = [""] * len(ids) if name == "queries" else spoken(rows)
+        stands_for = exact_entities(rows.column("sha").to_pylist(), said)
         reason = np.where(stands_for != np.arange(len(ids)), "same_bytes", "").astype(object)
         if name == "documents":
             features = feature_matrix(workspace.table("admit", "documents_features").column("features"))
@@ -42,10 +45,17 @@ def dedupe(workspace: Workspace, *, policy: Policy, engine: Engine) -> StageResu
     return result
 
 
-def exact_entities(shas: list[str | None]) -> np.ndarray:
-    """(N,): for each row the first row with the same bytes (itself when there is none, or no image)."""
-    first: dict[str, int] = {}
-    return np.array([i if sha is None else first.setdefault(sha, i) for i, sha in enumerate(shas)], dtype=np.int64)
+def spoken(documents: pa.Table) -> list[str]:
+    """What a document says beside its picture: leaf and text, without case and spacing."""
+    rows = zip(documents.column("leaf").to_pylist(), documents.column("text").to_pylist(), strict=True)
+    return [f"{leaf or ''}\x00{' '.join((text or '').lower().split())}" for leaf, text in rows]
+
+
+def exact_entities(shas: list[str | None], said: list[str]) -> np.ndarray:
+    """(N,): the first row with the same bytes that says the same (itself when there is none, or no image)."""
+    first: dict[tuple[str, str], int] = {}
+    both = enumerate(zip(shas, said, strict=True))
+    return np.array([i if sha is None else first.setdefault((sha, text), i) for i, (sha, text) in both], dtype=np.int64)
 
 
 def near_entities(
@@ -56,6 +66,8 @@ def near_entities(
     hashes = rows.column("hash").to_numpy()
     pairs, crowded = hash_pairs(hashes[alone], policy=policy, engine=engine)
     pairs = alone[pairs]
+    said = np.array(spoken(rows), dtype=object)
+    pairs = pairs[said[pairs[:, 0]] == said[pairs[:, 1]]]
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
     same = (unit[pairs[:, 0]] * unit[pairs[:, 1]]).sum(axis=1) >= policy.duplicate_cosine
     exact = np.stack([np.arange(len(stands_for)), stands_for], axis=1)

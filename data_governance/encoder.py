@@ -15,13 +15,22 @@ import torch
 
 BATCH = 64
 MEAN, STD = 0.498, 0.502
+LATER_STAGES = (5, 6, 7)
+# The colour layout is a grid of this side.
+COLOUR_CELLS = 6
 
 
 class Encoder:
-    """Pooled image features in bfloat16; `name` goes to the ledger and into the digest of the stages."""
+    """Image features in bfloat16: one block per source of them, side by side.
+
+    Besides the pooled output of the network, the means of its later stages and a coarse colour layout: what tells two
+    drawings of one kind apart is often gone in the last layer. `name` goes to the ledger and into the digest of the
+    stages; `blocks` are the widths, known after the first call.
+    """
 
     def __init__(self, folder: Path | None, *, threads: int) -> None:
         torch.set_num_threads(threads)
+        self.blocks: list[int] = []
         if folder is None:
             self.name = "packaged efficientnet-lite0"
             self._forward = _packaged()
@@ -30,25 +39,33 @@ class Encoder:
             self._forward = _from_folder(folder)
 
     def features(self, squares_NSSC: np.ndarray) -> np.ndarray:
-        """(N, S, S, 3) uint8 -> (N, W) float16."""
+        """(N, S, S, 3) uint8 -> (N, W) float16, W the sum of `blocks`."""
         parts = []
         with torch.inference_mode():
             for start in range(0, len(squares_NSSC), BATCH):
                 batch = torch.from_numpy(squares_NSSC[start : start + BATCH]).permute(0, 3, 1, 2)
                 pixels = (batch.to(torch.float32) / 255 - MEAN) / STD
-                parts.append(self._forward(pixels).to(torch.float16).numpy())
+                colour = torch.nn.functional.adaptive_avg_pool2d(pixels, COLOUR_CELLS).flatten(1)
+                blocks = [*self._forward(pixels), colour]
+                self.blocks = [block.shape[1] for block in blocks]
+                parts.append(torch.cat([block.to(torch.float16) for block in blocks], dim=1).numpy())
         return np.concatenate(parts)
 
 
-def _packaged() -> Callable[[torch.Tensor], torch.Tensor]:
+def _packaged() -> Callable[[torch.Tensor], list[torch.Tensor]]:
     from modeling_oclear.packaged_weights import load_efficientnet_lite0
 
     model: Any = load_efficientnet_lite0()
     model = model.to(torch.bfloat16).to(memory_format=torch.channels_last)
-    return lambda pixels: model(pixels.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)).pooler_output
+
+    def forward(pixels: torch.Tensor) -> list[torch.Tensor]:
+        out = model(pixels.to(torch.bfloat16).contiguous(memory_format=torch.channels_last))
+        return [out.pooler_output, *(out.hidden_states[stage].mean(dim=(2, 3)) for stage in LATER_STAGES)]
+
+    return forward
 
 
-def _from_folder(folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+def _from_folder(folder: Path) -> Callable[[torch.Tensor], list[torch.Tensor]]:
     """A vision model, or a two-tower model by its image features or query embeddings.
 
     Raises:
@@ -64,14 +81,14 @@ def _from_folder(folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"--encoder {folder}: cannot be loaded ({' '.join(str(error).split())[:200]}).") from error
 
-    def forward(pixels: torch.Tensor) -> torch.Tensor:
+    def forward(pixels: torch.Tensor) -> list[torch.Tensor]:
         if hasattr(model, "get_query_embeds"):
-            return model.get_query_embeds(pixels).float()
+            return [model.get_query_embeds(pixels)]
         out = model.get_image_features(pixels) if hasattr(model, "get_image_features") else model(pixels)
         if isinstance(out, torch.Tensor):
-            return out.float()
+            return [out]
         pooled = getattr(out, "pooler_output", None)
-        return (out.last_hidden_state.mean(dim=1) if pooled is None else pooled.flatten(1)).float()
+        return [out.last_hidden_state.mean(dim=1) if pooled is None else pooled.flatten(1)]
 
     return forward
 

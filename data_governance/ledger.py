@@ -22,8 +22,9 @@ INPUTS = ("behaviour", "queries", "catalogue")
 def write(workspace: Workspace, *, policy: Policy) -> dict[str, Any]:
     """Write ledger.parquet and ledger.json; returns the latter.
 
-    ledger.json: rows {table: {in, kept, dropped}}, decisions [{stage, table, decision, reason, rows}], stages {name:
-    {seconds, counts, notes}}, categories {count, head, body, tail, validation}, encoder, policy.
+    ledger.json: rows {table: {in, kept, dropped}}, decisions [{stage, table, decision, reason, rows}], stages [{stage,
+    table, rows_in, kept, dropped, reasons {reason: rows not kept as they were}}], notes {stage: {seconds, ...}},
+    categories {count, head, body, tail, validation}, encoder, policy.
     """
     decisions = pa.concat_tables([workspace.table(stage, "decisions") for stage in STAGES])
     part = workspace.out / "ledger.tmp"
@@ -40,11 +41,25 @@ def write(workspace: Workspace, *, policy: Policy) -> dict[str, Any]:
         "rows": {table: _rows(table, records, counted) for table in INPUTS},
         "decisions": [{**dict(zip(keys, item, strict=True)), "rows": counted[item]} for item in order],
         "categories": _categories(workspace),
-        "stages": records,
+        "stages": _stages(records, counted),
+        "notes": {stage: {"seconds": record["seconds"], **record["notes"]} for stage, record in records.items()},
         "policy": asdict(policy),
     }
     (workspace.out / "ledger.json").write_text(json.dumps(facts, indent=1) + "\n")
     return facts
+
+
+def _stages(records: dict[str, Any], counted: Counter[tuple[str, ...]]) -> list[dict[str, Any]]:
+    """What every stage did to every table that it judged, in order."""
+    found = []
+    for stage, record in records.items():
+        for table, (rows_in, kept) in record["counts"].items():
+            reasons = {
+                item[3]: rows for item, rows in counted.items() if item[:2] == (stage, table) and item[2] != "kept"
+            }
+            entry = {"stage": stage, "table": table, "rows_in": rows_in, "kept": kept, "dropped": rows_in - kept}
+            found.append({**entry, "reasons": dict(sorted(reasons.items()))})
+    return found
 
 
 def _rows(table: str, records: dict[str, Any], counted: Counter[tuple[str, ...]]) -> dict[str, int]:

@@ -34,14 +34,12 @@ class Nodes:
         clicks: (N, M) sparse, 1 where a query has an edge to a document.
         query_leaf, document_leaf: int codes; -1 = unknown, fits every leaf.
         has_image: (M,) bool.
-        rows_M: (M,) rows that each document entity stands for.
     """
 
     clicks: csr_array
     query_leaf: np.ndarray
     document_leaf: np.ndarray
     has_image: np.ndarray
-    rows_M: np.ndarray
 
 
 def neighbours(base: np.ndarray, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -155,11 +153,10 @@ def mutual_pairs(affinity: csr_array, *, count: int, least: float) -> np.ndarray
     return np.array(sorted((i, j) for i, j in chosen if i < j and (j, i) in chosen), dtype=np.int64).reshape(-1, 2)
 
 
-def matched_pairs(affinity: csr_array, source: np.ndarray, capacity: np.ndarray, *, least: float) -> np.ndarray:
+def matched_pairs(affinity: csr_array, source: np.ndarray, *, least: float) -> np.ndarray:
     """(P, 2): each document of source 0 with one of source 1, so that the affinities add up to the most.
 
-    `capacity` (M,) is how many a document may be matched with: an entity that stands for five identical drawings finds
-    five partners. Solved exactly in each connected component (Hungarian method); pairs below `least` are dropped.
+    Solved exactly in each connected component (Hungarian method); pairs below `least` are dropped.
     """
     across = affinity.tocoo()
     keep = source[across.row] != source[across.col]
@@ -168,9 +165,7 @@ def matched_pairs(affinity: csr_array, source: np.ndarray, capacity: np.ndarray,
     order = np.argsort(component, kind="stable")
     found = []
     for members in np.split(order, np.flatnonzero(np.diff(component[order])) + 1):
-        left, right = (
-            np.repeat(m, capacity[m]) for m in (members[source[members] == 0], members[source[members] == 1])
-        )
+        left, right = members[source[members] == 0], members[source[members] == 1]
         if not len(left) or not len(right):
             continue
         if max(len(left), len(right)) > MAX_ASSIGNMENT:
@@ -181,7 +176,7 @@ def matched_pairs(affinity: csr_array, source: np.ndarray, capacity: np.ndarray,
         i, j = linear_sum_assignment(gain, maximize=True)
         strong = gain[i, j] >= max(least, 1e-9)
         found += list(zip(left[i[strong]], right[j[strong]], strict=True))
-    return np.array(sorted({(min(p), max(p)) for p in found}), dtype=np.int64).reshape(-1, 2)
+    return np.array(sorted((min(p), max(p)) for p in found), dtype=np.int64).reshape(-1, 2)
 
 
 def leiden_groups(affinity: csr_array, pairs: np.ndarray, *, resolution: float, seed: int) -> np.ndarray:

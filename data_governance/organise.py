@@ -8,7 +8,6 @@ In: edges, entities, features. Out: tables documents (doc entity, category), que
 vectors of both in the learned space. Next: clean.py.
 """
 
-from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +16,15 @@ from scipy.sparse import coo_array, csr_array
 
 from data_governance import matching
 from data_governance.admit import leaf_of
-from data_governance.content import Space, document_sources, learned_space, prepared, recentred, reciprocal_rank
+from data_governance.content import (
+    Space,
+    document_sources,
+    learned_space,
+    prepared,
+    recentred,
+    reciprocal_rank,
+    reduced,
+)
 from data_governance.policy import Policy
 from data_governance.stage import StageResult, Workspace
 from data_governance.tables import feature_column, feature_matrix
@@ -27,6 +34,7 @@ DISBELIEVED = 0.3
 # Of the edges, hidden to choose the shrinkage and the resolution.
 HIDDEN_SHARE = 0.1
 MOST_TESTED = 2_000
+FEATURE_WIDTH = 1_000
 SHRINKAGES = (0.03, 0.1, 0.2, 0.4, 0.7)
 
 
@@ -91,12 +99,12 @@ def gather(workspace: Workspace) -> Evidence:
     names = np.array(leaf_of(documents))
     codes = np.unique(names, return_inverse=True)[1]
     document_leaf = np.where(names == "", -1, codes)
-    stood_for = Counter(workspace.table("dedupe", "documents").column("entity").to_pylist())
-    rows_of = np.array([stood_for[doc_id] for doc_id in doc_ids])
-    nodes = matching.Nodes(clicks, _query_leaf(clicks, document_leaf), document_leaf, has_image, rows_of)
+    nodes = matching.Nodes(clicks, _query_leaf(clicks, document_leaf), document_leaf, has_image)
     everywhere = np.ones(len(query_ids), dtype=bool)
-    prepared_both = prepared(query_features, everywhere), prepared(doc_features, has_image)
-    return Evidence(query_ids, doc_ids, *prepared_both, pairs, nodes)
+    blocks = workspace.record("admit")["notes"]["blocks"]
+    both = prepared(query_features, everywhere, blocks), prepared(doc_features, has_image, blocks)
+    queries_NF, documents_MF = reduced(*both, width=FEATURE_WIDTH)
+    return Evidence(query_ids, doc_ids, queries_NF, documents_MF, pairs, nodes)
 
 
 def _query_leaf(clicks: csr_array, document_leaf: np.ndarray) -> np.ndarray:
@@ -173,7 +181,7 @@ def linked(evidence: Evidence, source: np.ndarray, believed: np.ndarray, *, poli
     shares = matching.query_shares(space, nodes, source, policy=policy)
     affinity = matching.document_affinity(shares, source, nodes.document_leaf, policy=policy)
     if source.any():
-        pairs = matching.matched_pairs(affinity, source, nodes.rows_M, least=policy.min_affinity)
+        pairs = matching.matched_pairs(affinity, source, least=policy.min_affinity)
         wide = matching.mutual_pairs(affinity, count=matching.NEIGHBOURS, least=policy.wide_affinity)
     else:
         pairs = matching.mutual_pairs(affinity, count=1, least=policy.min_affinity)

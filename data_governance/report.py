@@ -54,7 +54,7 @@ def write_report(governed: Path, target: Path) -> None:
         f"<p>Encoder: {html.escape(facts['encoder'])}. The command <code>explain</code> tells a row's whole story.</p>",
         "<h2>Rows</h2>" + rows_table(facts["rows"]),
         "<h2>Decisions by stage and reason</h2>" + decisions_table(facts["decisions"]),
-        "<h2>Stages</h2>" + stages_table(facts["stages"]),
+        "<h2>Stages</h2>" + stages_table(facts["notes"]),
         "<h2>Before and after</h2>" + distributions(governed, categories),
         "<h2>Head, body and tail</h2>" + bands_table(categories),
         "<h2>Categories</h2><p>Documents first, then queries; the most clicked, and some of the tail.</p>"
@@ -96,8 +96,11 @@ def decisions_table(decisions: list[dict[str, Any]]) -> str:
     return grid(keys, [[row[key] for key in keys] for row in decisions])
 
 
-def stages_table(stages: dict[str, Any]) -> str:
-    rows = [[name, stages[name]["seconds"], json.dumps(stages[name]["notes"])] for name in STAGES]
+def stages_table(notes: dict[str, Any]) -> str:
+    rows = [
+        [name, notes[name]["seconds"], json.dumps({key: v for key, v in notes[name].items() if key != "seconds"})]
+        for name in STAGES
+    ]
     return grid(["stage", "seconds", "what it measured and chose"], rows)
 
 

@@ -164,7 +164,7 @@ def test_without_leaf_and_with_one_style_the_run_still_ends(tmp_path: Path) -> N
     arguments = World(tmp_path).arguments
     assert main(["run", *arguments, "--out", str(tmp_path / "out")]) == 0
     facts = json.loads((tmp_path / "out" / "ledger.json").read_text())
-    assert facts["stages"]["organise"]["notes"]["round_2"]["sources"] == 1
+    assert facts["notes"]["organise"]["round_2"]["sources"] == 1
     assert any(row["reason"] == "unknown_document" for row in facts["decisions"])
 
 

@@ -1,0 +1,444 @@
+"""Hand-worked cases of every rule and stage."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from scipy.sparse import csr_array
+
+from data_governance import (
+    balance,
+    clean,
+    content,
+    dedupe,
+    identity,
+    images,
+    matching,
+    merge_split,
+    rules,
+    stage,
+    weigh,
+)
+from data_governance.engine import Engine
+from data_governance.mapping import reasons
+from data_governance.policy import Policy
+from tests.data_governance.conftest import png
+
+POLICY = Policy()
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("rule", "batch", "expected"),
+    [
+        (
+            rules.behaviour_ids,
+            {"query_id": ["a", "", "a"], "doc_id": ["d", "d", None]},
+            [None, "missing_id", "missing_id"],
+        ),
+        (
+            rules.behaviour_clicks,
+            {"clicks": [0.0, 3.0, None, NAN, -1.0, 0.5, float("inf")]},
+            [None, None, "clicks_missing", "clicks_missing", "clicks_negative", "clicks_not_whole", "clicks_not_whole"],
+        ),
+        (
+            rules.behaviour_impressions,
+            {"clicks": [2.0, 2.0, 2.0, 2.0], "impressions": [None, 1.0, 2.0, -1.0]},
+            [None, "fewer_impressions_than_clicks", None, "impressions_negative"],
+        ),
+        (rules.behaviour_position, {"position": [None, NAN, 1.0, 0.0]}, [None, None, None, "position_below_one"]),
+        (rules.query_id, {"query_id": ["a", None]}, [None, "missing_id"]),
+        (rules.document_id, {"doc_id": ["", "d"]}, ["missing_id", None]),
+        (rules.document_text, {"text": [None, "x" * 100_000, "x" * 100_001]}, [None, None, "text_too_long"]),
+        (
+            rules.document_shows_something,
+            {"has_image": [True, False, False], "text": ["", " ", "t"]},
+            [None, "neither_image_nor_text", None],
+        ),
+        (rules.query_has_image, {"has_image": [True, False]}, [None, "image_missing"]),
+        (rules.image_fault, {"image_fault": ["", "image_undecodable"]}, ["", "image_undecodable"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_rule_returns_one_reason_per_row(rule, batch, expected) -> None:
+    assert rule(batch, policy=POLICY) == expected
+
+
+def test_the_first_rule_that_finds_fault_names_the_reason() -> None:
+    table = pa.table({"query_id": ["a", None], "doc_id": ["d", "d"], "clicks": [-1.0, -1.0]})
+    found = reasons(table, [rules.behaviour_ids, rules.behaviour_clicks], policy=POLICY)
+    assert found == ["clicks_negative", "missing_id"]
+
+
+def test_a_stage_that_loses_a_row_is_caught() -> None:
+    lost = stage.StageResult(counts={"queries": (3, 1)})
+    lost.decide("queries", ["q1"], "dropped", "some_reason")
+    with pytest.raises(AssertionError, match="3 in, 1 kept, 1 dropped"):
+        stage.check_conservation("clean", lost)
+    uncounted = stage.StageResult()
+    uncounted.decide("queries", ["q1"], "dropped", "some_reason")
+    with pytest.raises(AssertionError, match="without counting"):
+        stage.check_conservation("clean", uncounted)
+
+
+def test_equal_bytes_that_say_the_same_collapse_and_missing_images_do_not() -> None:
+    assert dedupe.exact_entities(["a", "b", "a", None, None, "a"], [""] * 6).tolist() == [0, 1, 0, 3, 4, 0]
+    assert dedupe.exact_entities(["a", "a", "a"], ["man", "person", "man"]).tolist() == [0, 1, 0]
+    table = pa.table({"leaf": [None, "x"], "text": [" Red  Car", "red car"]})
+    assert dedupe.spoken(table) == ["\x00red car", "x\x00red car"]
+
+
+def test_hash_pairs_are_all_pairs_within_the_radius() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 2**63, 60, dtype=np.uint64)
+    flips = [int(sum(1 << int(b) for b in rng.choice(64, count, replace=False))) for count in (0, 1, 2, 3, 4, 9) * 10]
+    hashes = np.concatenate([base, base ^ np.array(flips, dtype=np.uint64)])
+    found, crowded = dedupe.hash_pairs(hashes.view(np.int64), policy=POLICY, engine=Engine(POLICY))
+    count = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
+    assert found.tolist() == np.argwhere(np.triu(count <= 3, k=1)).tolist()
+    assert len(found) >= 40
+    assert crowded == 0
+
+
+def test_a_crowded_bucket_is_counted_not_compared() -> None:
+    policy = Policy(duplicate_bucket=3)
+    found, crowded = dedupe.hash_pairs(np.zeros(5, dtype=np.int64), policy=policy, engine=Engine(policy))
+    assert found.shape == (0, 2)
+    assert crowded == 4
+
+
+def test_the_hash_survives_rescaling_and_tells_drawings_apart() -> None:
+    drawing, other = (images.decode_square(png(c, style="filled"), size=112, max_pixels=10_000)[0] for c in (1, 2))
+    assert drawing is not None
+    assert other is not None
+    smaller = np.asarray(Image.fromarray(drawing).resize((96, 96)))
+    a, b, c = (np.uint64(images.hash64(square) % 2**64) for square in (drawing, smaller, other))
+    assert np.bitwise_count(a ^ b) <= 3
+    assert np.bitwise_count(a ^ c) > 10
+
+
+def test_cropping_keeps_the_drawing_and_pads_with_the_border_colour() -> None:
+    page = Image.new("RGB", (100, 60), (250, 240, 230))
+    page.paste((10, 20, 30), (40, 20, 60, 30))
+    square = images._square(page, 20)
+    assert square[10, 10].tolist() == [10, 20, 30]
+    assert square[0, 0].tolist() == [250, 240, 230]
+    assert square[10, 0].tolist() == [10, 20, 30]
+
+
+class Tables(stage.Workspace):
+    """A workspace whose tables come from memory."""
+
+    def __init__(self, **tables: pa.Table) -> None:
+        object.__setattr__(self, "tables", tables)
+
+    def table(self, name: str, table: str) -> pa.Table:
+        return self.tables[f"{name}_{table}"]
+
+
+def test_rates_are_smoothed_and_corrected_for_position() -> None:
+    workspace = Tables(
+        admit_behaviour=pa.table(
+            {
+                "query_id": ["q", "q", "q"],
+                "doc_id": ["a", "b", "b2"],
+                "clicks": pa.array([1, 1, 0], pa.int64()),
+                "impressions": [2.0, 4.0, None],
+                "position": [1.0, 4.0, None],
+                "row": pa.array([0, 1, 2], pa.int64()),
+                "row_id": ["q>a#0", "q>b#1", "q>b2#2"],
+            }
+        ),
+        dedupe_queries=pa.table({"query_id": ["q"], "entity": ["q"]}),
+        dedupe_documents=pa.table({"doc_id": ["a", "b", "b2"], "entity": ["a", "b", "b"]}),
+    )
+    policy = Policy(position_power=0.5, click_prior=1.0)
+    result = weigh.weigh(workspace, policy=policy, engine=Engine(policy))
+    edges = {row["doc"]: row for row in result.tables["edges"].to_pylist()}
+    # a: shown 2 / sqrt(1) = 2. b: 4 / sqrt(4) + 1 (the row without impressions counts once) = 3. base = 2 / 5 = .4
+    assert edges["a"]["rate"] == pytest.approx((1 + 0.4) / (2 + 1))
+    assert edges["b"]["rate"] == pytest.approx((1 + 0.4) / (3 + 1))
+    assert edges["b"]["clicks"] == 1
+    assert result.counts["behaviour"] == (3, 3)
+
+
+def test_an_edge_far_below_the_strongest_is_dropped_with_its_rows() -> None:
+    workspace = Tables(
+        admit_behaviour=pa.table(
+            {
+                "query_id": ["q", "q"],
+                "doc_id": ["a", "b"],
+                "clicks": pa.array([90, 1], pa.int64()),
+                "impressions": [100.0, 100.0],
+                "position": pa.array([None, None], pa.float64()),
+                "row": pa.array([0, 1], pa.int64()),
+                "row_id": ["q>a#0", "q>b#1"],
+            }
+        ),
+        dedupe_queries=pa.table({"query_id": ["q"], "entity": ["q"]}),
+        dedupe_documents=pa.table({"doc_id": ["a", "b"], "entity": ["a", "b"]}),
+    )
+    result = weigh.weigh(workspace, policy=POLICY, engine=Engine(POLICY))
+    assert result.tables["edges"].column("doc").to_pylist() == ["a"]
+    assert [(row["row_id"], row["reason"]) for row in result.decisions] == [("q>b#1", "weak_edge")]
+    assert result.counts["behaviour"] == (2, 1)
+
+
+def test_the_position_power_is_the_slope_of_clicks_over_positions() -> None:
+    position = np.repeat([1.0, 2.0, 4.0], [400, 200, 100])
+    table = pa.table({"position": position, "clicks": pa.array(np.ones(700, dtype=np.int64))})
+    assert weigh.estimated_power(table) == pytest.approx(1.0, abs=1e-6)
+    assert weigh.estimated_power(table.slice(0, 10)) == 0.0
+
+
+def test_a_style_gap_vanishes_in_the_space_that_clicks_teach() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(60, 20))
+    nuisance = rng.normal(size=(3, 20)) * 6
+    queries = (truth + rng.normal(size=(60, 3)) @ nuisance).astype(np.float32)
+    documents = (truth + rng.normal(size=(60, 3)) @ nuisance).astype(np.float32)
+    pairs = np.stack([np.arange(60)] * 2, axis=1)
+    every = np.ones(60, dtype=bool)
+    queries, documents = content.prepared(queries, every, [20]), content.prepared(documents, every, [20])
+
+    def right(q: np.ndarray, d: np.ndarray) -> float:
+        return float(((q @ d.T).argmax(axis=1) == np.arange(60)).mean())
+
+    space = content.learned_space(queries, documents, pairs[:40], np.ones(40), shrinkage=0.01, width=15)
+    before = right(content.unit_rows(queries), content.unit_rows(documents))
+    assert before < 0.4
+    assert right(space.queries_NW, space.documents_MW) > 0.85
+
+
+def test_blocks_are_scaled_to_equal_strength_and_missing_images_stay_zero() -> None:
+    features = np.array([[4.0, 100.0, 0.0], [16.0, 0.0, 400.0], [9.0, 9.0, 9.0]])
+    found = content.prepared(features, np.array([True, True, False]), [1, 2])
+    # roots of block one: 2 and 4, centred -1 and 1; of block two (10, 0) and (0, 20), centred (5, -10) and (-5, 10)
+    np.testing.assert_allclose(found[:, 0], [-1, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(found[0, 1:], np.array([5, -10]) / np.sqrt(125), atol=1e-6)
+    assert not found[2].any()
+
+
+def test_reducing_to_principal_axes_keeps_the_products_that_matter() -> None:
+    rng = np.random.default_rng(5)
+    values = (rng.normal(size=(40, 3)) @ rng.normal(size=(3, 10))).astype(np.float32)
+    queries, documents = content.reduced(values[:25], values[25:], width=3)
+    assert queries.shape == (25, 3)
+    np.testing.assert_allclose(queries @ documents.T, values[:25] @ values[25:].T, atol=1e-3)
+
+
+def test_sources_are_found_from_pairs_that_lie_across_and_refused_by_chance_pairs() -> None:
+    rng = np.random.default_rng(1)
+    thing = rng.normal(size=(100, 12))
+    style = np.repeat([[1.0], [-1.0]], 100, axis=0) * np.eye(12)[3] * 4
+    documents = (np.concatenate([thing, thing]) + style).astype(np.float32)
+    pairs = np.stack([np.arange(100), np.arange(100) + 100], axis=1)
+    source, share = content.document_sources(documents, pairs, seed=0, min_share=0.6)
+    assert share > 0.95
+    assert len(set(source[:100])) == 1
+    assert len(set(source[100:])) == 1
+    assert source[0] != source[100]
+    chance = rng.normal(size=(200, 12)).astype(np.float32)
+    source, share = content.document_sources(chance, pairs, seed=0, min_share=0.75)
+    assert not source.any()
+    assert share < 0.75
+
+
+def test_reciprocal_rank_counts_only_documents_of_the_leaf() -> None:
+    space = content.Space(np.array([[1.0, 0.0]]), np.array([[0.6, 0.8], [0.8, 0.6], [1.0, 0.0]]))
+    pairs = np.array([[0, 0]])
+    assert content.reciprocal_rank(space, pairs, np.array([0, 0, 0])) == pytest.approx(1 / 3)
+    assert content.reciprocal_rank(space, pairs, np.array([0, 0, 1])) == pytest.approx(1 / 2)
+
+
+def test_softmax_is_taken_within_each_group() -> None:
+    logit = np.log(np.array([1.0, 3.0, 5.0]))
+    np.testing.assert_allclose(matching.grouped_softmax(logit, np.array([7, 7, 9])), [0.25, 0.75, 1.0])
+
+
+def dense(rows: list[list[float]]) -> csr_array:
+    return csr_array(np.array(rows))
+
+
+def test_affinity_is_shared_queries_over_the_sizes_and_small_within_a_source() -> None:
+    shares = dense([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+    leaf = np.zeros(3, dtype=int)
+    a = matching.document_affinity(shares, np.zeros(3, dtype=int), leaf, policy=POLICY).toarray()
+    # sizes .5 + (1.5, .5, 0): a_01 = .25 / sqrt(2 * 1)
+    assert a[0, 1] == pytest.approx(0.25 / np.sqrt(2))
+    assert a[0, 2] == 0
+    assert a[0, 0] == 0
+    b = matching.document_affinity(shares, np.array([1, 1, 0]), leaf, policy=POLICY).toarray()
+    assert b[0, 1] == pytest.approx(0.1 * a[0, 1])
+    c = matching.document_affinity(shares, np.zeros(3, dtype=int), np.array([0, 1, 1]), policy=POLICY).toarray()
+    assert c[0, 1] == 0
+
+
+def test_matching_maximises_the_sum_where_greed_would_not() -> None:
+    # greedy would take 0-2 (.9) and leave 1-3 (0); the best sum is 0-3 (.8) and 1-2 (.8)
+    affinity = dense([[0, 0, 0.9, 0.8], [0, 0, 0.8, 0.0], [0.9, 0.8, 0, 0], [0.8, 0.0, 0, 0]])
+    source = np.array([0, 0, 1, 1])
+    assert matching.matched_pairs(affinity, source, least=0.1).tolist() == [[0, 3], [1, 2]]
+    assert matching.matched_pairs(affinity, source, least=0.85).tolist() == []
+
+
+def test_mutual_pairs_need_both_to_choose_each_other() -> None:
+    affinity = dense([[0, 0.9, 0.5], [0.9, 0, 0.8], [0.5, 0.8, 0]])
+    assert matching.mutual_pairs(affinity, count=1, least=0.1).tolist() == [[0, 1]]
+    assert matching.mutual_pairs(affinity, count=2, least=0.6).tolist() == [[0, 1], [1, 2]]
+
+
+def test_leiden_parts_two_cliques_that_one_weak_edge_joins_and_repeats_itself() -> None:
+    size = 5
+    pairs = [(i + o, j + o) for o in (0, size) for i in range(size) for j in range(i + 1, size)] + [(0, size)]
+    affinity = np.zeros((10, 10))
+    for i, j in pairs:
+        affinity[i, j] = affinity[j, i] = 1.0
+    affinity[0, size] = affinity[size, 0] = 0.1
+    runs = [
+        matching.leiden_groups(csr_array(affinity), np.array(sorted(pairs)), resolution=0.3, seed=3) for _ in range(2)
+    ]
+    assert len(set(runs[0][:size])) == 1
+    assert len(set(runs[0])) == 2
+    assert runs[0].tolist() == runs[1].tolist()
+
+
+def test_best_two_ranks_with_ties_to_the_smaller_group_and_empty_rows() -> None:
+    best, share, second, following = matching.best_two(dense([[0.5, 0.5, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
+    assert best.tolist() == [0, -1, 2]
+    assert second.tolist() == [1, -1, -1]
+    assert share.tolist() == [0.5, 0.0, 1.0]
+    assert following.tolist() == [0.5, 0.0, 0.0]
+
+
+def test_click_fit_takes_off_what_chance_within_the_leaf_gives() -> None:
+    edges = np.array([[0, 0], [1, 1], [2, 1], [3, 2]])
+    best, group, leaf = np.array([0, 1, 0, 2]), np.array([0, 1, 2]), np.array([0, 0, 1])
+    # inside: 3 of 4. chance: leaf 0 has 3 clicks, one on group 0, two on group 1; leaf 1 is all group 2
+    assert matching.click_fit(edges, best, group, leaf) == pytest.approx(3 / 4 - (1 / 3 + 2 / 3 + 1 / 3 + 1) / 4)
+
+
+def test_reliability_is_the_spearman_brown_formula() -> None:
+    np.testing.assert_allclose(clean.reliability(np.array([1, 3]), 0.5), [np.sqrt(0.5), np.sqrt(1.5 / 2.0)])
+
+
+def test_margins_follow_the_definition_row_by_row() -> None:
+    rng = np.random.default_rng(2)
+    centre = content.unit_rows(rng.normal(size=(6, 8)).astype(np.float32))
+    label = np.repeat(np.arange(6), [4, 3, 5, 2, 1, 6])
+    rows = content.unit_rows((centre[label] + 0.3 * rng.normal(size=(len(label), 8))).astype(np.float32))
+    found = clean.margins(rows, label, rows, label)
+    size = np.bincount(label)
+    inside = sum(float(rows[i] @ rows[j]) for i in range(21) for j in range(21) if i != j and label[i] == label[j])
+    rho = inside / float((size * (size - 1)).sum())
+    assert found.rho == pytest.approx(rho, abs=1e-5)
+    for i in range(21):
+        scores = {}
+        for k in range(6):
+            members = [j for j in range(21) if label[j] == k and j != i]
+            if members:
+                mean = rows[members].sum(axis=0)
+                n = len(members)
+                scores[k] = float(rows[i] @ mean) / np.linalg.norm(mean) / np.sqrt(n * rho / (1 + (n - 1) * rho))
+        if size[label[i]] == 1:
+            assert np.isnan(found.margin[i])
+            continue
+        other = max((k for k in scores if k != label[i]), key=lambda k: scores[k])
+        assert found.margin[i] == pytest.approx(scores[label[i]] - scores[other], abs=1e-4)
+        assert found.other[i] == other
+
+
+def test_the_mixture_finds_the_low_part_and_refuses_one_bump() -> None:
+    rng = np.random.default_rng(3)
+    two = np.concatenate([rng.normal(-2, 0.4, 100), rng.normal(1, 0.4, 900)])
+    fitted = clean.mixture(two)
+    assert fitted is not None
+    assert -1.5 < fitted[0] < 0.2
+    assert fitted[1] == pytest.approx(0.1, abs=0.02)
+    assert clean.mixture(np.concatenate([rng.normal(-2, 0.4, 2), rng.normal(1, 0.4, 998)])) is None
+
+
+def test_otsu_cuts_between_two_heaps() -> None:
+    cut = clean.otsu(np.array([0.0] * 10 + [1.0] * 30))
+    assert 0.0 < cut <= 1.0
+
+
+def test_neighbours_vote_without_the_row_itself() -> None:
+    rows = content.unit_rows(np.array([[1, 0], [1, 0.1], [1, 0.2], [0, 1]], dtype=np.float32))
+    assert clean.neighbour_vote(rows, np.array([9, 1, 1, 2]), 2).tolist()[0] == 1
+
+
+def test_categories_merge_only_when_content_and_clicks_of_both_sides_agree() -> None:
+    near = content.unit_rows(np.array([[1, 0.1], [1, 0.0], [0, 1]], dtype=np.float32))
+    query_label, document_label = np.repeat([0, 1, 2], 4), np.array([0, 1, 2])
+    crossing = [(0, 0), (1, 0), (2, 1), (3, 1), (4, 1), (5, 1), (6, 0), (7, 0), (8, 2), (9, 2), (10, 2), (11, 2)]
+    filled = np.arange(3)
+    joined = merge_split.merges(near, filled, np.array(crossing), query_label, document_label, policy=POLICY)
+    assert joined.tolist() == [0, 0, 2]
+    one_way = [(q, 0 if q < 4 else d) for q, d in crossing]
+    joined = merge_split.merges(near, filled, np.array(one_way), query_label, document_label, policy=POLICY)
+    assert joined.tolist() == [0, 1, 2]
+
+
+def test_a_category_with_two_modes_and_documents_of_their_own_is_parted() -> None:
+    rows = content.unit_rows(
+        np.array([[1, 0.01 * i] for i in range(5)] + [[0.01 * i, 1] for i in range(5)], np.float32)
+    )
+    edges = np.array([(q, 0 if q < 5 else 1) for q in range(10)])
+    label, docs = np.zeros(10, dtype=np.int64), np.zeros(2, dtype=np.int64)
+    queries, documents, parted = merge_split.splits(rows, label, docs, edges, policy=POLICY)
+    assert parted == 1
+    assert queries.tolist() == [0] * 5 + [1] * 5
+    assert documents.tolist() == [0, 1]
+    mixed = np.array([(q, q % 2) for q in range(10)])
+    assert merge_split.splits(rows, label, docs, mixed, policy=POLICY)[2] == 0
+
+
+def test_a_cap_keeps_the_most_certain_and_a_weight_evens_out_sizes() -> None:
+    rows = [("a", 0, 0.2), ("b", 0, 0.9), ("c", 0, 0.9), ("d", 1, 0.1)]
+    kept, over = balance.capped(rows, most=2)
+    assert [row[0] for row in kept] == ["b", "c", "d"]
+    assert [row[0] for row in over] == ["a"]
+    weight = balance.weights([0, 0, 0, 1], policy=Policy(repeat_power=1.0, weight_low=0.1, weight_high=10))
+    # sizes 3 and 1, median 2: factors 2/3 and 2, mean 1
+    np.testing.assert_allclose(weight, [2 / 3, 2 / 3, 2 / 3, 2])
+    assert balance.weights([0, 0, 0, 1], policy=POLICY).tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("queries", "name"), [(0, "tail"), (7, "tail"), (8, "body"), (49, "body"), (50, "head")])
+def test_bands_follow_the_number_of_queries(queries: int, name: str) -> None:
+    assert balance.band(queries, policy=POLICY) == name
+
+
+def test_a_key_lives_on_and_the_map_tells_what_became_of_the_old_ones() -> None:
+    old = {"k1": ["a", "b"], "k2": ["c", "d", "e", "f"], "k3": ["g"], "k4": ["h", "i"], "k5": ["j"]}
+    new = {0: ["a", "b", "new"], 1: ["c", "d", "e"], 2: ["f"], 3: ["h", "i", "j"], 4: ["x"]}
+    key_of, events = identity.keys(new, old)
+    assert key_of[0] == "k1"
+    assert key_of[1] == "k2"
+    assert key_of[3] == "k4"
+    split, fresh = key_of[2], key_of[4]
+    assert set(events) == {
+        ("k1", "kept", "k1"),
+        ("k2", "kept", "k2"),
+        ("k4", "kept", "k4"),
+        ("k2", "split", split),
+        ("k3", "retired", None),
+        ("k5", "merged", "k4"),
+        (None, "new", fresh),
+    }
+    assert fresh == identity.fresh_key(["x"])
+
+
+def test_a_disk_that_refuses_leaves_the_stage_before_and_names_the_remedy(tmp_path, monkeypatch) -> None:
+    workspace = stage.Workspace(tmp_path)
+    workspace.commit("admit", stage.StageResult(), digest="d", seconds=0)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stage.pq, "write_table", full)
+    with pytest.raises(ValueError, match=r"stage dedupe: cannot write .*No space left.*run again"):
+        workspace.commit("dedupe", stage.StageResult(), digest="d", seconds=0)
+    assert workspace.is_whole("admit", "d")
+    assert not workspace.is_whole("dedupe", "d")
