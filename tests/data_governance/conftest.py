@@ -57,7 +57,8 @@ def write_images(path: Path, key: str, ids: list[str], images: list[bytes | None
 def make_world(folder: Path, *, categories: int = 24, queries: int = 8, leaves: int = 3, noise: float = 0.2) -> World:
     world = World(folder)
     rng = np.random.default_rng(7)
-    doc_ids, doc_images, texts, leaf_of = [], [], [], []
+    doc_ids, texts, leaf_of = list[str](), list[str](), list[str]()
+    doc_images, query_images = list[bytes | None](), list[bytes | None]()
     for category in range(categories):
         for style in ("filled", "outline"):
             doc_id = f"d{rng.integers(10**9):09d}"
@@ -67,7 +68,7 @@ def make_world(folder: Path, *, categories: int = 24, queries: int = 8, leaves: 
             texts.append(f"thing {category}" if rng.random() < 0.5 else "")
             leaf_of.append(f"leaf{category % leaves}")
     write_images(folder / "catalogue.parquet", "doc_id", doc_ids, doc_images, text=texts, leaf=leaf_of)
-    rows, query_ids, query_images = [], [], []
+    rows, query_ids = [], []
     for number in range(categories * queries):
         category = number % categories
         query_id = f"q{rng.integers(10**9):09d}"

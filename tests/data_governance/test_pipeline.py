@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data_governance import ledger, run
+from data_governance import ledger, mapping, run, weigh
 from data_governance.__main__ import main
+from data_governance.policy import Policy
 from data_governance.stage import STAGES
 from data_governance.tables import feature_matrix
 from tests.data_governance.conftest import World, make_world
@@ -103,15 +104,13 @@ def test_another_policy_redoes_what_reads_it_and_keeps_the_decoded_images(
 
 
 def test_an_edited_stage_is_stale_and_so_is_all_that_follows(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = run.Policy()
+    policy = Policy()
     chain = ["start"]
     for name in STAGES:
         chain.append(run.stage_digest(chain[-1], name, policy))
-    monkeypatch.setattr(
-        run.mapping, "source_digest", lambda *modules: "edited" if run.weigh in modules else "as it was"
-    )
+    monkeypatch.setattr(mapping, "source_digest", lambda *modules: "edited" if weigh in modules else "as it was")
     first = [run.stage_digest("start", name, policy) for name in ("admit", "weigh")]
-    monkeypatch.setattr(run.mapping, "source_digest", lambda *modules: "as it was")
+    monkeypatch.setattr(mapping, "source_digest", lambda *modules: "as it was")
     second = [run.stage_digest("start", name, policy) for name in ("admit", "weigh")]
     assert first[0] == second[0]
     assert first[1] != second[1]

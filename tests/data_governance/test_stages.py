@@ -1,5 +1,8 @@
 """Hand-worked cases of every rule and stage."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -60,7 +63,7 @@ NAN = float("nan")
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_rule_returns_one_reason_per_row(rule, batch, expected) -> None:
+def test_a_rule_returns_one_reason_per_row(rule: Any, batch: dict[str, list[Any]], expected: list[str | None]) -> None:
     assert rule(batch, policy=POLICY) == expected
 
 
@@ -128,6 +131,8 @@ def test_cropping_keeps_the_drawing_and_pads_with_the_border_colour() -> None:
 
 class Tables(stage.Workspace):
     """A workspace whose tables come from memory."""
+
+    tables: dict[str, pa.Table]
 
     def __init__(self, **tables: pa.Table) -> None:
         object.__setattr__(self, "tables", tables)
@@ -430,14 +435,16 @@ def test_a_key_lives_on_and_the_map_tells_what_became_of_the_old_ones() -> None:
     assert fresh == identity.fresh_key(["x"])
 
 
-def test_a_disk_that_refuses_leaves_the_stage_before_and_names_the_remedy(tmp_path, monkeypatch) -> None:
+def test_a_disk_that_refuses_leaves_the_stage_before_and_names_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace = stage.Workspace(tmp_path)
     workspace.commit("admit", stage.StageResult(), digest="d", seconds=0)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stage.pq, "write_table", full)
+    monkeypatch.setattr("data_governance.stage.pq.write_table", full)
     with pytest.raises(ValueError, match=r"stage dedupe: cannot write .*No space left.*run again"):
         workspace.commit("dedupe", stage.StageResult(), digest="d", seconds=0)
     assert workspace.is_whole("admit", "d")
