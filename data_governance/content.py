@@ -21,19 +21,29 @@ SOURCE_STARTS = 8
 SOURCE_STEPS = 30
 
 
-def prepared(features: np.ndarray, has_image: np.ndarray, blocks: list[int]) -> np.ndarray:
-    """Features of one side: signed roots, centred over the rows with an image, each block scaled to equal strength.
+def prepared(features: np.ndarray, has_image: np.ndarray, blocks: list[int], rooted: list[bool]) -> np.ndarray:
+    """Features of one side: roots of the blocks marked so, centred over the rows with an image, blocks equally strong.
 
-    Pooled activations are long-tailed, and the root (Hellinger map; Arandjelovic, Zisserman 2012) evens them out. A row
-    without an image is 0.
+    Pooled activations that are never negative are long-tailed, and the root (Hellinger map; Arandjelovic, Zisserman
+    2012) evens them out. A row without an image is 0.
     """
-    values = np.sign(features) * np.sqrt(np.abs(features))
-    values = (values - values[has_image].mean(axis=0) if has_image.any() else values).astype(np.float32)
-    values[~has_image] = 0
-    for block in np.split(values, np.cumsum(blocks)[:-1], axis=1):
-        strength = float(np.sqrt((block[has_image] ** 2).sum(axis=1).mean())) if has_image.any() else 0.0
-        block /= max(strength, 1e-9)
-    return values
+    parts = []
+    for block, root in zip(np.split(features, np.cumsum(blocks)[:-1], axis=1), rooted, strict=True):
+        values = np.sqrt(np.maximum(block, 0)) if root else block
+        if not has_image.any():
+            parts.append(np.zeros_like(values, dtype=np.float32))
+            continue
+        values = (values - values[has_image].mean(axis=0)).astype(np.float32)
+        values[~has_image] = 0
+        strength = float(np.sqrt((values[has_image] ** 2).sum(axis=1).mean()))
+        parts.append(values / max(strength, 1e-9))
+    return np.concatenate(parts, axis=1)
+
+
+def never_negative(queries_NF: np.ndarray, documents_MF: np.ndarray, blocks: list[int]) -> list[bool]:
+    """Per block whether no value of either side is below 0."""
+    sides = [np.split(side, np.cumsum(blocks)[:-1], axis=1) for side in (queries_NF, documents_MF)]
+    return [bool(q.min(initial=0) >= 0 and d.min(initial=0) >= 0) for q, d in zip(*sides, strict=True)]
 
 
 def reduced(queries_NF: np.ndarray, documents_MF: np.ndarray, *, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ In: squares (N, S, S, 3) uint8. Out: features (N, W) float16. Next: dedupe and o
 """
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,10 @@ def _packaged() -> Callable[[torch.Tensor], list[torch.Tensor]]:
 
 
 def _from_folder(folder: Path) -> Callable[[torch.Tensor], list[torch.Tensor]]:
-    """A vision model, or a two-tower model by its image features or query embeddings.
+    """A vision model, or the image side of a two-tower model; its own input size and scale where the folder says so.
 
     Raises:
-        ValueError: when the folder is no model or gives no image features.
+        ValueError: when the folder is no model.
     """
     from transformers import AutoModel
 
@@ -80,8 +81,15 @@ def _from_folder(folder: Path) -> Callable[[torch.Tensor], list[torch.Tensor]]:
         model: Any = AutoModel.from_pretrained(folder, trust_remote_code=True, local_files_only=True).eval()
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"--encoder {folder}: cannot be loaded ({' '.join(str(error).split())[:200]}).") from error
+    size, mean, std = _input_scale(folder)
 
     def forward(pixels: torch.Tensor) -> list[torch.Tensor]:
+        pixels = (pixels * STD + MEAN - mean) / std
+        if size is not None and size != pixels.shape[-1]:
+            pixels = torch.nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+        if hasattr(model, "embed_pooled"):
+            pooled = model.encode_image(pixels)[1]
+            return [pooled, model.embed_pooled(pooled, side="query")]
         if hasattr(model, "get_query_embeds"):
             return [model.get_query_embeds(pixels)]
         out = model.get_image_features(pixels) if hasattr(model, "get_image_features") else model(pixels)
@@ -91,6 +99,22 @@ def _from_folder(folder: Path) -> Callable[[torch.Tensor], list[torch.Tensor]]:
         return [out.last_hidden_state.mean(dim=1) if pooled is None else pooled.flatten(1)]
 
     return forward
+
+
+def _input_scale(folder: Path) -> tuple[int | None, torch.Tensor, torch.Tensor]:
+    """(side in pixels or None, mean (3, 1, 1), deviation (3, 1, 1)) of a saved image processor; our own without one."""
+    facts: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).exists():
+            facts = json.loads((folder / name).read_text())
+            facts = facts.get("image_processor", facts)
+            break
+    size = facts.get("size")
+    side = size.get("height", size.get("shortest_edge")) if isinstance(size, dict) else size
+    scale = [
+        torch.tensor(facts.get(key) or [default] * 3) for key, default in (("image_mean", MEAN), ("image_std", STD))
+    ]
+    return side, scale[0].view(3, 1, 1), scale[1].view(3, 1, 1)
 
 
 def _digest(folder: Path) -> str:

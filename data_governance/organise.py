@@ -20,6 +20,7 @@ from data_governance.content import (
     Space,
     document_sources,
     learned_space,
+    never_negative,
     prepared,
     recentred,
     reciprocal_rank,
@@ -102,8 +103,12 @@ def gather(workspace: Workspace) -> Evidence:
     nodes = matching.Nodes(clicks, _query_leaf(clicks, document_leaf), document_leaf, has_image)
     everywhere = np.ones(len(query_ids), dtype=bool)
     blocks = workspace.record("admit")["notes"]["blocks"]
-    both = prepared(query_features, everywhere, blocks), prepared(doc_features, has_image, blocks)
-    queries_NF, documents_MF = reduced(*both, width=FEATURE_WIDTH)
+    rooted = never_negative(query_features, doc_features, blocks)
+    queries_NF, documents_MF = reduced(
+        prepared(query_features, everywhere, blocks, rooted),
+        prepared(doc_features, has_image, blocks, rooted),
+        width=FEATURE_WIDTH,
+    )
     return Evidence(query_ids, doc_ids, queries_NF, documents_MF, pairs, nodes)
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from transformers import ViTConfig, ViTModel
 
 from data_governance import ledger, mapping, run, weigh
 from data_governance.__main__ import main
+from data_governance.encoder import Encoder
 from data_governance.policy import Policy
 from data_governance.stage import STAGES
 from data_governance.tables import feature_matrix
@@ -159,7 +161,7 @@ def test_the_report_stands_alone_and_shows_pictures(governed: Path, tmp_path: Pa
 def test_without_leaf_and_with_one_style_the_run_still_ends(tmp_path: Path) -> None:
     make_world(tmp_path, categories=6, queries=4)
     catalogue = pq.read_table(tmp_path / "catalogue.parquet").drop_columns(["leaf"])
-    pq.write_table(catalogue.take(range(0, catalogue.num_rows, 2)), tmp_path / "catalogue.parquet")
+    pq.write_table(catalogue.take(list(range(0, catalogue.num_rows, 2))), tmp_path / "catalogue.parquet")
     arguments = World(tmp_path).arguments
     assert main(["run", *arguments, "--out", str(tmp_path / "out")]) == 0
     facts = json.loads((tmp_path / "out" / "ledger.json").read_text())
@@ -171,3 +173,22 @@ def test_vectors_survive_the_stage_folder(governed: Path) -> None:
     table = pq.read_table(governed / "stages" / "organise" / "queries.parquet")
     length = np.linalg.norm(feature_matrix(table.column("vector")), axis=1)
     np.testing.assert_allclose(length, 1, atol=5e-3)
+
+
+def test_any_saved_vision_model_serves_as_encoder_with_its_own_input_size(world: World, tmp_path: Path) -> None:
+    config = ViTConfig(
+        hidden_size=37 * 2,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=37,
+        image_size=48,
+        patch_size=16,
+    )
+    ViTModel(config).save_pretrained(tmp_path / "vit")
+    scale = {"size": {"height": 48, "width": 48}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(scale))
+    encoder = Encoder(tmp_path / "vit", threads=1)
+    features = encoder.features(np.zeros((3, 112, 112, 3), dtype=np.uint8))
+    assert encoder.blocks == [74, 108]
+    assert features.shape == (3, 182)
+    assert encoder.name.startswith("vit ")

@@ -204,7 +204,7 @@ def test_a_style_gap_vanishes_in_the_space_that_clicks_teach() -> None:
     documents = (truth + rng.normal(size=(60, 3)) @ nuisance).astype(np.float32)
     pairs = np.stack([np.arange(60)] * 2, axis=1)
     every = np.ones(60, dtype=bool)
-    queries, documents = content.prepared(queries, every, [20]), content.prepared(documents, every, [20])
+    queries, documents = (content.prepared(x, every, [20], [False]) for x in (queries, documents))
 
     def right(q: np.ndarray, d: np.ndarray) -> float:
         return float(((q @ d.T).argmax(axis=1) == np.arange(60)).mean())
@@ -215,10 +215,12 @@ def test_a_style_gap_vanishes_in_the_space_that_clicks_teach() -> None:
     assert right(space.queries_NW, space.documents_MW) > 0.85
 
 
-def test_blocks_are_scaled_to_equal_strength_and_missing_images_stay_zero() -> None:
-    features = np.array([[4.0, 100.0, 0.0], [16.0, 0.0, 400.0], [9.0, 9.0, 9.0]])
-    found = content.prepared(features, np.array([True, True, False]), [1, 2])
-    # roots of block one: 2 and 4, centred -1 and 1; of block two (10, 0) and (0, 20), centred (5, -10) and (-5, 10)
+def test_blocks_are_rooted_if_marked_and_scaled_to_equal_strength_and_missing_images_stay_zero() -> None:
+    features = np.array([[4.0, 10.0, -5.0], [16.0, 0.0, 15.0], [9.0, 9.0, 9.0]])
+    rooted = content.never_negative(features[:2], features[2:], [1, 2])
+    assert rooted == [True, False]
+    found = content.prepared(features, np.array([True, True, False]), [1, 2], rooted)
+    # block one: roots 2 and 4, centred -1 and 1; block two as it is, centred (5, -10) and (-5, 10)
     np.testing.assert_allclose(found[:, 0], [-1, 1, 0], atol=1e-6)
     np.testing.assert_allclose(found[0, 1:], np.array([5, -10]) / np.sqrt(125), atol=1e-6)
     assert not found[2].any()
