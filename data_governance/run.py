@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import faiss
 from tqdm import tqdm
 
 from data_governance import (
@@ -74,7 +75,9 @@ def govern(request: Request, policy: Policy) -> dict[str, Any]:
     workspace = Workspace(request.out)
     relations = Engine(policy, engine=request.engine)
     inputs = open_inputs(request)
-    eyes = Encoder(request.encoder, threads=engine.threads(policy))
+    threads = engine.threads(policy)
+    faiss.omp_set_num_threads(threads)
+    eyes = Encoder(request.encoder, threads=threads)
     steps: dict[str, Callable[[], StageResult]] = {
         "admit": lambda: admit.admit(inputs, policy=policy, engine=relations, encoder=eyes),
         "dedupe": lambda: dedupe.dedupe(workspace, policy=policy, engine=relations),

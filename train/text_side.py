@@ -194,9 +194,7 @@ def embed_documents(fusion: Any, cache: FeatureCache, images_ND: Tensor) -> tupl
 
 
 def choose_strength(model: Any, cache: FeatureCache, gallery: Gallery, *, recipe: Recipe) -> dict[str, Any]:
-    """Try every strength on queries of held-out categories; keep the best, and none unless text gains there.
-
-    Of equal strengths the smallest is kept; so it is, too, when nothing was held out and every figure is 0.
+    """Try every strength on queries of held-out categories; keep the best of those that harm no figure, or none.
 
     Returns:
         {"strength": chosen, "table": one row of figures a strength}. The model's config is set.
@@ -207,11 +205,20 @@ def choose_strength(model: Any, cache: FeatureCache, gallery: Gallery, *, recipe
         model.fusion.config.text_strength = strength
         embeds, shifts = embed_documents(model.fusion, cache, gallery.images)
         table.append({"strength": strength, **held_out_figures(gallery, embeds, shifts)})
-    best = max(table, key=lambda row: (row["mrr_at_10"] + row["recall_at_10"], -row["strength"]))
-    none = next((row for row in table if row["strength"] == 0), None)
-    chosen = 0.0 if none is not None and best["recall_at_10"] < none["recall_at_10"] else best["strength"]
+    chosen = best_harmless(table)
     model.config.text_strength = model.fusion.config.text_strength = chosen
     return {"strength": chosen, "table": table}
+
+
+def best_harmless(table: list[dict[str, float]]) -> float:
+    """The strength with the largest mrr_at_10 + recall_at_10 among those that lose nothing against the weakest.
+
+    Nothing: none of recall_at_1, recall_at_10, mrr_at_10. Of equal strengths the smallest is kept; so it is, too, when
+    nothing was held out and every figure is 0.
+    """
+    weakest = min(table, key=lambda row: row["strength"])
+    harmless = [row for row in table if all(row[key] >= weakest[key] for key in weakest if key != "strength")]
+    return max(harmless, key=lambda row: (row["mrr_at_10"] + row["recall_at_10"], -row["strength"]))["strength"]
 
 
 def image_embeddings(model: Any, cache: FeatureCache, recipe: Recipe) -> tuple[Tensor, Tensor]:

@@ -269,6 +269,12 @@ def test_the_strength_is_the_best_on_held_out_queries_and_none_unless_text_gains
     assert [row["strength"] for row in report["table"]] == list(figures)
 
 
+def test_a_strength_that_loses_first_places_is_not_chosen_however_much_it_finds() -> None:
+    rows = [(0.0, 0.48, 0.80, 0.590), (0.2, 0.482, 0.83, 0.603), (0.6, 0.464, 0.85, 0.587)]
+    keys = ("strength", "recall_at_1", "recall_at_10", "mrr_at_10")
+    assert text_side.best_harmless([dict(zip(keys, row, strict=True)) for row in rows]) == 0.2
+
+
 @pytest.mark.parametrize(("strengths", "chosen"), [((0.4, 0.0, 0.2), 0.0), ((0.6, 0.2, 0.4), 0.2)])
 def test_without_held_out_queries_the_smallest_strength_is_kept(strengths: tuple[float, ...], chosen: float) -> None:
     model, _ = build_model(tiny(), seed=0)
