@@ -1,8 +1,9 @@
 """The demo over several training seeds and both text settings, as one result file.
 
 Why: one seed says little (the 95% interval of one run is about two points wide either way). Every figure here is the
-output of `python -m examples.demo`, run as a user would; this file repeats it and takes means. The data, the governed
-data and the frozen features are those of the first seed: the seed varies what is learned, not what it learns from.
+output of `python -m examples.demo`, run as a user would; this file repeats it and takes means. The data and the
+governed data are those of the first seed: the seed varies views, draws and the start of training, not what is learned
+from.
 
 In: nothing. Out: a JSON with every run's metrics and the means. Next: `python -m benchmarks.render` fills README.
 """
