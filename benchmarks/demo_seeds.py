@@ -88,11 +88,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", choices=("hard", "main"), default=["hard", "main"])
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
+    parser.add_argument("--note", default="", help="what else a reader of the timings must know of the machine")
     parser.add_argument(
         "--json", type=Path, help="result file (default: benchmarks/results/demo_<machine>_<yyyymm>.json)"
     )
     args = parser.parse_args()
-    result: dict[str, Any] = {"command": "python -m benchmarks.demo_seeds " + " ".join(sys.argv[1:]), "settings": {}}
+    words = ["--seeds", *(str(seed) for seed in args.seeds), "--settings", *args.settings]
+    command = "python -m benchmarks.demo_seeds " + " ".join(words)
+    result: dict[str, Any] = {"command": command, "note": args.note, "settings": {}}
     for setting in args.settings:
         first = args.out / f"{setting}-{args.seeds[0]}"
         runs = {}

@@ -9,7 +9,6 @@ In: benchmarks/results/*.json and the sources. Out: README.md, rewritten between
 import argparse
 import ast
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -71,8 +70,8 @@ def results() -> str:
     machine = result["environment"]
     lines += [
         f"From `benchmarks/results/{result['file']}`, made by `{result['command']}` on {machine['cores']} cores "
-        f"({machine['cpu']}, {machine['memory_gib']} GiB, Python {machine['versions']['python']}, "
-        f"torch {machine['versions']['torch']})."
+        f"({machine['cpu']}, {machine['memory_gib']} GiB, Python {machine['python']}, "
+        f"torch {machine['torch']}){'; ' + result['note'] if result.get('note') else ''}."
     ]
     return "\n".join(lines)
 
@@ -112,12 +111,11 @@ def tree() -> str:
 def rendered(text: str) -> str:
     """README with both blocks written anew."""
     for name, block in (("results", results()), ("tree", tree())):
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"README.md lacks the markers <!-- {name} --> and <!-- /{name} -->")
-        head, tail = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        head, tail = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        if head not in text or tail not in text:
+            raise ValueError(f"README.md lacks the markers {head.strip()} and {tail}")
         before, rest = text.split(head, 1)
-        text = before + head + block + tail + rest.split(f"<!-- /{name} -->", 1)[1]
+        text = before + head + block + "\n" + tail + rest.split(tail, 1)[1]
     return text
 
 

@@ -56,7 +56,7 @@ def evaluate(options: argparse.Namespace) -> None:
         queries=read_table(options.queries, QUERIES, name="queries"),
         qrels=read_table(options.qrels, QRELS, name="qrels"),
         members=read_table(options.gallery, GALLERY, name="gallery") if options.gallery else None,
-        same=read_table(options.merge, MERGE, name="merge") if options.merge else None,
+        same=read_table(options.merge, MERGE, name="merge", may_be_empty=True) if options.merge else None,
     )
     out = _writable(options.out)
     encoder = load_query_encoder(options.model, bf16=options.bf16)

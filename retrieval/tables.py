@@ -70,13 +70,14 @@ def _is_id(name: str) -> bool:
     return name in ("query_id", "doc_id", "same_as")
 
 
-def read_table(path: str | Path, declared: Features, *, name: str) -> Table:
+def read_table(path: str | Path, declared: Features, *, name: str, may_be_empty: bool = False) -> Table:
     """Opens a table and checks its columns, types and ids.
 
     Args:
         path: file, folder or Hub id (see the top of this file).
         declared: one of the Features above; further columns are kept.
         name: what messages call the table, e.g. "catalogue".
+        may_be_empty: no rows are an answer too (nothing to merge), not a mistake.
 
     Returns:
         The table. Duplicate or missing ids are found here, before any costly work.
@@ -93,7 +94,7 @@ def read_table(path: str | Path, declared: Features, *, name: str) -> Table:
     for column in declared:
         if column in table.columns:
             _check_type(table, column, declared[column])
-    if table.rows.count_rows() == 0:
+    if table.rows.count_rows() == 0 and not may_be_empty:
         raise ValueError(f"{name} {path}: the table has no rows")
     for column in declared:
         if _is_id(column):
