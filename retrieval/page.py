@@ -87,7 +87,7 @@ def write_report(encoder: Encoder, sources: Sources, out: Path, *, shown: int, s
         '<p class="note">Per cent; small print: 95% intervals over categories. Recall@k: share of queries with a right '
         "document among the first k.</p>",
         f'<section class="panel">{metric_table(systems)}</section>',
-        f"<h2>From click log to categories</h2>{governance}" if governance else "",
+        f"<h2>From click log to categories</h2>{_simulated(metrics)}{governance}" if governance else "",
         "<h2>Answers</h2>",
         f'<p class="note">{_how_chosen(len(cards))}</p>',
         filters(),
@@ -224,6 +224,13 @@ def _category_sizes(governed: Path) -> dict[str, NDArray[np.int64]]:
         raise ValueError(f"governed {path}: no readable table with size and band: govern again") from error
     size_N, band_N = np.asarray(table.column("size").to_pylist(), dtype=np.int64), table.column("band").to_pylist()
     return {band: size_N[np.asarray([name == band for name in band_N], dtype=np.bool_)] for band in BANDS}
+
+
+def _simulated(metrics: Mapping[str, Any] | None) -> str:
+    """Simulated behaviour is always called so."""
+    if not ((metrics or {}).get("data") or {}).get("simulated"):
+        return ""
+    return '<p class="note">The click log is simulated: clicks, popularity and noise were drawn, not observed.</p>'
 
 
 def _how_chosen(count: int) -> str:

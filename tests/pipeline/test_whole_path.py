@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = ["-m", "examples.demo", "--limit-categories", "40", "--events", "400", "--max-steps", "8", "--baselines"]
+DEMO = [
+    "-m",
+    "examples.demo",
+    "--limit-categories",
+    "40",
+    "--events",
+    "400",
+    "--max-steps",
+    "8",
+    "--baselines",
+    "text_removed",
+]
 
 
 def call(*words: object) -> subprocess.CompletedProcess[str]:
