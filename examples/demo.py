@@ -37,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
         epilog="example: python -m examples.demo --out runs/demo --seed 0",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of this run (default: runs/demo)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the simulation and of training (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of training (default: 0)")
     parser.add_argument("--split", type=int, default=0, choices=(0, 1, 2), help="which categories are held out")
     parser.add_argument(
         "--setting", default="hard", choices=("hard", "main"), help="hard: no word of the label in any text"
