@@ -7,6 +7,7 @@ import os
 
 import duckdb
 import ibis
+import psutil
 import pyarrow as pa
 
 from data_governance.policy import Policy
@@ -19,7 +20,9 @@ def threads(policy: Policy) -> int:
     """
     named = os.environ.get("OMP_NUM_THREADS", "")
     cores = len(os.sched_getaffinity(0))
-    idle = max(1, round(cores - os.getloadavg()[0]))
+    # Busy is what is so now and was so over the last minute: a command that has just ended does not count.
+    busy = min(psutil.getloadavg()[0], psutil.cpu_percent(interval=0.2) / 100 * (psutil.cpu_count() or 1))
+    idle = max(1, round(cores - busy))
     return policy.threads or (int(named) if named.isdigit() and int(named) else min(cores, idle))
 
 

@@ -8,15 +8,17 @@ In: nothing but the installed packages. Out: DIR/{hub,index,metrics.json,ledger.
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+MOST_AT_ONCE = 4
 ALL_BASELINES = ("zero_shot_image", "image_only_documents", "text_removed", "text_shuffled", "text_only")
 
 
@@ -73,6 +75,7 @@ def launch(out: Path, recipe: str, args: argparse.Namespace) -> list[str]:
     words += ["train/run.py", "--data", args.base / "governed", "--out", out, "--recipe", recipe, "--seed", args.seed]
     words += ["--features", args.base / "features"]
     words += ["--max-steps", args.max_steps] if args.max_steps is not None else []
+    words += ["--image-side", args.out] if recipe == "emoji_image_only" else []  # text is all that differs
     return python(*words)
 
 
@@ -114,20 +117,21 @@ def training_steps(args: argparse.Namespace) -> list[Step]:
 
 def index_step(args: argparse.Namespace, name: str, hub: Path, *options: str) -> Step:
     index = args.out / "indexes" / name if name != "index" else args.out / "index"
-    words = ["-m", "retrieval", "index", "--model", hub, "--catalogue", args.base / "data" / "catalogue.parquet"]
-    return Step(f"index {name}", "evaluation", index / "index.json", python(*words, "--out", index, *options))
+    words: list[object] = ["-m", "retrieval", "index", "--model", hub, "--threads", 1]
+    words += ["--catalogue", args.base / "data" / "catalogue.parquet", "--out", index, *options]
+    return Step(f"index {name}", "evaluation", index / "index.json", python(*words))
 
 
 def evaluate_step(args: argparse.Namespace, name: str, hub: Path, index: Path, queries: str, *options: object) -> Step:
     data, out = args.base / "data", args.out / "evaluation" / f"{name}.json"
-    words: list[object] = ["-m", "retrieval", "evaluate", "--model", hub, "--index", index]
+    words: list[object] = ["-m", "retrieval", "evaluate", "--model", hub, "--index", index, "--threads", 1]
     words += ["--catalogue", data / "catalogue.parquet", "--queries", data / f"{queries}_queries.parquet"]
     words += ["--qrels", data / f"{queries}_qrels.parquet", "--merge", data / "merged.parquet", "--out", out]
     return Step(f"evaluate {name}", "evaluation", out, python(*words, *options))
 
 
-def evaluation_steps(args: argparse.Namespace) -> list[Step]:
-    """Every figure goes through the published folder and its index."""
+def evaluation_steps(args: argparse.Namespace) -> list[list[Step]]:
+    """Every figure goes through the published folder and its index; one list for each index, and no list waits."""
     hub, index = args.out / "hub", args.out / "index"
     per_query = args.out / "evaluation" / "per_query.parquet"
     gallery = args.base / "data" / "gallery_unseen.parquet"
@@ -135,6 +139,7 @@ def evaluation_steps(args: argparse.Namespace) -> list[Step]:
     steps += [evaluate_step(args, "unseen.full_gallery", hub, index, "test", "--per-query", per_query)]
     steps += [evaluate_step(args, "unseen.unseen_gallery", hub, index, "test", "--gallery", gallery)]
     steps += [evaluate_step(args, "seen.full_gallery", hub, index, "seen")]
+    lists = [steps]
     sources: dict[str, tuple[Path, list[str]]] = {
         "zero_shot_image": (args.out / "zero_shot" / "hub", []),
         "image_only_documents": (args.out / "image_only" / "hub", []),
@@ -145,10 +150,11 @@ def evaluation_steps(args: argparse.Namespace) -> list[Step]:
     for name in args.baselines:
         model, options = sources[name]
         folder = args.out / "indexes" / name
-        steps += [index_step(args, name, model, *options)]
+        steps = [index_step(args, name, model, *options)]
         steps += [evaluate_step(args, f"baselines.{name}", model, folder, "test")]
         steps += [evaluate_step(args, f"baselines_seen.{name}", model, folder, "seen")]
-    return steps
+        lists.append(steps)
+    return lists
 
 
 def closing_steps(args: argparse.Namespace) -> list[Step]:
@@ -166,21 +172,48 @@ def closing_steps(args: argparse.Namespace) -> list[Step]:
     ]
 
 
-def run(step: Step, times: dict[str, float], record: Path) -> None:
-    """Run one step unless its result exists; keep its time; stop with its own message when it fails."""
+def call(step: Step, *, quiet: bool = False) -> float:
+    """Run one step unless its result exists; returns its seconds; stops with its own message when it fails."""
     if step.result.exists():
         print(f"== {step.name}: found {step.result}", flush=True)
-        return
+        return 0.0
     shown = " ".join(word.replace(sys.executable, "python") for word in step.command)
     print(f"== {step.name}: {shown}", flush=True)
     step.result.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    code = subprocess.run(step.command, check=False).returncode
-    if code != 0:
-        raise SystemExit(
-            f"error: step '{step.name}' failed (exit {code}). Mend the cause and call again: finished steps are kept."
-        )
-    times[step.name] = round(time.perf_counter() - start, 1)
+    done = subprocess.run(step.command, check=False, stderr=subprocess.PIPE if quiet else None, text=True)
+    if done.returncode != 0:
+        failed = f"error: step '{step.name}' failed (exit {done.returncode})."
+        raise SystemExit(f"{done.stderr or ''}{failed} Mend the cause and call again: finished steps are kept.")
+    return round(time.perf_counter() - start, 1)
+
+
+def run(steps: list[Step], times: dict[str, float], record: Path) -> None:
+    """Run steps one after the other and keep the time of each."""
+    for step in steps:
+        if seconds := call(step):
+            keep_time(step.name, seconds, times, record)
+
+
+def run_side_by_side(lists: list[list[Step]], name: str, times: dict[str, float], record: Path) -> None:
+    """Run lists of steps, as many lists at once as there are cores, each step on one thread; keep the time of all."""
+    start = time.perf_counter()
+    with ThreadPoolExecutor(workers()) as pool:
+        waiting = [pool.submit(lambda steps: sum(call(step, quiet=True) for step in steps), steps) for steps in lists]
+        busy = sum(one.result() for one in waiting)
+    if busy:
+        keep_time(name, round(time.perf_counter() - start, 1), times, record)
+
+
+def workers() -> int:
+    """Steps that may run at once: one for each core, at most 4."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_AT_ONCE, cores)
+
+
+def keep_time(name: str, seconds: float, times: dict[str, float], record: Path) -> None:
+    """Add to the seconds of `name`, in the file as well."""
+    times[name] = round(times.get(name, 0.0) + seconds, 1)
     record.write_text(json.dumps(times, indent=1) + "\n")
 
 
@@ -214,9 +247,9 @@ def print_summary(metrics: dict[str, Any], times: dict[str, float], steps: list[
     for name, (unseen, seen) in rows.items():
         figures = [unseen["recall_at_1"], unseen["recall_at_10"], seen["recall_at_1"], seen["recall_at_10"]]
         print(f"  {name:50s} {figures[0]:7.3f} {figures[1]:7.3f}   | {figures[2]:.3f} {figures[3]:.3f}")
-    groups: dict[str, float] = {}
+    groups = {step.group: 0.0 for step in steps} | {"evaluation": times.get("evaluation", 0.0)}
     for step in steps:
-        groups[step.group] = groups.get(step.group, 0.0) + times.get(step.name, 0.0)
+        groups[step.group] += times.get(step.name, 0.0)
     shown = ", ".join(f"{name} {seconds:.0f}" for name, seconds in groups.items())
     print(f"seconds: {shown}; total {sum(groups.values()):.0f}")
 
@@ -227,14 +260,12 @@ def main() -> None:
     record = args.out / "timings.json"
     args.out.mkdir(parents=True, exist_ok=True)
     times: dict[str, float] = json.loads(record.read_text()) if record.exists() else {}
-    stages: list[Callable[[argparse.Namespace], list[Step]]] = [data_steps, training_steps, evaluation_steps]
-    steps = [step for stage in stages for step in stage(args)]
-    for step in steps:
-        run(step, times, record)
+    steps = [*data_steps(args), *training_steps(args)]
+    run(steps, times, record)
+    run_side_by_side(evaluation_steps(args), "evaluation", times, record)
     metrics = write_metrics(args)
     closing = closing_steps(args)
-    for step in closing:
-        run(step, times, record)
+    run(closing, times, record)
     print_summary(metrics, times, steps + closing)
     print(f"open {args.out / 'report.html'} in a browser; the model is {args.out / 'hub'}")
 

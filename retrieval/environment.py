@@ -9,6 +9,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
+
 PACKAGES = ("torch", "transformers", "datasets", "faiss-cpu", "numpy", "pillow", "pyarrow")
 
 
@@ -33,9 +35,15 @@ def available_cores() -> int:
 
 
 def default_threads() -> int:
-    """Free cores by the load of the last minute, at least one: threads that wait for a busy core slow all others."""
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return max(1, available_cores() - round(busy))
+    """Cores that are free, at least one: threads that wait for a busy core slow all others.
+
+    Busy is what is so now and was so over the last minute: a command that has just ended does not count.
+    """
+    return max(1, available_cores() - round(min(psutil.getloadavg()[0], _busy_now())))
+
+
+def _busy_now() -> float:
+    return psutil.cpu_percent(interval=0.2) / 100 * (psutil.cpu_count() or 1)
 
 
 def _cpu_model() -> str:

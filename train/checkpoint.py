@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,12 @@ def is_whole(path: Path) -> bool:
     return all((path / name).is_file() and (path / name).stat().st_size == size for name, size in listed.items())
 
 
-def check_identity(path: Path, identity: dict[str, Any]) -> int:
+def check_identity(path: Path, identity: dict[str, Any], *, ignored: Collection[str] = ()) -> int:
     """Number of steps done in the checkpoint, once it is the same run.
 
     Args:
         identity: {"recipe": fields, "categories": fingerprint and counts, "seed": int}.
+        ignored: fields that may differ.
 
     Raises:
         ValueError: naming every field that differs.
@@ -79,6 +80,8 @@ def check_identity(path: Path, identity: dict[str, Any]) -> int:
     state = json.loads((path / STATE_FILE).read_text())
     for part, ours in identity.items():
         theirs = state.get(part)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            ours, theirs = ({key: said[key] for key in said if key not in ignored} for said in (ours, theirs))
         if ours == theirs:
             continue
         said = difference(ours, theirs) if isinstance(ours, dict) and isinstance(theirs, dict) else f"{ours}, {theirs}"

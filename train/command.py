@@ -16,6 +16,7 @@ EXAMPLE = """example:
   accelerate launch train/run.py --data governed --out runs/demo
   accelerate launch --config_file train/launch/cpu_two_processes.yaml train/run.py --data governed --out runs/two
   accelerate launch train/run.py --data governed --out runs/demo --resume
+  accelerate launch train/run.py --data governed --out runs/no_text --recipe emoji_image_only --image-side runs/demo
 """
 NO_DATA = (
     "no --data: make the demo data with `make demo`, or with `python -m examples.emoji --out data/emoji` and "
@@ -36,6 +37,7 @@ class Options:
     max_steps: int | None
     resume: bool
     features: Path
+    image_side: Path | None
     tracker: str
 
 
@@ -57,6 +59,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-steps", type=int, help="stop after so many steps of the recipe's schedule")
     parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint in --out")
     parser.add_argument("--features", type=Path, help="folder of cached features, to share; default OUT/features")
+    parser.add_argument(
+        "--image-side", type=Path, metavar="RUN", help="take the trained image side of this run; fit the text side only"
+    )
     parser.add_argument("--tracker", choices=TRACKERS, default="none", help="also log there; default %(default)s")
     parser.add_argument("--list-recipes", action="store_true", help="print the recipes and stop")
     return parser
@@ -81,6 +86,8 @@ def read_options(words: list[str]) -> Options | None:
         raise ValueError(f"--max-steps is {said.max_steps}; it must be at least 1")
     if not 0 <= said.seed < 2**32:
         raise ValueError(f"--seed is {said.seed}; it must be from 0 to {2**32 - 1}")
+    if said.image_side is not None and said.resume:
+        raise ValueError("--image-side takes a trained image side as it is: leave --resume out")
     return Options(
         data=said.data,
         out=said.out,
@@ -89,5 +96,6 @@ def read_options(words: list[str]) -> Options | None:
         max_steps=said.max_steps,
         resume=said.resume,
         features=said.features or said.out / "features",
+        image_side=said.image_side,
         tracker=said.tracker,
     )

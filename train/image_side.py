@@ -21,7 +21,7 @@ from train.checkpoint import check_identity, load_checkpoint, newest_checkpoint,
 from train.collectives import gather_rows, on_main, rank, world_size
 from train.encoders import EncoderPair, embed_rows, parameter_groups, start_image_head
 from train.journal import Journal
-from train.recipe import Recipe
+from train.recipe import TEXT_FIELDS, Recipe
 from train.samples import GovernedSamples
 from train.shard import ClassShard, class_range
 from train.step import ImageSide, optimiser_step
@@ -97,12 +97,14 @@ def train_image_side(
     seed: int,
     max_steps: int | None,
     resume: bool,
+    trained: Path | None = None,
 ) -> ImageResult:
     """Train, journal and checkpoint; all ranks call it.
 
     Args:
         model: the `OclearModel` at its start, equal on every rank. cache: see features.py.
         folder: the run. max_steps: stop after so many steps of the recipe's schedule.
+        trained: another run, whose finished image side is taken over instead of training the same again.
 
     Raises:
         ValueError: a checkpoint of another run, a loss that is not finite, a layout that does not divide.
@@ -112,6 +114,7 @@ def train_image_side(
     checkpoints, identity = folder / "checkpoints", run_identity(samples, recipe, seed=seed)
     start = _resume(side, checkpoints, identity) if resume else 0
     end = recipe.steps if max_steps is None else min(max_steps, recipe.steps)
+    start = _take_over(side, trained, identity, steps=end) if trained is not None else start
     rows = recipe.queries_per_step + recipe.documents_per_step
     begun = time.perf_counter()
     with Journal(accelerator, folder, steps=end, start=start, rows_per_step=rows) as journal:
@@ -216,6 +219,24 @@ def _resume(side: ImageSide, checkpoints: Path, identity: dict[str, Any]) -> int
     if rank() == 0:
         print(f"resumed from {path.name}: {done} steps done", flush=True)
     return done
+
+
+def _take_over(side: ImageSide, trained: Path, identity: dict[str, Any], *, steps: int) -> int:
+    """Load the image side that another run has finished with the same images, categories, seed and image recipe."""
+
+    def finished() -> Path:
+        path = newest_checkpoint(trained / "checkpoints")
+        if path is None:
+            raise ValueError(f"--image-side {trained} holds no whole checkpoint; name the folder of a finished run")
+        done = check_identity(path, identity, ignored=TEXT_FIELDS)
+        if done != steps:
+            raise ValueError(f"--image-side {trained} did {done} of {steps} steps; finish it first with --resume")
+        return path
+
+    load_checkpoint(side, on_main(finished))
+    if rank() == 0:
+        print(f"image side taken from {trained}: {steps} steps done there", flush=True)
+    return steps
 
 
 def _weights(side: ImageSide) -> dict[str, Tensor]:

@@ -16,6 +16,8 @@ MARGINS = ("cosface", "arcface")
 DTYPES = ("float32", "float64")
 FEATURE_DTYPES = ("bfloat16", "float32")
 PROJECTIONS = ("pca", "orthogonal", "identity")
+# What the training of the image side never reads: runs that differ in these alone have the same image side.
+TEXT_FIELDS = ("name", "text", "max_text_tokens", "text_folds", "text_strengths", "calibration_queries")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,7 @@ def train(options: Options) -> None:
             seed=options.seed,
             max_steps=options.max_steps,
             resume=options.resume,
+            trained=options.image_side,
         )
     if accelerator.is_main_process:
         finish(options, recipe, samples, cache, image, stopwatch)

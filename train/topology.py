@@ -122,7 +122,8 @@ def _same_processes(asked: Asked, really: int) -> None:
 def set_threads() -> int:
     """Set torch's threads to the cores that are free, shared by the processes of this machine.
 
-    Two threads on one free core are slower than one by far. `OCLEAR_THREADS` overrides.
+    Two threads on one free core are slower than one by far. Busy is what is so now and was so over the last minute: a
+    command that has just ended does not count. `OCLEAR_THREADS` overrides.
 
     Raises:
         ValueError: `OCLEAR_THREADS` is not a whole number above 0.
@@ -135,7 +136,7 @@ def set_threads() -> int:
     else:
         threads = free_threads(
             cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-            load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
+            load=min(psutil.getloadavg()[0], psutil.cpu_percent(interval=0.2) / 100 * (psutil.cpu_count() or 1)),
             processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         )
     torch.set_num_threads(threads)

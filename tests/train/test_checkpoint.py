@@ -30,6 +30,23 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
     assert lines("cut") == lines("whole")
 
 
+def test_an_image_side_is_taken_over_where_only_the_text_differs(tmp_path: Path) -> None:
+    whole = train_small(small_recipe(), tmp_path / "whole")
+    other = small_recipe(name="no_text", max_text_tokens=5)
+    taken = train_small(other, tmp_path / "taken", trained=tmp_path / "whole")
+    again = train_small(other, tmp_path / "again")
+    for found in (taken, again):
+        assert torch.equal(found.class_weights, whole.class_weights)
+        assert all(torch.equal(found.weights[name], value) for name, value in whole.weights.items())
+    assert taken.steps == whole.steps
+    with pytest.raises(ValueError, match="margin_value: 0.4 here, 0.2 there"):
+        train_small(small_recipe(margin_value=0.4), tmp_path / "a", trained=tmp_path / "whole")
+    with pytest.raises(ValueError, match="did 12 of 6 steps"):
+        train_small(other, tmp_path / "b", trained=tmp_path / "whole", max_steps=6)
+    with pytest.raises(ValueError, match="holds no whole checkpoint"):
+        train_small(other, tmp_path / "c", trained=tmp_path / "nowhere")
+
+
 def test_checkpoints_come_every_n_steps_and_at_the_end_and_the_newest_two_stay(tmp_path: Path) -> None:
     train_small(small_recipe(), tmp_path)
     assert steps_of(tmp_path) == ["step-00000010", "step-00000012"]

@@ -12,7 +12,7 @@ def test_the_flags_are_frozen() -> None:
     flags = {flag for action in argument_parser()._actions for flag in action.option_strings}
     assert flags == {
         "-h", "--help", "--data", "--out", "--recipe", "--seed", "--max-steps", "--resume", "--features", "--tracker",
-        "--list-recipes",
+        "--image-side", "--list-recipes",
     }  # fmt: skip
 
 
