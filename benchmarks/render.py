@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("modeling_oclear", "data_governance", "train", "retrieval", "hub_cards", "examples", "benchmarks")
 SYSTEMS = {
     "oclear": "**OCLEAR**: governed labels, classification, text out of fold",
-    "image_only_documents": "the same recipe, documents without text",
+    "image_only_documents": "the same image side, documents without text in training and index",
     "text_removed": "OCLEAR, documents indexed without their text",
     "text_shuffled": "OCLEAR, documents with another category's text",
     "text_only": "OCLEAR, documents indexed without their image",

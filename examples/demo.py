@@ -234,6 +234,7 @@ def write_metrics(args: argparse.Namespace) -> dict[str, Any]:
     metrics["environment"] = metrics["unseen"]["full_gallery"]["environment"]
     (args.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     shutil.copyfile(args.base / "governed" / "ledger.json", args.out / "ledger.json")
+    shutil.copyfile(args.base / "data" / "ATTRIBUTION.md", args.out / "ATTRIBUTION.md")
     return metrics
 
 
