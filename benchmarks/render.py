@@ -1,17 +1,21 @@
-"""README's figures and tree, rendered: nothing between the markers is typed by hand.
+"""Figures of README and of the pages in docs/, and README's tree: nothing between the markers is typed by hand.
 
-Why: a number that was copied once is wrong soon. The tables come from the newest result file of
-`benchmarks.demo_seeds`, the tree from the first line of every file. A test renders again and compares.
+Why: a number that was copied once is wrong soon. README's tables come from the newest result file of
+`benchmarks.demo_seeds`, its tree from the first line of every file, a page in docs/ from a file here that gives
+its blocks. A test renders again and compares.
 
-In: benchmarks/results/*.json and the sources. Out: README.md, rewritten between its markers.
+In: benchmarks/results/*.json and the sources. Out: README.md and pages in docs/, rewritten between their markers.
 """
 
 import argparse
 import ast
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from benchmarks import head_page, render_governance, scaling_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("modeling_oclear", "data_governance", "train", "retrieval", "hub_cards", "examples", "benchmarks")
@@ -108,15 +112,37 @@ def tree() -> str:
     return "\n".join([*lines, "```"])
 
 
-def rendered(text: str) -> str:
-    """README with both blocks written anew."""
-    for name, block in (("results", results()), ("tree", tree())):
+def readme_blocks() -> dict[str, str]:
+    """Marker name -> Markdown of README."""
+    return {"results": results(), "tree": tree()}
+
+
+PAGES: dict[str, Callable[[], dict[str, str]]] = {
+    "README.md": readme_blocks,
+    "docs/governance.md": render_governance.blocks,
+    "docs/head.md": head_page.blocks,
+    "docs/scaling.md": scaling_page.blocks,
+}
+
+
+def filled(text: str, blocks: dict[str, str], *, page: str) -> str:
+    """A page with its blocks written anew.
+
+    Raises:
+        ValueError: the page lacks the markers of a block.
+    """
+    for name, block in blocks.items():
         head, tail = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         if head not in text or tail not in text:
-            raise ValueError(f"README.md lacks the markers {head.strip()} and {tail}")
+            raise ValueError(f"{page} lacks the markers {head.strip()} and {tail}")
         before, rest = text.split(head, 1)
         text = before + head + block + "\n" + tail + rest.split(tail, 1)[1]
     return text
+
+
+def rendered_page(page: str) -> str:
+    """A page of `PAGES`, by its path from the root, with its blocks written anew."""
+    return filled((ROOT / page).read_text(), PAGES[page](), page=page)
 
 
 def main() -> int:
@@ -126,14 +152,16 @@ def main() -> int:
         epilog="example: python -m benchmarks.render",
     )
     parser.parse_args()
-    readme = ROOT / "README.md"
-    try:
-        readme.write_text(rendered(readme.read_text()))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("README.md is rendered")
-    return 0
+    failed = 0
+    for page in PAGES:
+        try:
+            (ROOT / page).write_text(rendered_page(page))
+        except ValueError as error:
+            failed += 1
+            print(f"error: {page} stays as it was: {error}", file=sys.stderr)
+        else:
+            print(f"{page} is rendered")
+    return 2 if failed else 0
 
 
 if __name__ == "__main__":

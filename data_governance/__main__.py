@@ -8,12 +8,23 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from data_governance.policy import Policy, load_policy
 
 EXAMPLE = """example:
   python -m data_governance run --behaviour data/behaviour.parquet --queries data/queries.parquet \\
       --catalogue data/train_catalogue.parquet --out governed
+
+a person's decisions (CSV, Parquet or JSON lines), honoured in the next run:
+  side,id,action,category_key,why
+  query,q123,relabel,4f1c02ab99d0,shows a fox
+  query,q124,keep,,the photo is dark but right
+  document,d77,drop,,no longer sold
+  ... run ... --out governed --overrides decisions.csv
+
+new rows since an earlier run (its keys live on, its images are not decoded again):
+  ... run ... --out governed2 --previous governed [--incremental]
 """
 
 
@@ -42,7 +53,21 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--engine", default="duckdb", choices=("duckdb", "spark"), help="relational engine")
         if name == "run":
             one.add_argument("--out", type=Path, help="governed folder; a finished stage there is used again")
-            one.add_argument("--previous", type=Path, help="earlier governed folder whose category keys live on")
+            one.add_argument(
+                "--previous",
+                type=Path,
+                help="earlier governed folder: its category keys live on, its images are not decoded again",
+            )
+            one.add_argument(
+                "--incremental",
+                action="store_true",
+                help="with --previous: its choices hold, and only documents touched by new rows may change their group",
+            )
+        one.add_argument(
+            "--overrides",
+            type=Path,
+            help="a person's decisions: side (query, document), id, action (keep, drop, relabel), category_key, why",
+        )
     explain = commands.add_parser("explain", help="tell a row's whole story", description="Tell a row's whole story.")
     explain.add_argument("--governed", type=Path, required=True)
     explain.add_argument("id", help="a query_id, a doc_id, or a behaviour row")
@@ -74,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
 def dispatch(args: argparse.Namespace) -> int:
     """Commands import what they need: --help and explain start at once."""
     if args.command == "explain":
-        from data_governance.ledger import story
+        from data_governance.story import story
 
         print("\n".join(story(args.governed, args.id)))
         return 0
@@ -97,6 +122,8 @@ def dispatch(args: argparse.Namespace) -> int:
         encoder=args.encoder,
         previous=getattr(args, "previous", None),
         engine=args.engine,
+        overrides=args.overrides,
+        incremental=getattr(args, "incremental", False),
     )
     policy: Policy = load_policy(args.policy)
     if args.command == "check":
@@ -106,9 +133,19 @@ def dispatch(args: argparse.Namespace) -> int:
     facts = govern(request, policy)
     for table, rows in facts["rows"].items():
         print(f"{table}: {rows['in']} in, {rows['kept']} kept, {rows['dropped']} dropped")
+    for line in aside_lines(facts["overrides"]):
+        print(line)
     counts = ", ".join(f"{value} {name}" for name, value in facts["categories"].items())
     print(f"categories: {counts}; encoder: {facts['encoder']}; details: {request.out / 'ledger.json'}")
     return 0
+
+
+def aside_lines(overrides: dict[str, Any]) -> list[str]:
+    """How many decisions of a person were honoured, and why the others could not be; nothing without any."""
+    aside: dict[str, int] = overrides["set_aside"]
+    honoured = overrides["given"] - sum(aside.values())
+    lines = [f"overrides: {honoured} of {overrides['given']} honoured"] if overrides["given"] else []
+    return lines + [f"overrides: {rows} set aside: {reason}" for reason, rows in aside.items()]
 
 
 if __name__ == "__main__":

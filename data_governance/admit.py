@@ -6,9 +6,11 @@ In: the three opened inputs. Out: tables behaviour, queries, documents and their
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from data_governance import rules
+from data_governance import incremental, rules
 from data_governance.encoder import Encoder
 from data_governance.engine import Engine, threads
 from data_governance.images import decode_square, hash64
+from data_governance.incremental import Memory
 from data_governance.mapping import Rule, reasons
 from data_governance.policy import Policy
+from data_governance.relations import known_ids
 from data_governance.stage import StageResult
 from data_governance.tables import Source, feature_column, image_bytes
 
@@ -52,15 +56,21 @@ class Inputs:
     catalogue: Source
 
 
-def admit(inputs: Inputs, *, policy: Policy, engine: Engine, encoder: Encoder) -> StageResult:
-    """Quarantine bad rows; hash and embed the images of the good ones."""
-    result = StageResult(notes={"encoder": encoder.name})
+def admit(
+    inputs: Inputs, *, policy: Policy, engine: Engine, encoder: Encoder, earlier: tuple[Path | None, ...] = ()
+) -> StageResult:
+    """Quarantine bad rows; hash and embed the images of the good ones, but those seen in `earlier` governed folders."""
+    recipe = incremental.recipe(policy, encoder)
+    memory = incremental.remembered(earlier, recipe)
+    result = StageResult(notes={"encoder": encoder.name, "recipe": recipe, "images_taken_over": 0})
+    lost_files(result, [inputs.behaviour, inputs.queries, inputs.catalogue])
     seen = {}
     for source, key, chosen in (
         (inputs.queries, "query_id", QUERY_RULES),
         (inputs.catalogue, "doc_id", DOCUMENT_RULES),
     ):
-        facts = image_facts(source, policy=policy, encoder=encoder)
+        facts = image_facts(source, policy=policy, encoder=encoder, memory=memory)
+        result.notes["images_taken_over"] += facts.taken_over
         table = source.table.drop_columns(["image"])
         table = table.append_column("row", pa.array(range(table.num_rows), pa.int64()))
         for name, column in facts.columns.items():
@@ -87,12 +97,8 @@ def admit_behaviour(
 ) -> None:
     """Rules first, then ids that queries or catalogue lack, found by two left joins."""
     table = table.append_column("row", pa.array(range(table.num_rows), pa.int64()))
-    rows = engine.load(table)
-    for key in ("query_id", "doc_id"):
-        known = engine.load(seen[key].select([key])).mutate(one=1)
-        flag = known.rename({f"{key}_known": key})
-        rows = rows.left_join(flag, rows[key] == flag[f"{key}_known"]).drop("one")
-    known_rows = engine.fetch(rows.order_by("row").select("row", "query_id_known", "doc_id_known"))
+    known = {key: engine.load(seen[key].select([key])) for key in ("query_id", "doc_id")}
+    known_rows = engine.fetch(known_ids(engine.load(table.select(["row", *known])), known).order_by("row"))
     why = reasons(table, BEHAVIOUR_RULES, policy=policy)
     lost = [
         "unknown_query" if q is None else "unknown_document" if d is None else ""
@@ -107,6 +113,16 @@ def admit_behaviour(
     whole = {c: kept.column(c).cast(pa.int64()) for c in ("clicks",)}
     kept = kept.set_column(kept.column_names.index("clicks"), "clicks", whole["clicks"])
     result.tables["behaviour"] = kept
+
+
+def lost_files(result: StageResult, sources: list[Source]) -> None:
+    """Files of a folder that could not be used are decisions of their own: how many rows they held is not known."""
+    lost = [(source.name, file, why) for source in sources for file, why in source.lost]
+    if lost:
+        files = sum(source.files for source in sources)
+        names = [f"{name}/{file}" for name, file, _ in lost]
+        result.decide("files", names, "dropped", "file_unusable", why=[why for _, _, why in lost])
+        result.counts["files"] = (files, files - len(lost))
 
 
 def _kept_mask(why: list[str | None]) -> np.ndarray:
@@ -136,57 +152,71 @@ def set_aside(result: StageResult, name: str, table: pa.Table, key: str, why: li
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """Per row of a table: columns image_fault, has_image, sha, hash; features (N, W) float16, 0 without image."""
+    """Per row of a table: columns image_fault, has_image, sha, hash; features (N, W) float16, 0 without image.
+
+    `taken_over` counts the rows whose image an earlier run had seen.
+    """
 
     columns: dict[str, pa.Array]
     features: np.ndarray
+    taken_over: int
 
 
-def image_facts(source: Source, *, policy: Policy, encoder: Encoder) -> ImageFacts:
-    """Decode, hash and embed every image of a table, in batches; decoding overlaps with the encoder."""
-    faults: list[str] = []
-    shas: list[str | None] = []
-    hashes: list[int] = []
+def image_facts(source: Source, *, policy: Policy, encoder: Encoder, memory: Memory) -> ImageFacts:
+    """Decode, hash and embed every new image of a table, in batches; decoding overlaps with the encoder."""
+    found: list[DecodedFacts] = []
     parts: list[np.ndarray] = []
+    taken_over = 0
+    encoder.blocks = encoder.blocks or memory.blocks
+    if not encoder.blocks:
+        encoder.features(np.zeros((1, policy.image_size, policy.image_size, 3), dtype=np.uint8))
     total = source.table.num_rows
     with tqdm(total=total, desc=f"embed {source.name}", unit="image", delay=1, mininterval=1) as bar:
-        for squares, facts in decoded_batches(source, policy=policy):
-            parts.append(encoder.features(squares))
-            for fault, sha, bits in facts:
-                faults.append(fault or "")
-                shas.append(sha)
-                hashes.append(bits)
+        for squares, new, facts in decoded_batches(source, policy=policy, known=memory.hash_of):
+            values = np.zeros((len(facts), sum(encoder.blocks)), dtype=np.float16)
+            if len(new):
+                values[new] = encoder.features(squares)
+            old = [i for i, (_, sha, _) in enumerate(facts) if sha in memory.row_of]
+            if old:
+                values[old] = memory.features[[memory.row_of[str(facts[i][1])] for i in old]]
+            taken_over += len(old)
+            parts.append(values)
+            found += facts
             bar.update(len(facts))
-    features = np.concatenate(parts)
-    has_image = np.array([sha is not None for sha in shas])
-    features[~has_image] = 0
     columns = {
-        "image_fault": pa.array(faults),
-        "has_image": pa.array(has_image),
-        "sha": pa.array(shas, pa.string()),
-        "hash": pa.array(hashes, pa.int64()),
+        "image_fault": pa.array([fault or "" for fault, _, _ in found]),
+        "has_image": pa.array([sha is not None for _, sha, _ in found]),
+        "sha": pa.array([sha for _, sha, _ in found], pa.string()),
+        "hash": pa.array([bits for _, _, bits in found], pa.int64()),
     }
-    return ImageFacts(columns, features)
+    return ImageFacts(columns, np.concatenate(parts), taken_over)
 
 
-def decoded_batches(source: Source, *, policy: Policy) -> Iterator[tuple[np.ndarray, list[DecodedFacts]]]:
-    """Batches of (squares (B, S, S, 3), facts of each row); a faulty or missing image is all black."""
-    black = np.zeros((policy.image_size,) * 2 + (3,), dtype=np.uint8)
+def decoded_batches(
+    source: Source, *, policy: Policy, known: Mapping[str, int] = MappingProxyType({})
+) -> Iterator[tuple[np.ndarray, list[int], list[DecodedFacts]]]:
+    """Batches of (squares (E, S, S, 3), their places in the batch, facts of each row).
 
-    def one(cell: dict[str, Any] | None) -> tuple[np.ndarray, DecodedFacts]:
+    Only sound images have a square; one whose sha256 is `known` has its hash from there and is not decoded.
+    """
+
+    def one(cell: dict[str, Any] | None) -> tuple[np.ndarray | None, DecodedFacts]:
         data, fault = image_bytes(cell, source.folder, max_bytes=policy.max_image_bytes)
         if data is None:
-            return black, (fault, None, 0)
+            return None, (fault, None, 0)
+        sha = hashlib.sha256(data).hexdigest()
+        if sha in known:
+            return None, (None, sha, known[sha])
         square, fault = decode_square(data, size=policy.image_size, max_pixels=policy.max_image_pixels)
-        if square is None:
-            return black, (fault, None, 0)
-        return square, (None, hashlib.sha256(data).hexdigest(), hash64(square))
+        return (None, (fault, None, 0)) if square is None else (square, (None, sha, hash64(square)))
 
     cells = source.table.column("image")
     with ThreadPoolExecutor(threads(policy)) as pool:
         for start in range(0, len(cells), ROWS_PER_BATCH):
             done = list(pool.map(one, cells.slice(start, ROWS_PER_BATCH).to_pylist()))
-            yield np.stack([square for square, _ in done]), [facts for _, facts in done]
+            new = [(i, square) for i, (square, _) in enumerate(done) if square is not None]
+            squares = np.stack([square for _, square in new]) if new else np.zeros((0, 0, 0, 3), dtype=np.uint8)
+            yield squares, [i for i, _ in new], [facts for _, facts in done]
 
 
 def leaf_of(table: pa.Table) -> list[str]:

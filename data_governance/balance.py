@@ -1,10 +1,10 @@
-"""Stage 7, balance: caps for the head, a weight for every query, bands, and what happens to the tail.
+"""Stage 8, balance: caps for the head, a weight for every query, bands, and what happens to the tail.
 
 A category without documents cannot be answered: its queries are dropped. A category without queries stays: its
 documents are in the index all the same, and the trainer may leave them out. Nothing is repeated: a
 repeat factor is a weight.
 
-In: final categories of entities. Out: members (side, id, category, weight) and categories. Next: export.py.
+In: rows and their final categories. Out: members (side, id, category, weight) and categories. Next: export.py.
 """
 
 from typing import Any
@@ -12,17 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_governance.clean import members_of
 from data_governance.policy import Policy
 from data_governance.stage import StageResult, Workspace
 
 
 def balance(workspace: Workspace, *, policy: Policy) -> StageResult:
     """Cap, weigh and list the members of every category."""
-    queries, documents = workspace.table("merge_split", "queries"), workspace.table("merge_split", "documents")
     result = StageResult()
-    doc_rows = _rows(workspace, documents, "documents", "doc", "doc_id")
-    query_rows = _rows(workspace, queries, "queries", "query", "query_id")
+    doc_rows = _rows(workspace.table("overrides", "documents"))
+    query_rows = _rows(workspace.table("overrides", "queries"))
     with_documents = {category for _, category, _ in doc_rows}
     answered = [row for row in query_rows if row[1] in with_documents]
     orphans = [row[0] for row in query_rows if row[1] not in with_documents]
@@ -47,12 +45,9 @@ def balance(workspace: Workspace, *, policy: Policy) -> StageResult:
     return result
 
 
-def _rows(workspace: Workspace, table: pa.Table, name: str, key: str, row_key: str) -> list[tuple[str, int, float]]:
-    """(row id, category, lead) of every row that the entities stand for."""
-    entities, category = table.column(key).to_pylist(), table.column("category").to_pylist()
-    lead = table.column("lead").to_pylist() if "lead" in table.column_names else [1.0] * len(entities)
-    members = members_of(workspace, entities, table=name, key=row_key)
-    return [(row, c, s) for entity, c, s in zip(entities, category, lead, strict=True) for row in members[entity]]
+def _rows(table: pa.Table) -> list[tuple[str, int, float]]:
+    """(row id, category, lead) of every row."""
+    return list(zip(*(table.column(c).to_pylist() for c in ("id", "category", "lead")), strict=True))
 
 
 def capped(

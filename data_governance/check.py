@@ -12,6 +12,7 @@ import pyarrow as pa
 from data_governance import admit
 from data_governance.engine import Engine
 from data_governance.mapping import Rule, reasons
+from data_governance.overrides import SIDES, open_overrides
 from data_governance.policy import Policy
 from data_governance.run import Request
 from data_governance.stage import StageResult
@@ -38,6 +39,8 @@ REMEDIES = {
     "image_path_escapes_folder": "paths must stay below the table's folder",
     "image_path_without_folder": "a Hub table must hold bytes",
     "text_too_long": "shorten the text or raise max_text_characters",
+    "file_unusable": "mend or remove the file; the other files of the folder are used",
+    "unknown_id": "name an id of queries or catalogue",
     "neither_image_nor_text": "give the document an image or a text",
 }
 
@@ -46,6 +49,9 @@ def check(request: Request, policy: Policy) -> int:
     """Print one line per kind of fault; 1 when a table cannot be used at all, else 0."""
     opened, failed = _open(request)
     result, usable = StageResult(), {}
+    admit.lost_files(result, list(opened.values()))
+    decided, wrong = _decisions(request)
+    failed |= wrong
     for name, key, rules in (
         ("queries", "query_id", admit.QUERY_RULES),
         ("catalogue", "doc_id", admit.DOCUMENT_RULES),
@@ -55,11 +61,13 @@ def check(request: Request, policy: Policy) -> int:
     if "behaviour" in opened and len(usable) == 2:
         engine = Engine(policy, engine=request.engine)
         admit.admit_behaviour(result, opened["behaviour"].table, usable, policy=policy, engine=engine)
+    if decided is not None and len(usable) == 2:
+        _check_decisions(result, decided, usable)
     for line in _lines(result):
         print(line)
     for name, (rows_in, kept) in result.counts.items():
         print(f"{name}: {kept} of {rows_in} rows are usable")
-        failed |= kept == 0
+        failed |= kept == 0 and name != "overrides"
     print("a run would fail: mend the lines marked `error`" if failed else "a run would go through")
     return int(failed)
 
@@ -75,8 +83,25 @@ def _open(request: Request) -> tuple[dict[str, Source], bool]:
     return opened, failed
 
 
+def _decisions(request: Request) -> tuple[Source | None, bool]:
+    try:
+        return open_overrides(request.overrides), False
+    except ValueError as error:
+        print(f"error: {error}")
+        return None, True
+
+
+def _check_decisions(result: StageResult, decided: Source, usable: dict[str, pa.Table]) -> None:
+    """Ids of the overrides that no usable row has; their category keys are known to a run only."""
+    known = {side: set(usable[key].column(key).to_pylist()) for side, (_, _, key, _) in SIDES.items()}
+    rows = zip(decided.table.column("side").to_pylist(), decided.table.column("id").to_pylist(), strict=True)
+    lost = [row_id for side, row_id in rows if row_id not in known[side]]
+    result.decide("overrides", lost, "dropped", "unknown_id")
+    result.counts["overrides"] = (decided.table.num_rows, decided.table.num_rows - len(lost))
+
+
 def _checked(result: StageResult, source: Source, key: str, rules: list[Rule], policy: Policy) -> pa.Table:
-    faults = [facts for _, batch in admit.decoded_batches(source, policy=policy) for facts in batch]
+    faults = [facts for _, _, batch in admit.decoded_batches(source, policy=policy) for facts in batch]
     table = source.table.drop_columns(["image"])
     table = table.append_column("image_fault", pa.array([fault or "" for fault, _, _ in faults]))
     table = table.append_column("has_image", pa.array([sha is not None for _, sha, _ in faults]))
@@ -90,7 +115,7 @@ def _lines(result: StageResult) -> list[str]:
     for (table, reason), rows in sorted(counted.items()):
         ids = [r["row_id"] for r in result.decisions if (r["table"], r["reason"]) == (table, reason)][:SHOWN]
         total = result.counts[table][0]
-        kind = "error" if rows == total else "warning"
+        kind = "error" if rows == total and table != "overrides" else "warning"
         shown = ", ".join(ids)
         lines.append(f"{kind}: {table}: {reason} in {rows} of {total} rows ({shown}): {REMEDIES[reason]}")
     return lines

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from data_governance.admit import Inputs
 from data_governance.balance import band, sizes
-from data_governance.identity import keys
+from data_governance.identity import events
 from data_governance.policy import Policy
 from data_governance.stage import STAGES, Workspace
 from data_governance.tables import IMAGE, Source, image_bytes
@@ -26,11 +26,39 @@ ROWS_PER_SHARD = 10_000
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def export(workspace: Workspace, inputs: Inputs, *, policy: Policy, previous: Path | None) -> None:
-    """Write everything that train and a reader of the ledger need; each piece is renamed into place."""
+def export(
+    workspace: Workspace,
+    inputs: Inputs,
+    *,
+    policy: Policy,
+    previous: dict[str, list[str]],
+    overrides: Source | None = None,
+) -> None:
+    """Write everything that train and a reader of the ledger need; each piece is renamed into place.
+
+    ledger.json goes first and comes back last (ledger.write): a folder that has it is whole.
+
+    Raises:
+        ValueError: when the disk refuses; the stages stay whole.
+    """
+    try:
+        (workspace.out / "ledger.json").unlink(missing_ok=True)
+        _export(workspace, inputs, policy=policy, previous=previous)
+        _write_dropped(workspace, inputs, policy=policy, overrides=overrides)
+        (workspace.out / "policy.toml").write_text(policy.to_toml())
+    except OSError as error:
+        raise ValueError(
+            f"export: cannot write {workspace.out} ({error.strerror or error}). Free space, then run again."
+        ) from error
+
+
+def _export(workspace: Workspace, inputs: Inputs, *, policy: Policy, previous: dict[str, list[str]]) -> None:
     members = workspace.table("balance", "members")
     content = sizes(members)
-    key_of, events = keys({c: entry["document"] for c, entry in content.items()}, previous_categories(previous))
+    named = workspace.table("overrides", "keys")
+    key_of = dict(zip(named.column("category").to_pylist(), named.column("category_key").to_pylist(), strict=True))
+    key_of = {category: key_of[category] for category in content}
+    story = events(key_of, {c: entry["document"] for c, entry in content.items()}, previous)
     order = sorted(content, key=lambda category: key_of[category])
     number = {category: i for i, category in enumerate(order)}
     split = splits({key_of[c]: content[c] for c in order}, share=policy.validation_share)
@@ -56,12 +84,10 @@ def export(workspace: Workspace, inputs: Inputs, *, policy: Policy, previous: Pa
         )
     _write(pa.Table.from_pylist(categories), workspace.out / "categories.parquet")
     map_schema = pa.schema([("old_key", pa.string()), ("event", pa.string()), ("new_key", pa.string())])
-    rows = [dict(zip(map_schema.names, event, strict=True)) for event in events]
+    rows = [dict(zip(map_schema.names, event, strict=True)) for event in story]
     _write(pa.Table.from_pylist(rows, schema=map_schema), workspace.out / "category_map.parquet")
     splits_of = {category: split[key_of[category]] for category in order}
     _write_samples(workspace, inputs, members, number, splits_of, policy=policy)
-    _write_dropped(workspace, inputs, policy=policy)
-    (workspace.out / "policy.toml").write_text(policy.to_toml())
 
 
 def previous_categories(previous: Path | None) -> dict[str, list[str]]:
@@ -158,12 +184,18 @@ def sample_rows(source: Source, rows: list[int], *, policy: Policy) -> dict[str,
     return {"image": pa.array(images, IMAGE_TYPE), "text": pa.array(short, pa.string())}
 
 
-def _write_dropped(workspace: Workspace, inputs: Inputs, *, policy: Policy) -> None:
+def _write_dropped(workspace: Workspace, inputs: Inputs, *, policy: Policy, overrides: Source | None) -> None:
     """One file per input table: every dropped row as it came, with its stage, reason and figures."""
     folder = workspace.out / "dropped"
     folder.mkdir(exist_ok=True)
-    decisions = pa.concat_tables([workspace.table(stage, "decisions") for stage in STAGES])
-    gone = decisions.filter(pc.equal(decisions.column("decision"), "dropped"))
+    gone = dropped_in_the_end(pa.concat_tables([workspace.table(stage, "decisions") for stage in STAGES]))
+    aside = gone.filter(pc.equal(gone.column("table"), "overrides"))
+    if overrides is None:
+        (folder / "overrides.parquet").unlink(missing_ok=True)
+    else:
+        rows = [json.loads(figures)["row"] - 1 for figures in aside.column("figures").to_pylist()]
+        came = overrides.table.take(pa.array(rows, pa.int64()))
+        _write(_beside(aside, {c: came.column(c) for c in came.column_names}), folder / "overrides.parquet")
     for name, stage_table, key in (
         ("behaviour", "behaviour", "row_id"),
         ("queries", "queries", "query_id"),
@@ -180,7 +212,23 @@ def _write_dropped(workspace: Workspace, inputs: Inputs, *, policy: Policy) -> N
             columns = {column: source.table.column(column).take(at_rows) for column in source.table.column_names}
         else:
             columns = dict(sample_rows(source, rows, policy=policy))
-        _write(pa.table({**{c: mine.column(c) for c in mine.column_names}, **columns}), folder / f"{name}.parquet")
+        _write(_beside(mine, columns), folder / f"{name}.parquet")
+
+
+def _beside(decisions: pa.Table, columns: dict[str, Any]) -> pa.Table:
+    return pa.table({**{c: decisions.column(c) for c in decisions.column_names}, **columns})
+
+
+def dropped_in_the_end(decisions: pa.Table) -> pa.Table:
+    """The rows of `decisions` (all stages, in order) that drop, less those that a person took back later."""
+    facts = zip(*(decisions.column(c).to_pylist() for c in ("table", "row_id", "decision")), strict=True)
+    waiting: dict[tuple[str, str], list[int]] = {}
+    for i, (table, row_id, decision) in enumerate(facts):
+        if decision == "dropped":
+            waiting.setdefault((table, row_id), []).append(i)
+        elif decision == "restored":
+            waiting[table, row_id].pop()
+    return decisions.take(pa.array(sorted(i for rows in waiting.values() for i in rows), pa.int64()))
 
 
 def _write(table: pa.Table, path: Path) -> None:

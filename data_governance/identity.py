@@ -4,9 +4,11 @@ In: the documents of the new categories and of a previous governed folder. Out: 
 """
 
 import hashlib
+from collections import Counter
 
 # Share of a category's documents that must be found in one other category to speak of the same.
 SAME = 0.5
+Event = tuple[str | None, str, str | None]
 
 
 def fresh_key(documents: list[str]) -> str:
@@ -14,21 +16,14 @@ def fresh_key(documents: list[str]) -> str:
     return hashlib.sha256(min(documents).encode()).hexdigest()[:12]
 
 
-def keys(
-    new: dict[int, list[str]], old: dict[str, list[str]]
-) -> tuple[dict[int, str], list[tuple[str | None, str, str | None]]]:
-    """(category -> key, events (old_key, event, new_key)).
+def keys(new: dict[int, list[str]], old: dict[str, list[str]]) -> dict[int, str]:
+    """Category -> key.
 
     A new category takes the key of the old one with which it shares the most documents (ties: smaller key), if these
-    are more than half of the smaller of the two and no larger overlap claims that key. Events: kept; merged and split
-    where an old category's documents went to a category of another key; retired, new.
+    are more than half of the smaller of the two and no larger overlap claims that key. The others get a fresh key that
+    no old category bears.
     """
-    where = {doc: key for key, documents in old.items() for doc in documents}
-    overlap: dict[tuple[int, str], int] = {}
-    for category, documents in new.items():
-        for doc in documents:
-            if doc in where:
-                overlap[category, where[doc]] = overlap.get((category, where[doc]), 0) + 1
+    overlap = _overlap(new, old)
     key_of: dict[int, str] = {}
     taken: set[str] = set()
     for (category, key), shared in sorted(overlap.items(), key=lambda item: (-item[1], item[0][1], item[0][0])):
@@ -36,19 +31,43 @@ def keys(
         if enough and category not in key_of and key not in taken:
             key_of[category] = key
             taken.add(key)
-    events: list[tuple[str | None, str, str | None]] = [(key, "kept", key) for key in sorted(taken)]
     for category in sorted(set(new) - set(key_of), key=lambda c: min(new[c])):
         key_of[category] = _unused(fresh_key(new[category]), taken | set(old))
         taken.add(key_of[category])
-        parents = sorted({key for c, key in overlap if c == category})
-        if parents:
-            events += [(parent, "split", key_of[category]) for parent in parents]
-        else:
-            events.append((None, "new", key_of[category]))
-    for key in sorted(set(old) - taken):
-        heirs = sorted({key_of[c] for (c, k) in overlap if k == key})
-        events += [(key, "merged", heir) for heir in heirs] or [(key, "retired", None)]
-    return key_of, events
+    return key_of
+
+
+def events(key_of: dict[int, str], new: dict[int, list[str]], old: dict[str, list[str]]) -> list[Event]:
+    """Sorted (old_key, event, new_key): every old key, every new key, and every way that a document went.
+
+    Where documents of old category o are found in the new category n:
+
+        kept     o = n
+        split    o != n, and documents of o went to more than one new category
+        merged   o != n, and n holds documents of more than one old category
+        renamed  o != n, and neither: all that is left of o is in n, and n holds nothing of another
+
+    A part that left o and joined another is both split and merged. `retired`: no document of o is left; `new`: n holds
+    no document of an old category.
+    """
+    ways = sorted({(key, key_of[category]) for category, key in _overlap(new, old)})
+    heirs, parents = Counter(o for o, _ in ways), Counter(n for _, n in ways)
+    found: list[Event] = []
+    for o, n in ways:
+        if o == n:
+            found.append((o, "kept", n))
+            continue
+        kinds = ["split"] * (heirs[o] > 1) + ["merged"] * (parents[n] > 1)
+        found += [(o, kind, n) for kind in kinds or ["renamed"]]
+    found += [(o, "retired", None) for o in old if o not in heirs]
+    found += [(None, "new", key_of[category]) for category in new if key_of[category] not in parents]
+    return sorted(found, key=lambda event: tuple(part or "" for part in event))
+
+
+def _overlap(new: dict[int, list[str]], old: dict[str, list[str]]) -> dict[tuple[int, str], int]:
+    """(category, old key) -> number of documents that both hold."""
+    where = {doc: key for key, documents in old.items() for doc in documents}
+    return Counter((category, where[doc]) for category, documents in new.items() for doc in documents if doc in where)
 
 
 def _unused(key: str, taken: set[str]) -> str:

@@ -6,9 +6,12 @@ the sources goes into `fn_kwargs`, and with it into the fingerprint.
 In: a table and rules. Out: the first reason of each row. Next: the stage that drops.
 """
 
+import ast
 import hashlib
+import importlib
 import inspect
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -43,6 +46,26 @@ def _mark(batch: dict[str, list[Any]], *, names: list[str], policy: Policy, sour
         found = getattr(rules, name)(batch, policy=policy)
         first = [old or new for old, new in zip(first, found, strict=True)]
     return {"reason": [reason or "" for reason in first]}
+
+
+def with_imports(module: ModuleType) -> tuple[ModuleType, ...]:
+    """A module and all of its own package that it imports, directly or not; the policy apart: its values are digested.
+
+    Read from the sources, so that a helper which moves to a file of its own is not forgotten.
+    """
+    package = module.__name__.rpartition(".")[0]
+    found, waiting = dict[str, ModuleType](), [module.__name__]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name == f"{package}.policy":
+            continue
+        found[name] = importlib.import_module(name)
+        for node in ast.walk(ast.parse(inspect.getsource(found[name]))):
+            if isinstance(node, ast.ImportFrom) and node.module == package:
+                waiting += [f"{package}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
+                waiting.append(str(node.module))
+    return tuple(found[name] for name in sorted(found))
 
 
 def source_digest(*modules: Any) -> str:

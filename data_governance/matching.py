@@ -23,7 +23,12 @@ MAX_ASSIGNMENT = 3_000
 # Pseudo-queries added to the size of every document, so that two documents with one query each are not yet equal.
 SIZE_PRIOR = 0.5
 NEIGHBOURS = 5
+# With one source no match is one to one: a category may hold many documents, so more and weaker pairs enter the graph
+# and the resolutions reach further down (the affinity of two of n equally clicked documents is about 1 / n).
+NEIGHBOURS_OF_ONE_SOURCE = 15
+LEAST_AFFINITY_OF_ONE_SOURCE = 0.002
 RESOLUTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+RESOLUTIONS_OF_ONE_SOURCE = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,11 @@ def matched_pairs(affinity: csr_array, source: np.ndarray, *, least: float) -> n
         strong = gain[i, j] >= max(least, 1e-9)
         found += list(zip(left[i[strong]], right[j[strong]], strict=True))
     return np.array(sorted((min(p), max(p)) for p in found), dtype=np.int64).reshape(-1, 2)
+
+
+def resolutions(source: np.ndarray) -> tuple[float, ...]:
+    """Those to choose from, fine last; the middle one is taken before a choice is made."""
+    return RESOLUTIONS if source.any() else RESOLUTIONS_OF_ONE_SOURCE
 
 
 def leiden_groups(affinity: csr_array, pairs: np.ndarray, *, resolution: float, seed: int) -> np.ndarray:

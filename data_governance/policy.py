@@ -7,10 +7,14 @@ In: an optional TOML file. Out: a `Policy`. Next: every rule and every stage rea
 """
 
 import json
+import math
 import tomllib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+# Bits of 64: see dedupe.hash_pairs.
+MOST_RADIUS = 16
 
 
 @dataclass(frozen=True)
@@ -107,20 +111,37 @@ class Policy:
     validation_share: float = 0.08
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"policy {field.name} = {value} is not a finite number: give one or leave it out.")
         for name in ("max_image_pixels", "max_image_bytes", "max_text_characters", "image_size", "content_width"):
             _at_least(self, name, 1)
         for name in ("content_candidates", "pool_neighbours", "rounds", "clean_neighbours", "max_documents_per_query"):
+            _at_least(self, name, 1)
+        for name in ("max_queries_per_category", "duplicate_bucket"):
             _at_least(self, name, 1)
         for name in ("pool_temperature", "content_temperature", "weight_low"):
             _at_least(self, name, 1e-6)
         for name in ("threads", "duplicate_radius", "click_prior", "min_affinity", "repeat_power", "seed"):
             _at_least(self, name, 0)
+        for name in ("click_weight", "min_separation", "split_gap", "min_queries_head", "min_queries_body"):
+            _at_least(self, name, 0)
         for name in ("duplicate_cosine", "min_edge_share", "same_source_weight", "pool_cosine"):
             _within_one(self, name)
         for name in ("min_query_margin", "max_dropped_share", "min_source_share", "validation_share"):
             _within_one(self, name)
-        if self.duplicate_radius > 3:
-            raise ValueError(f"policy duplicate_radius = {self.duplicate_radius}: four hash blocks find pairs up to 3.")
+        for name in ("wide_affinity", "merge_cosine", "merge_click_share"):
+            _within_one(self, name)
+        for low, high in (("weight_low", "weight_high"), ("min_queries_body", "min_queries_head")):
+            if getattr(self, low) > getattr(self, high):
+                both = f"{low} = {getattr(self, low)} is above {high} = {getattr(self, high)}"
+                raise ValueError(f"policy {both}: exchange them or leave one out.")
+        if self.duplicate_radius > MOST_RADIUS:
+            raise ValueError(
+                f"policy duplicate_radius = {self.duplicate_radius}: at most {MOST_RADIUS} of 64 bits; further apart, "
+                "most pairs meet by chance."
+            )
 
     def to_toml(self) -> str:
         """The policy as TOML: what `--policy` reads."""

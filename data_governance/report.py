@@ -4,9 +4,7 @@ In: ledger, categories, samples, stage tables of a governed folder. Out: one HTM
 Next: a person.
 """
 
-import base64
 import html
-import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -16,17 +14,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
-from data_governance.images import decode_square
+from data_governance.contact_sheets import (
+    decided_rows,
+    figure,
+    grid,
+    merged_cards,
+    relabelled_cards,
+    set_aside_cards,
+)
 from data_governance.stage import STAGES, Workspace
 
-THUMBNAIL = 72
 CATEGORIES_SHOWN = 12
-DROPPED_SHOWN = 8
-MERGED_SHOWN = 12
-# A thumbnail is never worth decoding more than this.
-MAX_PIXELS = 40_000_000
+MARGIN_BINS = 28
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem;color:#1c2430;background:#fff}
 h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #d8dee6}
@@ -55,12 +55,15 @@ def write_report(governed: Path, target: Path) -> None:
         "<h2>Rows</h2>" + rows_table(facts["rows"]),
         "<h2>Decisions by stage and reason</h2>" + decisions_table(facts["decisions"]),
         "<h2>Stages</h2>" + stages_table(facts["notes"]),
+        "<h2>Noise of the labels</h2>" + noise(governed, facts["notes"]["clean"]),
         "<h2>Before and after</h2>" + distributions(governed, categories),
         "<h2>Head, body and tail</h2>" + bands_table(categories),
         "<h2>Categories</h2><p>Documents first, then queries; the most clicked, and some of the tail.</p>"
         + category_cards(governed, categories),
         "<h2>Set aside, and why</h2>" + set_aside_cards(governed),
         "<h2>Merged</h2>" + merged_cards(governed),
+        "<h2>Relabelled</h2>" + relabelled_cards(governed),
+        "<h2>Decided by a person</h2>" + decided_rows(governed),
     ]
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -69,20 +72,6 @@ def write_report(governed: Path, target: Path) -> None:
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page, encoding="utf-8")
-
-
-def grid(head: list[str], rows: list[list[Any]]) -> str:
-    """An HTML table; numbers to the right."""
-
-    def cell(value: Any) -> str:
-        return (
-            f'<td class="n">{value:,}</td>'
-            if isinstance(value, (int, float))
-            else f"<td>{html.escape(str(value))}</td>"
-        )
-
-    body = "".join("<tr>" + "".join(cell(value) for value in row) + "</tr>" for row in rows)
-    return "<table><tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in head) + f"</tr>{body}</table>"
 
 
 def rows_table(rows: dict[str, dict[str, int]]) -> str:
@@ -112,12 +101,55 @@ def bands_table(categories: pa.Table) -> str:
     return grid(["band", "categories", "queries", "documents"], rows)
 
 
+def noise(governed: Path, notes: dict[str, Any]) -> str:
+    """The estimated share of wrong labels with its interval, or why there is none; the margins before and after."""
+    share, interval = notes.get("wrong_labels"), notes.get("wrong_labels_interval")
+    if share is None:
+        told = f"No estimate: the margins do not show two modes (cut by {notes.get('method', 'none')})."
+    else:
+        between = f", interval {100 * interval[0]:.1f}% to {100 * interval[1]:.1f}%" if interval else ""
+        told = f"Of the labels that clicks and content gave, an estimated {100 * share:.1f}% are wrong{between}."
+    told += f" Relabelling: {notes.get('relabelling', 'none')}."
+    return f"<p>{html.escape(told)}</p>" + margin_chart(governed, notes.get("threshold"))
+
+
+def margin_chart(governed: Path, threshold: float | None) -> str:
+    """Margins of the queries that stayed, under those that cleaning dropped or relabelled; the cut as a line."""
+    workspace = Workspace(governed)
+    stayed = workspace.table("clean", "queries").column("margin").to_numpy()
+    decisions = workspace.table("clean", "decisions").column("figures").to_pylist()
+    judged = np.array([m for m in (json.loads(f).get("margin") for f in decisions) if m is not None], dtype=float)
+    both = np.concatenate([stayed, judged])
+    both = both[np.isfinite(both)]
+    if not len(both):
+        return ""
+    edges = np.linspace(both.min(), both.max() + 1e-6, MARGIN_BINS + 1)
+    blue, red = np.histogram(stayed, edges)[0], np.histogram(judged, edges)[0]
+    top, parts = max(int((blue + red).max()), 1), []
+    for i, (b, r) in enumerate(zip(blue.tolist(), red.tolist(), strict=True)):
+        low, high = 90 * b / top, 90 * r / top
+        parts.append(f'<rect x="{8 + 14 * i}" y="{105 - low:.1f}" width="12" height="{low:.1f}" fill="#3b6ea5"/>')
+        parts.append(
+            f'<rect x="{8 + 14 * i}" y="{105 - low - high:.1f}" width="12" height="{high:.1f}" fill="#c8553d"/>'
+        )
+    width = 14 * MARGIN_BINS + 16
+    if threshold is not None:
+        x = 8 + 14 * MARGIN_BINS * (threshold - edges[0]) / (edges[-1] - edges[0])
+        parts.append(f'<path d="M{min(max(x, 2), width - 2):.1f} 8V106" stroke="#1c2430" stroke-dasharray="3 2"/>')
+    for x, value in ((8, edges[0]), (width - 40, edges[-1])):
+        parts.append(f'<text x="{x}" y="118">{value:.2f}</text>')
+    frame = f'<svg width="{width}" height="124" viewBox="0 0 {width} 124">{"".join(parts)}</svg>'
+    return f"<div>{frame}<br>margin of each query: stayed (blue), dropped or relabelled (red), cut (dashed)</div>"
+
+
 def distributions(governed: Path, categories: pa.Table) -> str:
     """Clicks per document before, queries and documents per category after, as bars on a doubling scale."""
     edges = Workspace(governed).table("weigh", "edges")
     clicks = list(Counter(edges.column("doc").to_pylist()).values())
+    believed = Workspace(governed).table("organise", "queries").column("category").to_pylist()
     series = [
         ("queries per clicked document, before", clicks),
+        ("queries per category, before cleaning", list(Counter(believed).values())),
         ("queries per category, after", categories.column("queries").to_pylist()),
         ("documents per category, after", categories.column("documents").to_pylist()),
     ]
@@ -138,21 +170,6 @@ def bars(name: str, values: list[int]) -> str:
     width = 27 * len(count) + 16
     frame = f'<svg width="{width}" height="124" viewBox="0 0 {width} 124">{"".join(parts)}</svg>'
     return f"<div>{frame}<br>{html.escape(name)}</div>"
-
-
-def thumbnail(cell: dict[str, Any] | None) -> str:
-    """A small JPEG of the cropped image as a data address; a grey square where there is none or it is broken."""
-    square = None
-    if cell is not None and cell["bytes"] is not None:
-        square, _ = decode_square(cell["bytes"], size=THUMBNAIL, max_pixels=MAX_PIXELS)
-    image = Image.new("RGB", (THUMBNAIL, THUMBNAIL), (230, 230, 230)) if square is None else Image.fromarray(square)
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=70)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
-
-
-def figure(cell: dict[str, Any] | None, caption: str) -> str:
-    return f'<figure><img alt="" src="{thumbnail(cell)}"><br>{html.escape(caption[:60])}</figure>'
 
 
 def category_cards(governed: Path, categories: pa.Table) -> str:
@@ -179,59 +196,3 @@ def category_cards(governed: Path, categories: pa.Table) -> str:
             f'<div class="card"><div class="tag">{html.escape(head)}</div><div class="row">{"".join(shown)}</div></div>'
         )
     return "".join(cards)
-
-
-def set_aside_cards(governed: Path) -> str:
-    """Per table and reason some dropped rows: the picture, beside it the categories it hesitated between."""
-    pictures = document_pictures(governed)
-    cards = []
-    for name in ("queries", "catalogue", "behaviour"):
-        rows = pq.read_table(governed / "dropped" / f"{name}.parquet").to_pylist()
-        for reason in sorted({row["reason"] for row in rows}):
-            mine = [row for row in rows if row["reason"] == reason]
-            body = grid(
-                ["row", "stage", "figures"], [[r["row_id"], r["stage"], r["figures"]] for r in mine[:DROPPED_SHOWN]]
-            )
-            if name != "behaviour":
-                body = (
-                    '<div class="row">' + "".join(dropped_figure(r, pictures) for r in mine[:DROPPED_SHOWN]) + "</div>"
-                )
-            head = html.escape(f"{name}: {reason}, {len(mine)} rows")
-            cards.append(f'<div class="card"><div class="tag">{head}</div>{body}</div>')
-    return "".join(cards) or "<p>Nothing was dropped.</p>"
-
-
-def dropped_figure(row: dict[str, Any], pictures: dict[str, dict[str, Any]]) -> str:
-    """A dropped picture, then the representatives of its two best categories where a stage named them."""
-    figures = json.loads(row["figures"])
-    lead = f"lead {figures['lead']:.2f}" if "lead" in figures else row["row_id"]
-    shown = [figure(row["image"], lead)]
-    for name in ("candidate", "other_candidate"):
-        if figures.get(name) in pictures:
-            shown.append(figure(pictures[figures[name]], f"candidate {figures[name]}"))
-    return f'<div class="card row">{"".join(shown)}</div>'
-
-
-def merged_cards(governed: Path) -> str:
-    """Documents that were found to show the same picture as another one."""
-    decisions = Workspace(governed).table("dedupe", "decisions").to_pylist()
-    pictures = document_pictures(governed)
-    merged = [row for row in decisions if row["row_id"] in pictures][:MERGED_SHOWN]
-    cards = []
-    for row in merged:
-        into = json.loads(row["figures"])["into"]
-        pair = figure(pictures[row["row_id"]], row["row_id"]) + figure(pictures.get(into), f"into {into}")
-        cards.append(
-            f'<div class="card"><div class="tag">{html.escape(row["reason"])}</div><div class="row">{pair}</div></div>'
-        )
-    return f'<div class="row">{"".join(cards)}</div>' if cards else "<p>No two documents show the same picture.</p>"
-
-
-def document_pictures(governed: Path) -> dict[str, dict[str, Any]]:
-    """doc_id -> image cell of the governed documents."""
-    found: dict[str, dict[str, Any]] = {}
-    for shard in sorted((governed / "samples").glob("*.parquet")):
-        table = pq.read_table(shard, columns=["sample_id", "side", "image"])
-        part = table.filter(pc.equal(table.column("side"), "document"))
-        found.update(zip(part.column("sample_id").to_pylist(), part.column("image").to_pylist(), strict=True))
-    return found

@@ -18,18 +18,16 @@ from data_governance import (
     admit,
     balance,
     clean,
-    content,
     dedupe,
-    encoder,
     engine,
     export,
-    images,
+    incremental,
     ledger,
+    local_moves,
     mapping,
-    matching,
     merge_split,
     organise,
-    rules,
+    overrides,
     stage,
     tables,
     weigh,
@@ -40,16 +38,9 @@ from data_governance.engine import Engine
 from data_governance.policy import Policy
 from data_governance.stage import STAGES, StageResult, Workspace
 
+STEPS = (admit, dedupe, weigh, organise, clean, merge_split, overrides, balance)
 # The files whose change makes a finished stage stale; later stages follow by the chain of digests.
-SOURCES = {
-    "admit": (admit, rules, images, encoder, tables, mapping, engine),
-    "dedupe": (dedupe,),
-    "weigh": (weigh,),
-    "organise": (organise, content, matching),
-    "clean": (clean, matching),
-    "merge_split": (merge_split,),
-    "balance": (balance,),
-}
+SOURCES = {name: mapping.with_imports(module) for name, module in zip(STAGES, STEPS, strict=True)}
 ADMIT_FIELDS = ("max_image_pixels", "max_image_bytes", "max_text_characters", "image_size")
 
 
@@ -64,6 +55,8 @@ class Request:
     encoder: Path | None = None
     previous: Path | None = None
     engine: str = "duckdb"
+    overrides: Path | None = None
+    incremental: bool = False
 
 
 def govern(request: Request, policy: Policy) -> dict[str, Any]:
@@ -75,29 +68,53 @@ def govern(request: Request, policy: Policy) -> dict[str, Any]:
     workspace = Workspace(request.out)
     relations = Engine(policy, engine=request.engine)
     inputs = open_inputs(request)
+    decided = overrides.open_overrides(request.overrides)
+    previous = export.previous_categories(request.previous)
     threads = engine.threads(policy)
     faiss.omp_set_num_threads(threads)
     eyes = Encoder(request.encoder, threads=threads)
+    known = earlier_run(request, policy, eyes)
     steps: dict[str, Callable[[], StageResult]] = {
-        "admit": lambda: admit.admit(inputs, policy=policy, engine=relations, encoder=eyes),
-        "dedupe": lambda: dedupe.dedupe(workspace, policy=policy, engine=relations),
+        "admit": lambda: admit.admit(
+            inputs, policy=policy, engine=relations, encoder=eyes, earlier=(request.out, request.previous)
+        ),
+        "dedupe": lambda: dedupe.dedupe(workspace, policy=policy),
         "weigh": lambda: weigh.weigh(workspace, policy=policy, engine=relations),
-        "organise": lambda: organise.organise(workspace, policy=policy),
+        "organise": lambda: (
+            local_moves.organise_again(workspace, known, policy=policy)
+            if known
+            else organise.organise(workspace, policy=policy)
+        ),
         "clean": lambda: clean.clean(workspace, policy=policy),
         "merge_split": lambda: merge_split.merge_split(workspace, policy=policy),
+        "overrides": lambda: overrides.overrides(workspace, decided, previous=previous),
         "balance": lambda: balance.balance(workspace, policy=policy),
     }
     digest = input_digest(request, eyes)
+    extra = {"overrides": overrides.digest(decided, previous), "organise": local_moves.digest(request.previous, known)}
     with tqdm(STAGES, desc="govern", unit="stage") as bar:
         for name in bar:
             bar.set_postfix_str(name)
-            digest = stage_digest(digest, name, policy)
+            digest = stage_digest(digest, name, policy, extra=extra.get(name, ""))
             if not workspace.is_whole(name, digest):
                 start = time.monotonic()
                 result = steps[name]()
                 workspace.commit(name, result, digest=digest, seconds=time.monotonic() - start)
-    export.export(workspace, inputs, policy=policy, previous=request.previous)
+    export.export(workspace, inputs, policy=policy, previous=previous, overrides=decided)
     return ledger.write(workspace, policy=policy)
+
+
+def earlier_run(request: Request, policy: Policy, eyes: Encoder) -> local_moves.Earlier | None:
+    """What an incremental run takes over; None for a full one.
+
+    Raises:
+        ValueError: when there is nothing to take over.
+    """
+    if not request.incremental:
+        return None
+    if request.previous is None or request.previous.resolve() == request.out.resolve():
+        raise ValueError("--incremental needs --previous with an earlier governed folder other than --out.")
+    return local_moves.earlier(Workspace(request.previous), recipe=incremental.recipe(policy, eyes))
 
 
 def open_inputs(request: Request) -> Inputs:
@@ -121,9 +138,9 @@ def input_digest(request: Request, encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def stage_digest(before: str, name: str, policy: Policy) -> str:
-    """Of everything before this stage, the source that it runs and the policy; admit reads only four fields of it."""
+def stage_digest(before: str, name: str, policy: Policy, *, extra: str = "") -> str:
+    """Of everything before this stage, its source, what else it reads, and the policy (admit reads four fields)."""
     fields = asdict(policy)
     read = {field: fields[field] for field in ADMIT_FIELDS} if name == "admit" else fields
     source = mapping.source_digest(*SOURCES[name], stage)
-    return hashlib.sha256(json.dumps([before, name, source, read]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([before, name, source, read, extra]).encode()).hexdigest()[:16]

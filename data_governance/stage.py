@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-STAGES = ("admit", "dedupe", "weigh", "organise", "clean", "merge_split", "balance")
+STAGES = ("admit", "dedupe", "weigh", "organise", "clean", "merge_split", "overrides", "balance")
 DECISIONS = pa.schema(
     [
         ("table", pa.string()),
@@ -27,7 +27,8 @@ DECISIONS = pa.schema(
         ("figures", pa.string()),
     ]
 )
-KINDS = ("kept", "dropped", "merged", "relabelled")
+# `restored`: a person took back what an earlier stage dropped.
+KINDS = ("kept", "dropped", "merged", "relabelled", "restored")
 
 
 @dataclass
@@ -102,7 +103,7 @@ class Workspace:
             part.rename(self.folder(name))
         except OSError as error:
             raise ValueError(
-                f"stage {name}: cannot write {part} ({error.strerror}). Free space, then run again."
+                f"stage {name}: cannot write {part} ({error.strerror or error}). Free space, then run again."
             ) from error
 
 

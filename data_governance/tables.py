@@ -34,19 +34,35 @@ TABLES = {
     "catalogue": Features(
         {"doc_id": Value("string"), "image": IMAGE, "text": Value("string"), "leaf": Value("string")}
     ),
+    "overrides": Features({name: Value("string") for name in ("side", "id", "action", "category_key", "why")}),
 }
-OPTIONAL = {"behaviour": {"impressions", "position"}, "queries": set(), "catalogue": {"leaf"}}
-READERS = {".parquet": pq.read_table, ".csv": pyarrow.csv.read_csv, ".jsonl": pyarrow.json.read_json}
-READERS[".json"] = READERS[".jsonl"]
+OPTIONAL = {
+    "behaviour": {"impressions", "position"},
+    "queries": set(),
+    "catalogue": {"leaf"},
+    "overrides": {"category_key", "why"},
+}
+KINDS_OF_FILE = (".csv", ".json", ".jsonl", ".parquet")
+# The longest row of a CSV or JSON file that can be read: a text of 10 MB is quarantined, not an unreadable file.
+BLOCK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Source:
-    """An opened input: its rows, and the folder below which its image paths must lie (None: paths are refused)."""
+    """An opened input.
+
+    Attributes:
+        table: its rows, in the declared columns.
+        folder: below which its image paths must lie; None: paths are refused.
+        files: number of files that it came in; 0 for a table of the Hub.
+        lost: (file name, why) of the files of a folder that could not be used; the others were.
+    """
 
     name: str
     table: pa.Table
     folder: Path | None
+    files: int = 0
+    lost: tuple[tuple[str, str], ...] = ()
 
 
 def open_source(location: str, *, name: str) -> Source:
@@ -56,38 +72,58 @@ def open_source(location: str, *, name: str) -> Source:
         ValueError: naming table, column and remedy.
     """
     path = Path(location)
-    if path.exists():
-        table, folder = _read_path(path, name), path if path.is_dir() else path.parent
+    if not path.exists():
+        source = Source(name, _declared(_read_hub(location, name), name), None)
+    elif path.is_dir() and (path / "state.json").exists():
+        table = datasets.load_from_disk(str(path)).with_format("arrow")[:]
+        source = Source(name, _declared(table, name), path, files=1)
     else:
-        table, folder = _read_hub(location, name), None
-    if table.num_rows == 0:
+        source = _read_files(path, name)
+    if source.table.num_rows == 0:
         raise ValueError(f"{name}: {location} has no rows. Give a table with at least one.")
-    return Source(name, _declared(table, name), folder)
+    return source
 
 
-def _read_path(path: Path, name: str) -> pa.Table:
-    if path.is_dir() and (path / "state.json").exists():
-        return datasets.load_from_disk(str(path)).with_format("arrow")[:]
-    files = sorted(f for f in path.iterdir() if f.suffix in READERS) if path.is_dir() else [path]
+def _read_files(path: Path, name: str) -> Source:
+    """One file, or all of a folder: there a bad file is set aside as long as another one is sound."""
+    files = sorted(f for f in path.iterdir() if f.suffix in KINDS_OF_FILE) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{name}: {path} holds no .parquet, .csv, .json or .jsonl file.")
-    parts = []
+    parts, lost = [], []
     for file in files:
-        if file.suffix not in READERS:
-            raise ValueError(f"{name}: {file.name} is none of {', '.join(sorted(READERS))}.")
         try:
-            parts.append(READERS[file.suffix](file))
-        except (pa.ArrowException, OSError) as error:
-            kind = file.suffix.removeprefix(".")
-            raise ValueError(f"{name}: {file.name} cannot be read as {kind} ({_one_line(error)}).") from error
+            parts.append(_declared(_read_file(file, name), name))
+        except ValueError as error:
+            lost.append((file.name, str(error)))
+    if not parts:
+        more = f" None of the {len(files)} files of {path.name} can be used." if len(files) > 1 else ""
+        raise ValueError(lost[0][1] + more)
+    return Source(name, pa.concat_tables(parts), path if path.is_dir() else path.parent, len(files), tuple(lost))
+
+
+def _read_file(file: Path, name: str) -> pa.Table:
+    if file.suffix not in KINDS_OF_FILE:
+        raise ValueError(f"{name}: {file.name} is none of {', '.join(KINDS_OF_FILE)}.")
+    # Left to guess, the reader would make the number 7 of the id 007.
+    as_text = {field: kind for field, kind in _fields(name) if kind == pa.string()}
     try:
-        return pa.concat_tables(parts, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise ValueError(f"{name}: the files in {path.name} disagree on a column ({_one_line(error)}).") from error
+        if file.suffix == ".parquet":
+            return pq.read_table(file)
+        if file.suffix == ".csv":
+            return pyarrow.csv.read_csv(
+                file,
+                read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
+                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+                convert_options=pyarrow.csv.ConvertOptions(column_types=as_text),
+            )
+        return pyarrow.json.read_json(file, read_options=pyarrow.json.ReadOptions(block_size=BLOCK_BYTES))
+    except (pa.ArrowException, OSError) as error:
+        kind = file.suffix.removeprefix(".")
+        raise ValueError(f"{name}: {file.name} cannot be read as {kind} ({_one_line(error)}).") from error
 
 
 def _read_hub(location: str, name: str) -> pa.Table:
-    if location.count("/") != 1 or location.startswith((".", "/")) or Path(location).suffix in READERS:
+    if location.count("/") != 1 or location.startswith((".", "/")) or Path(location).suffix in KINDS_OF_FILE:
         raise ValueError(f"{name}: {location} does not exist. Give a file, a folder or a Hub data set id.")
     try:
         return datasets.load_dataset(location, split="train").with_format("arrow")[:]
@@ -130,7 +166,7 @@ def _cast(values: pa.ChunkedArray, wanted: pa.DataType, name: str, column: str) 
         values, have = values.cast(have.value_type), have.value_type
     is_text = pa.types.is_string(have) or pa.types.is_large_string(have)
     is_number = pa.types.is_integer(have) or pa.types.is_floating(have) or pa.types.is_decimal(have)
-    fits = (is_text or (pa.types.is_integer(have) and column.endswith("_id"))) if wanted == pa.string() else is_number
+    fits = (is_text or (pa.types.is_integer(have) and column.endswith("id"))) if wanted == pa.string() else is_number
     if not fits:
         kind = "text" if wanted == pa.string() else "a number"
         raise ValueError(f"{name}: column {column!r} has type {have}, {kind} is needed. Convert it.")

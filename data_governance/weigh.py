@@ -3,12 +3,12 @@
 In: admitted behaviour, entities. Out: table edges (query, doc, clicks, shown, rate). Next: organise.py.
 """
 
-import ibis
 import numpy as np
 import pyarrow as pa
 
 from data_governance.engine import Engine
 from data_governance.policy import Policy
+from data_governance.relations import aggregated, ranked
 from data_governance.stage import StageResult, Workspace
 
 
@@ -21,30 +21,15 @@ def weigh(workspace: Workspace, *, policy: Policy, engine: Engine) -> StageResul
     """
     behaviour = workspace.table("admit", "behaviour")
     power = policy.position_power if policy.position_power >= 0 else estimated_power(behaviour)
-    rows = engine.load(behaviour)
-    for key, name in (("query_id", "queries"), ("doc_id", "documents")):
-        entities = engine.load(workspace.table("dedupe", name).select([key, "entity"]))
-        entities = entities.rename({f"{key}_of_entity": key, name: "entity"})
-        rows = rows.left_join(entities, rows[key] == entities[f"{key}_of_entity"]).drop(f"{key}_of_entity")
-    shown_times = ibis.coalesce(rows.impressions.nullif(float("nan")), ibis.greatest(rows.clicks, 1).cast("float64"))
-    place = ibis.coalesce(rows.position.nullif(float("nan")), 1.0)
-    rows = rows.mutate(shown=shown_times * place ** (-power))
-    edges = rows.group_by(["queries", "documents"]).aggregate(
-        clicks=rows.clicks.sum().cast("int64"), shown=rows.shown.sum(), rows=rows["row"].count()
-    )
-    edges = edges.rename(query="queries", doc="documents")
+    entities = {
+        key: engine.load(workspace.table("dedupe", name).select([key, "entity"]))
+        for key, name in (("query_id", "queries"), ("doc_id", "documents"))
+    }
+    edges = aggregated(engine.load(behaviour), entities, power=power)
     # A total sum in another order differs in its last bits; rounding makes runs equal.
     totals = engine.fetch(edges.aggregate(clicks=edges.clicks.sum().cast("float64"), shown=edges.shown.sum()))
     base = round(totals.column("clicks")[0].as_py() / max(totals.column("shown")[0].as_py(), 1e-9), 6)
-    rate = ((edges.clicks + policy.click_prior * base) / (edges.shown + policy.click_prior)).round(6)
-    edges = edges.mutate(rate=rate, shown=edges.shown.round(6))
-    ranked = edges.mutate(
-        best=edges.rate.max().over(ibis.window(group_by="query")),
-        place=ibis.row_number().over(ibis.window(group_by="query", order_by=[ibis.desc("rate"), "doc"])),
-    )
-    strong = (ranked.clicks > 0) & (ranked.rate >= policy.min_edge_share * ranked.best)
-    strong = strong & (ranked.place < policy.max_documents_per_query)
-    table = engine.fetch(ranked.mutate(strong=strong).order_by(["query", "doc"]))
+    table = engine.fetch(ranked(edges, base=base, policy=policy).order_by(["query", "doc"]))
     return _result(behaviour, table, workspace, {"position_power": round(power, 4), "base_rate": base})
 
 

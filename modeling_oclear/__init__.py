@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from .modeling_oclear import OclearOutput as OclearOutput
     from .modeling_oclear import OclearQueryModel as OclearQueryModel
     from .partial_softmax_oclear import ArcFace as ArcFace
+    from .partial_softmax_oclear import CombinedMargin as CombinedMargin
     from .partial_softmax_oclear import CosFace as CosFace
+    from .partial_softmax_oclear import SoftmaxForm as SoftmaxForm
     from .partial_softmax_oclear import partial_softmax_loss as partial_softmax_loss
     from .partial_softmax_oclear import sample_classes as sample_classes
     from .processing_oclear import OclearProcessor as OclearProcessor
@@ -39,6 +41,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ArcFace": "partial_softmax_oclear",
+    "CombinedMargin": "partial_softmax_oclear",
     "CosFace": "partial_softmax_oclear",
     "EfficientNetLiteConfig": "configuration_efficientnet_lite_oclear",
     "EfficientNetLiteForImageClassification": "modeling_efficientnet_lite_oclear",
@@ -54,6 +57,7 @@ _HOMES = {
     "OclearQueryConfig": "configuration_oclear",
     "OclearQueryModel": "modeling_oclear",
     "OclearQueryProcessor": "processing_oclear",
+    "SoftmaxForm": "partial_softmax_oclear",
     "check_folder": "publishing",
     "partial_softmax_loss": "partial_softmax_oclear",
     "publish": "publishing",

@@ -18,7 +18,7 @@ from transformers.utils.generic import ModelOutput
 
 from .configuration_oclear import OclearConfig
 from .modeling_oclear import OclearModel, OclearPreTrainedModel, Side
-from .partial_softmax_oclear import ArcFace, CosFace, class_logits, partial_softmax_loss, sample_classes
+from .partial_softmax_oclear import SoftmaxForm, class_logits, margin_by_name, partial_softmax_loss, sample_classes
 
 
 @dataclass
@@ -39,6 +39,8 @@ class OclearClassifierOutput(ModelOutput):
 class OclearForCategoryClassification(OclearPreTrainedModel):
     """`OclearModel` and a head whose `weight` (N, D) holds one prototype per category, of any length.
 
+    With `config.head_sub_centres` K it is (N K, D), row k of category j at j K + k.
+
     In training mode with `config.head_sample_rate` below 1, every call draws other negative classes, keyed by
     `sample_seed` and the running number `sample_step`.
     """
@@ -48,14 +50,22 @@ class OclearForCategoryClassification(OclearPreTrainedModel):
         if config.num_classes < 1:
             raise ValueError(f"num_classes is {config.num_classes}; a classifier needs at least 1 category.")
         self.oclear = OclearModel(config)
-        self.head = nn.Linear(config.hidden_size, config.num_classes, bias=False)
+        self.head = nn.Linear(config.hidden_size, config.num_classes * config.head_sub_centres, bias=False)
         self.sample_seed, self.sample_step = 0, 0
         self.post_init()
 
     @property
-    def margin(self) -> CosFace | ArcFace:
-        """The margin that the config names."""
-        return (CosFace if self.config.head_margin_type == "cosface" else ArcFace)(float(self.config.head_margin))
+    def form(self) -> SoftmaxForm:
+        """The softmax that the config describes."""
+        margin = margin_by_name(self.config.head_margin_type, self.config.head_margin)
+        return SoftmaxForm(
+            margin=margin,
+            scale=float(self.config.head_scale),
+            label_smoothing=float(self.config.head_label_smoothing),
+            sub_centres=self.config.head_sub_centres,
+            conflict_delta=self.config.head_conflict_delta,
+            conflict_tau=self.config.head_conflict_tau,
+        )
 
     def forward(
         self,
@@ -75,10 +85,12 @@ class OclearForCategoryClassification(OclearPreTrainedModel):
             pixel_values, input_ids, attention_mask, has_image, has_text: as in `OclearModel.get_document_embeds`; a
                 query has pixel values only.
             side: "query" or "document".
-            labels: (B,) int64 categories; `weights` (B,) how much each sample counts.
+            labels: (B,) int64 categories, or (B, Y) padded with -1 where samples have several.
+            weights: (B,) how much each sample counts.
 
         Raises:
-            ValueError: for text on the query side, an unknown side, or labels that are no category.
+            ValueError: for text on the query side, an unknown side, labels that are no category, or settings of the
+                softmax out of range.
         """
         if side == "document":
             document = self.oclear.get_document_embeds(pixel_values, input_ids, attention_mask, has_image, has_text)
@@ -94,7 +106,12 @@ class OclearForCategoryClassification(OclearPreTrainedModel):
         if labels is not None:
             output.loss = self._loss(embeds, labels, weights, is_sampled)
         if labels is None or not is_sampled:
-            output.logits = class_logits(embeds, self.head.weight, scale=self.config.head_scale)
+            output.logits = class_logits(
+                embeds,
+                self.head.weight,
+                scale=self.config.head_scale,
+                sub_centres=self.config.head_sub_centres,
+            )
         return output if return_dict is not False else output.to_tuple()
 
     def _loss(
@@ -104,7 +121,7 @@ class OclearForCategoryClassification(OclearPreTrainedModel):
         if is_sampled:
             sampled = sample_classes(
                 self.config.num_classes,
-                positives=labels,
+                positives=labels[labels >= 0],
                 rate=self.config.head_sample_rate,
                 seed=self.sample_seed,
                 step=self.sample_step,
@@ -114,8 +131,7 @@ class OclearForCategoryClassification(OclearPreTrainedModel):
             embeds,
             labels,
             self.head.weight,
-            margin=self.margin,
-            scale=float(self.config.head_scale),
+            form=self.form,
             sampled=sampled,
             weights_B=weights,
         )

@@ -36,7 +36,10 @@ class OclearConfig(PreTrainedConfig):
         text_strength: factor on what text adds to an image embedding; 0 = text is ignored where there is an image.
         embed_dropout: dropout on projected image features in training.
         num_classes: categories of the classification head; 0 = no head.
-        head_scale, head_margin, head_margin_type: scale and margin of the softmax over categories.
+        head_scale, head_margin, head_margin_type: scale and margin of the softmax over categories; "combined" takes
+            three numbers (m1, m2, m3).
+        head_label_smoothing, head_conflict_delta, head_conflict_tau: see `SoftmaxForm` in margins_oclear.py.
+        head_sub_centres: prototypes per category, of which the nearest counts.
         head_sample_rate: share of the categories that a training step draws as negatives; 1 = all of them.
 
     Raises:
@@ -61,8 +64,12 @@ class OclearConfig(PreTrainedConfig):
     embed_dropout: float | int = 0.0
     num_classes: int = 0
     head_scale: float | int = 32.0
-    head_margin: float | int = 0.2
-    head_margin_type: Literal["cosface", "arcface"] = "cosface"
+    head_margin: float | int | list[float | int] | tuple[float | int, ...] = 0.2
+    head_margin_type: Literal["cosface", "arcface", "combined"] = "cosface"
+    head_label_smoothing: float | int = 0.0
+    head_sub_centres: int = 1
+    head_conflict_delta: float | int | None = None
+    head_conflict_tau: float | int | None = None
     head_sample_rate: float | int = 1.0
     initializer_range: float = 0.02
 
@@ -101,8 +108,18 @@ class OclearConfig(PreTrainedConfig):
             raise ValueError(f"num_classes is {self.num_classes}; it must be 0 (no head) or the number of categories.")
         if not 0 < self.head_scale < float("inf"):
             raise ValueError(f"head_scale is {self.head_scale}; it must be a positive number, such as 32.")
-        if not 0 <= self.head_margin < 1:
+        margins = self.head_margin if isinstance(self.head_margin, list | tuple) else [self.head_margin]
+        if len(margins) != (3 if self.head_margin_type == "combined" else 1) or (
+            isinstance(self.head_margin, list | tuple) != (self.head_margin_type == "combined")
+        ):
+            raise ValueError(
+                f"head_margin is {self.head_margin} with head_margin_type {self.head_margin_type!r}; give one number "
+                "to cosface and arcface, and (m1, m2, m3) to combined."
+            )
+        if self.head_margin_type != "combined" and not 0 <= margins[0] < 1:
             raise ValueError(f"head_margin is {self.head_margin}; it must be at least 0 and below 1, such as 0.2.")
+        if self.head_sub_centres < 1:
+            raise ValueError(f"head_sub_centres is {self.head_sub_centres}; it must be at least 1.")
         if not 0 < self.head_sample_rate <= 1:
             raise ValueError(f"head_sample_rate is {self.head_sample_rate}; it must be above 0 and at most 1.")
 

@@ -1,225 +1,118 @@
 """Softmax over very many categories with a margin, exact on whichever classes take part.
 
 Why: queries and documents are samples of the same categories, so that retrieval can be learned as classification. The
-loss is split into three numbers per sample and class range (largest logit, sum of exponentials, logit of the positive),
-so that classes may be spread over machines without any machine seeing all logits. Pure functions of tensors: no rank,
-no optimiser.
+loss is formed from a few numbers per sample and class range, so that classes may be spread over machines without any
+machine seeing all logits. Pure functions of tensors: no rank, no optimiser.
 
-    loss = -log  exp(s phi(cos_y)) / ( exp(s phi(cos_y)) + sum_{j in S, j != y} exp(s cos_j + c_j) )
-    batch: sum_i w_i loss_i / sum_i w_i
+    loss = -log  exp(s phi(cos_y)) / ( exp(s phi(cos_y)) + sum_{j in S, j not in Y} exp(s cos_j + c_j) )
+    several positives Y of a sample: mean over y in Y;      batch: sum_i w_i loss_i / sum_i w_i
 
-with prototypes stored at any length and normalised here, in at least fp32, the gradient passing through the norm.
-Margins: CosFace (Wang et al., 2018), ArcFace (Deng et al., 2019) continued beyond pi - m (ours). Sampling and c: see
-class_sampling_oclear.py.
+with prototypes stored at any length and normalised in at least fp32, the gradient passing through the norm. Margins,
+label smoothing, sub-centres and the conflict filter: `SoftmaxForm`. Sampling and c: see class_sampling_oclear.py.
 
 In: unit embeddings, labels, prototype rows. Out: a scalar loss, or the numbers to reduce it from. Next: train/ sums
 over ranks; classification_oclear.py uses it in one process.
 
-Letters: B batch, D width, N classes, S classes that take part, R parts.
+Letters: B batch, Y positives of a sample, D width, N classes, S classes that take part, K sub-centres.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from .class_sampling_oclear import SampledClasses, sample_classes
+from .class_scalars_oclear import ClassScalars, Leaves, class_scalars, positive_cosines
+from .margins_oclear import ArcFace, CombinedMargin, CosFace, Margin, SoftmaxForm, margin_by_name
+from .softmax_inputs_oclear import checked_labels, same_precision
 
 __all__ = [
     "ArcFace",
     "ClassScalars",
+    "CombinedMargin",
     "CosFace",
+    "Leaves",
+    "Margin",
     "SampledClasses",
+    "SoftmaxForm",
+    "best_positive",
     "class_logits",
     "class_scalars",
     "loss_from_scalars",
+    "margin_by_name",
     "merge_scalars",
     "partial_softmax_loss",
+    "positive_cosines",
+    "reduce_scalars",
     "sample_classes",
 ]
 
 
-@dataclass(frozen=True)
-class CosFace:
-    """phi(cos) = cos - m."""
+def class_logits(embeds_BD: Tensor, rows_ND: Tensor, *, scale: float, sub_centres: int = 1) -> Tensor:
+    """scale x cosine (B, N) in at least fp32, for unit `embeds_BD` and prototypes of any length.
 
-    m: float = 0.2
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.m <= 1:
-            raise ValueError(f"the CosFace margin is {self.m}; it must be from 0 to 1, such as 0.2.")
-
-    def phi(self, cos_B: torch.Tensor) -> torch.Tensor:
-        """Cosine of the positive -> the same with its margin."""
-        return cos_B - self.m
-
-
-@dataclass(frozen=True)
-class ArcFace:
-    """phi = cos(t + m) for t <= pi - m, beyond it -2 - cos(t + m); t = arccos(cos), m in radians.
-
-    The continuation is continuous with its slope and falls all the way to t = pi; plain cos(t + m) would rise again
-    there, and reward the worst samples for getting worse.
+    With `sub_centres` K, `rows_ND` has K rows per class and the largest cosine counts.
     """
-
-    m: float = 0.3
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.m < math.pi / 2:
-            raise ValueError(f"the ArcFace margin is {self.m}; it must be from 0 to below pi / 2, such as 0.3.")
-
-    def phi(self, cos_B: torch.Tensor) -> torch.Tensor:
-        """Cosine of the positive -> the same with its margin."""
-        # The slope of the root is infinite at cos = 1; below the rounding of 1 it is held at 0.
-        sin_B = (1 - cos_B * cos_B).clamp(min=torch.finfo(cos_B.dtype).eps).sqrt()
-        moved_B = cos_B * math.cos(self.m) - sin_B * math.sin(self.m)
-        return torch.where(cos_B >= -math.cos(self.m), moved_B, -2 - moved_B)
-
-
-class ClassScalars(NamedTuple):
-    """What a range of classes contributes: largest logit (detached), sum of exp(logit - largest), positive's logit.
-
-    All (B,). Without classes: -inf, 0, 0. `positive` is 0 where the label's class is not in the range.
-    """
-
-    max: torch.Tensor
-    sum_exp: torch.Tensor
-    positive: torch.Tensor
-
-
-def class_logits(embeds_BD: torch.Tensor, rows_ND: torch.Tensor, *, scale: float) -> torch.Tensor:
-    """scale x cosine (B, N) in at least fp32, for unit `embeds_BD` and prototypes of any length."""
-    embeds_BD, rows_ND = _same_precision(embeds_BD, rows_ND)
+    embeds_BD, rows_ND = same_precision(embeds_BD, rows_ND)
+    if len(rows_ND) % sub_centres:
+        raise ValueError(f"{len(rows_ND)} prototypes are not a multiple of the {sub_centres} sub-centres per class.")
     with torch.autocast(embeds_BD.device.type, enabled=False):
-        return scale * (embeds_BD @ functional.normalize(rows_ND, dim=1).T)
+        logit_BN = scale * (embeds_BD @ functional.normalize(rows_ND, dim=1).T)
+    return logit_BN if sub_centres == 1 else logit_BN.unflatten(1, (-1, sub_centres)).amax(dim=2)
 
 
-def _same_precision(embeds_BD: torch.Tensor, rows_SD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both in fp32, or both in fp64; half precision is widened, a mixture of the two wide ones is a mistake."""
-    wide = [torch.float64 if x.dtype == torch.float64 else torch.float32 for x in (embeds_BD, rows_SD)]
-    for name, tensor in (("embeddings", embeds_BD), ("prototypes", rows_SD)):
-        if not tensor.is_floating_point() or tensor.ndim != 2:
-            raise ValueError(
-                f"{name} have dtype {tensor.dtype} and shape {tuple(tensor.shape)}; rows of floats are needed."
-            )
-    if wide[0] != wide[1]:
-        raise ValueError(
-            f"embeddings are {embeds_BD.dtype}, but prototypes {rows_SD.dtype}: convert one, so that both are "
-            "float64 or neither is."
-        )
-    if embeds_BD.shape[1] != rows_SD.shape[1]:
-        raise ValueError(
-            f"embeddings are {embeds_BD.shape[1]} wide, but prototypes {rows_SD.shape[1]}: make them equal."
-        )
-    return embeds_BD.to(wide[0]), rows_SD.to(wide[0])
-
-
-def class_scalars(
-    embeds_BD: torch.Tensor,
-    labels_B: torch.Tensor,
-    rows_SD: torch.Tensor,
-    class_ids_S: torch.Tensor,
-    log_correction_S: torch.Tensor,
-    *,
-    margin: CosFace | ArcFace,
-    scale: float,
-    chunk_size: int | None = None,
+def reduce_scalars(
+    local: ClassScalars, *, max_of: Callable[[Tensor], Tensor], sum_of: Callable[[Tensor], Tensor]
 ) -> ClassScalars:
-    """The three numbers per sample for the classes at hand (all of a step's, or one rank's range of them).
+    """Scalars of one class range -> those of all ranges, in two reductions.
 
     Args:
-        embeds_BD: unit rows.
-        labels_B: int64; a label that is not among `class_ids_S` has no positive here.
-        rows_SD: prototypes of `class_ids_S`, as stored.
-        class_ids_S: sorted, no repeats.
-        log_correction_S: added to the logit of a class where it is a negative.
-        chunk_size: classes whose logits are in memory at once; the backward pass computes them again. None = all.
-
-    Raises:
-        ValueError: for embeddings that are not finite, or dtypes and shapes that do not fit.
+        max_of: elementwise maximum of a detached (B,) over the ranges. sum_of: differentiable sum of a (B, n).
     """
-    _check_samples(embeds_BD, labels_B)
-    if len(class_ids_S) != len(rows_SD) or len(log_correction_S) != len(rows_SD):
-        raise ValueError(
-            f"{len(rows_SD)} prototypes, {len(class_ids_S)} class ids and {len(log_correction_S)} corrections were "
-            "given: one of each per class is needed."
-        )
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale is {scale}; it must be a positive number, such as 32.")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1, or None for all classes at once.")
-    embeds_BD, rows_SD = _same_precision(embeds_BD, rows_SD)
-    if chunk_size is None or chunk_size >= len(rows_SD):
-        return _scalars(embeds_BD, labels_B, rows_SD, class_ids_S, log_correction_S, margin, scale)
-    parts = []
-    for start in range(0, len(rows_SD), chunk_size):
-        part = slice(start, start + chunk_size)
-        inputs = (embeds_BD, labels_B, rows_SD[part], class_ids_S[part], log_correction_S[part], margin, scale)
-        parts.append(ClassScalars(*checkpoint(_scalars, *inputs, use_reentrant=False, preserve_rng_state=False)))
-    return merge_scalars(parts)
+    max_B = max_of(local.max)
+    columns = [_moved(local, max_B)[:, None], *(part for part in local[2:] if part is not None)]
+    total = sum_of(torch.cat(columns, dim=1)).split([column.shape[1] for column in columns], dim=1)
+    return ClassScalars(max_B, total[0][:, 0], *total[1:])
 
 
-def _scalars(
-    embeds_BD: torch.Tensor,
-    labels_B: torch.Tensor,
-    rows_SD: torch.Tensor,
-    class_ids_S: torch.Tensor,
-    log_correction_S: torch.Tensor,
-    margin: CosFace | ArcFace,
-    scale: float,
-) -> ClassScalars:
-    if not len(rows_SD):
-        # Still a function of both inputs, so that every rank has a gradient to send.
-        zero_B = embeds_BD.sum(dim=1) * 0 + rows_SD.sum() * 0
-        return ClassScalars(zero_B.detach() - math.inf, zero_B, zero_B)
-    with torch.autocast(embeds_BD.device.type, enabled=False):
-        cos_BS = embeds_BD @ _unit_prototypes(rows_SD, class_ids_S).T
-        place_B = torch.searchsorted(class_ids_S, labels_B).clamp(max=len(class_ids_S) - 1)
-        is_here_B = class_ids_S[place_B] == labels_B
-        positive_B = scale * margin.phi(cos_BS.gather(1, place_B[:, None])[:, 0])
-        logit_BS = scale * cos_BS + log_correction_S.to(cos_BS.dtype)
-        own_B = torch.where(is_here_B, positive_B, logit_BS.gather(1, place_B[:, None])[:, 0])
-        logit_BS = logit_BS.scatter(1, place_B[:, None], own_B[:, None])
-        max_B = logit_BS.detach().amax(dim=1)
-        sum_exp_B = (logit_BS - max_B[:, None]).exp().sum(dim=1)
-        return ClassScalars(max_B, sum_exp_B, torch.where(is_here_B, positive_B, 0.0))
-
-
-def _unit_prototypes(rows_SD: torch.Tensor, class_ids_S: torch.Tensor) -> torch.Tensor:
-    """Rows over their lengths; at length 0 there would be no direction, and a gradient without bound."""
-    length_S1 = torch.linalg.vector_norm(rows_SD, dim=1, keepdim=True)
-    is_wrong_S = ~((length_S1[:, 0] > 0) & torch.isfinite(length_S1[:, 0]))
-    if bool(is_wrong_S.any()):
-        wrong = int(torch.nonzero(is_wrong_S)[0])
-        raise ValueError(
-            f"the prototype of class {int(class_ids_S[wrong])} has length {length_S1[wrong].item()}: start it from the "
-            "mean of its embeddings or at random, and look for a too high learning rate if it started well."
-        )
-    return rows_SD / length_S1
+def _moved(scalars: ClassScalars, max_B: Tensor) -> Tensor:
+    """Its sum of exponentials against a larger largest logit; both may be -inf, without any negative."""
+    return scalars.sum_exp * (scalars.max - torch.where(max_B == -math.inf, 0.0, max_B)).exp()
 
 
 def merge_scalars(parts: Sequence[ClassScalars]) -> ClassScalars:
-    """Scalars of several class ranges -> those of their union. At least one part must hold a class."""
+    """Scalars of several class ranges -> those of their union."""
     max_B = torch.stack([part.max for part in parts]).amax(dim=0)
-    sum_exp_B = torch.stack([part.sum_exp * (part.max - max_B).exp() for part in parts]).sum(dim=0)
-    return ClassScalars(max_B, sum_exp_B, torch.stack([part.positive for part in parts]).sum(dim=0))
+    sums = [
+        torch.stack(column).sum(dim=0) for column in zip(*(part[2:] for part in parts), strict=True) if _all(column)
+    ]
+    return ClassScalars(max_B, torch.stack([_moved(part, max_B) for part in parts]).sum(dim=0), *sums)
+
+
+def _all(column: Sequence[Tensor | None]) -> bool:
+    return all(part is not None for part in column)
+
+
+def best_positive(cosine_BY: Tensor, labels: Tensor) -> Tensor:
+    """(B,) largest of each sample's `positive_cosines`, which have been summed over class ranges."""
+    labels_BY = labels.view(len(labels), -1)
+    return torch.where(labels_BY >= 0, cosine_BY, -math.inf).amax(dim=1)
 
 
 def loss_from_scalars(
-    max_B: torch.Tensor,
-    sum_exp_B: torch.Tensor,
-    positive_B: torch.Tensor,
-    weights_B: torch.Tensor | None = None,
+    scalars: ClassScalars,
+    labels: Tensor,
     *,
-    total_weight: torch.Tensor | float | None = None,
-) -> torch.Tensor:
-    """Weighted mean of max + log(sum_exp) - positive.
+    form: SoftmaxForm,
+    weights_B: Tensor | None = None,
+    total_weight: Tensor | float | None = None,
+) -> Tensor:
+    """Weighted mean of the loss of each sample, from scalars reduced over all class ranges.
 
     Args:
+        labels: as given to `class_scalars`; they say which of the positives are padding.
         weights_B: one per sample, not negative; None = all 1.
         total_weight: what to divide by where these samples are only a part of the batch; None = the sum of their
             weights.
@@ -227,7 +120,19 @@ def loss_from_scalars(
     Raises:
         ValueError: for negative or missing weights, or weights that sum to 0.
     """
-    loss_B = max_B + sum_exp_B.log() - positive_B
+    # Not `> 0`: a sum that is no number must come through, not pass for a row without negatives.
+    has_negative_B = scalars.sum_exp != 0
+    logsum_B = scalars.max + torch.where(has_negative_B, scalars.sum_exp, 1.0).log()
+    logsum_B1 = torch.where(has_negative_B, logsum_B, -math.inf)[:, None]
+    positive_BY = form.scale * form.margin.phi(scalars.positive)
+    loss_BY = torch.logaddexp(logsum_B1 - positive_BY, torch.zeros_like(positive_BY))
+    if form.label_smoothing:
+        assert scalars.leaf_sum is not None, "computed with the same form"
+        assert scalars.leaf_count is not None, "computed with the same form"
+        even_BY = (positive_BY + scalars.leaf_sum) / (1 + scalars.leaf_count)
+        loss_BY = loss_BY + form.label_smoothing * (positive_BY - even_BY)
+    is_label_BY = labels.view(len(labels), -1) >= 0
+    loss_B = torch.where(is_label_BY, loss_BY, 0.0).sum(dim=1) / is_label_BY.sum(dim=1)
     if weights_B is None:
         weights_B = torch.ones_like(loss_B)
     weights_B = weights_B.to(loss_B.dtype)
@@ -240,56 +145,68 @@ def loss_from_scalars(
 
 
 def partial_softmax_loss(
-    embeds_BD: torch.Tensor,
-    labels_B: torch.Tensor,
-    weight_ND: torch.Tensor,
+    embeds_BD: Tensor,
+    labels: Tensor,
+    weight_ND: Tensor,
     *,
-    margin: CosFace | ArcFace,
-    scale: float,
+    form: SoftmaxForm,
     sampled: SampledClasses | None = None,
-    weights_B: torch.Tensor | None = None,
-    chunk_size: int | None = None,
-) -> torch.Tensor:
+    weights_B: Tensor | None = None,
+    leaf_N: Tensor | None = None,
+) -> Tensor:
     """The loss of one process that holds all prototypes; see the top of this file.
 
     Args:
-        weight_ND: every prototype, as stored.
+        labels: (B,) int64, or (B, Y) padded with -1.
+        weight_ND: every prototype, as stored; row k of class j at j K + k.
         sampled: from `sample_classes`, with all labels of the batch among the positives; None = all classes.
+        weights_B: how much each sample counts; None = all the same.
+        leaf_N: int64, coarse category of each class for label smoothing, below 0 where unknown; None = none is known.
 
     Raises:
         ValueError: for labels that are no class or not among the sampled ones, and what `class_scalars` refuses.
     """
-    _check_samples(embeds_BD, labels_B)
-    num_classes = len(weight_ND)
-    outside = (labels_B < 0) | (labels_B >= num_classes)
-    if bool(outside.any()):
-        raise ValueError(f"label {int(labels_B[outside][0])} is not a class: labels run from 0 to {num_classes - 1}.")
-    if sampled is None:
-        class_ids_S = torch.arange(num_classes, device=weight_ND.device)
-        rows_SD, correction_S = weight_ND, torch.zeros(num_classes, dtype=torch.float64, device=weight_ND.device)
-    else:
-        class_ids_S, correction_S = (x.to(weight_ND.device) for x in (sampled.class_ids, sampled.log_correction))
-        is_missing_B = ~torch.isin(labels_B, class_ids_S)
-        if bool(is_missing_B.any()):
-            raise ValueError(
-                f"label {int(labels_B[is_missing_B][0])} is not among the sampled classes: pass all labels of the "
-                "batch to sample_classes as positives."
-            )
-        rows_SD = weight_ND[class_ids_S]
+    labels_BY, k = checked_labels(embeds_BD, labels), form.sub_centres
+    num_classes = _num_classes(labels_BY, weight_ND, leaf_N, k)
+    class_ids_S, correction_S = _classes(num_classes, labels_BY, sampled, weight_ND.device)
+    rows_RD = weight_ND
+    if len(class_ids_S) < num_classes:
+        rows_RD = weight_ND.unflatten(0, (num_classes, k))[class_ids_S].flatten(0, 1)
+    best_B = None
+    if form.conflict_delta is not None:
+        best_B = best_positive(positive_cosines(embeds_BD, labels_BY, rows_RD, class_ids_S, form=form), labels_BY)
+    leaves = None if leaf_N is None else Leaves(leaf_N[class_ids_S], leaf_N[labels_BY.clamp(min=0)])
     scalars = class_scalars(
-        embeds_BD, labels_B, rows_SD, class_ids_S, correction_S, margin=margin, scale=scale, chunk_size=chunk_size
+        embeds_BD, labels_BY, rows_RD, class_ids_S, correction_S, form=form, best_positive_B=best_B, leaves=leaves
     )
-    return loss_from_scalars(*scalars, weights_B)
+    return loss_from_scalars(scalars, labels_BY, form=form, weights_B=weights_B)
 
 
-def _check_samples(embeds_BD: torch.Tensor, labels_B: torch.Tensor) -> None:
-    if labels_B.dtype != torch.int64 or labels_B.shape != embeds_BD.shape[:1] or not len(labels_B):
+def _num_classes(labels_BY: Tensor, weight_ND: Tensor, leaf_N: Tensor | None, sub_centres: int) -> int:
+    """Classes that the prototypes are of, after refusing labels and leaves of others."""
+    if not len(weight_ND) or len(weight_ND) % sub_centres:
+        raise ValueError(f"{len(weight_ND)} prototypes are not a multiple of the {sub_centres} sub-centres per class.")
+    num_classes = len(weight_ND) // sub_centres
+    is_outside_BY = labels_BY >= num_classes
+    if bool(is_outside_BY.any()):
+        wrong = int(labels_BY[is_outside_BY][0])
+        raise ValueError(f"label {wrong} is not a class: labels run from 0 to {num_classes - 1}.")
+    if leaf_N is not None and leaf_N.shape != (num_classes,):
+        raise ValueError(f"leaf_N has shape {tuple(leaf_N.shape)}; one leaf for each of {num_classes} classes.")
+    return num_classes
+
+
+def _classes(
+    num_classes: int, labels_BY: Tensor, sampled: SampledClasses | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Ids and corrections of the classes that take part, on the device of the prototypes."""
+    if sampled is None:
+        return torch.arange(num_classes, device=device), torch.zeros(num_classes, dtype=torch.float64, device=device)
+    class_ids_S, correction_S = sampled.class_ids.to(device), sampled.log_correction.to(device)
+    is_missing_BY = ~torch.isin(labels_BY, class_ids_S) & (labels_BY >= 0)
+    if bool(is_missing_BY.any()):
         raise ValueError(
-            f"labels have dtype {labels_B.dtype} and shape {tuple(labels_B.shape)} for embeddings of shape "
-            f"{tuple(embeds_BD.shape)}; one int64 label per row is needed, and at least one row."
+            f"label {int(labels_BY[is_missing_BY][0])} is not among the sampled classes: pass all labels of the batch "
+            "to sample_classes as positives."
         )
-    if not bool(torch.isfinite(embeds_BD).all()):
-        row = int(torch.nonzero(~torch.isfinite(embeds_BD).all(dim=1))[0])
-        raise ValueError(
-            f"row {row} of the embeddings is not finite: look for a division by 0 or a too high learning rate."
-        )
+    return class_ids_S, correction_S

@@ -15,7 +15,8 @@ from transformers import PreTrainedConfig
 
 ConfigClass = TypeVar("ConfigClass", bound=type[PreTrainedConfig])
 
-# What transformers itself hands to a config besides its fields, when it loads a folder or builds a model.
+# What transformers itself hands to a config besides its fields: when it loads a folder, builds a model, or trains one
+# (Trainer sets use_cache on every config).
 BOOKKEEPING_KEYS = frozenset(
     {
         "_attn_implementation",
@@ -30,6 +31,7 @@ BOOKKEEPING_KEYS = frozenset(
         "output_attentions",
         "quantization_config",
         "torch_dtype",
+        "use_cache",
     }
 )
 

@@ -69,6 +69,8 @@ def _with_head(model: Any, prototypes: Tensor, recipe: Recipe) -> Any:
     config.num_classes = len(prototypes)
     config.head_scale, config.head_sample_rate = recipe.scale, recipe.sample_rate
     config.head_margin, config.head_margin_type = recipe.margin_value, recipe.margin
+    config.head_label_smoothing = recipe.label_smoothing
+    config.head_conflict_delta, config.head_conflict_tau = recipe.conflict_delta, recipe.conflict_tau
     head = OclearForCategoryClassification(config)
     head.oclear.load_state_dict(model.state_dict())
     with torch.no_grad():

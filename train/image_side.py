@@ -7,6 +7,7 @@ In: governed samples and cached features. Out: trained weights in the model, pro
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,22 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from train.batches import StepSampler, piece
-from train.checkpoint import check_identity, load_checkpoint, newest_checkpoint, save_checkpoint
+from train.category_changes import resume_classes
+from train.checkpoint import check_identity, load_checkpoint, newest_checkpoint, same_categories, save_checkpoint
+from train.class_start import SideRowsOfClass, at_start, start_from_means
+from train.class_storage import ClassStorage
+from train.class_table import ClassTable
 from train.collectives import gather_rows, on_main, rank, world_size
-from train.encoders import EncoderPair, embed_rows, parameter_groups, start_image_head
+from train.encoders import EncoderPair, parameter_groups, start_image_head
+from train.hard_classes import HardClasses, LeafClasses, NearestClasses
 from train.journal import Journal
-from train.recipe import TEXT_FIELDS, Recipe
-from train.samples import GovernedSamples
+from train.prototypes import export_prototypes
+from train.recipe import MACHINE_FIELDS, TEXT_FIELDS, Recipe
+from train.samples import GovernedSamples, leaf_ids
 from train.shard import ClassShard, class_range
 from train.step import ImageSide, optimiser_step
 
-TORCH_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+TORCH_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -43,19 +50,6 @@ class ImageResult:
     class_weights: Tensor
     steps: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class SideRowsOfClass:
-    """Trained rows of one side: `rows` into the side's arrays, `labels` class index, `weights`."""
-
-    rows: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
-
-    def as_tuple(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(rows, labels, weights)."""
-        return self.rows, self.labels, self.weights
 
 
 def trained_rows(samples: GovernedSamples) -> dict[str, SideRowsOfClass]:
@@ -109,10 +103,11 @@ def train_image_side(
     Raises:
         ValueError: a checkpoint of another run, a loss that is not finite, a layout that does not divide.
     """
-    side = _prepare(model, cache, samples, recipe=recipe, accelerator=accelerator, seed=seed)
+    side = _prepare(model, cache, samples, recipe=recipe, accelerator=accelerator, folder=folder, seed=seed)
     _print_ranges(side.shard)
     checkpoints, identity = folder / "checkpoints", run_identity(samples, recipe, seed=seed)
-    start = _resume(side, checkpoints, identity) if resume else 0
+    classes = class_table(samples)
+    start = _resume(side, checkpoints, identity, samples) if resume else 0
     end = recipe.steps if max_steps is None else min(max_steps, recipe.steps)
     start = _take_over(side, trained, identity, steps=end) if trained is not None else start
     rows = recipe.queries_per_step + recipe.documents_per_step
@@ -122,15 +117,55 @@ def train_image_side(
             journal.write(step, optimiser_step(side, step))
             done = step + 1
             if done == end or done % recipe.checkpoint_every == 0:
-                save_checkpoint(side, checkpoints, step=done, identity=identity)
+                save_checkpoint(side, checkpoints, step=done, identity=identity, classes=classes)
     seconds = time.perf_counter() - begun
+    if recipe.publish_prototypes:
+        export_prototypes(folder / "prototypes", side.shard, _class_lines(samples, classes))
     return ImageResult(
         weights=_weights(side), class_weights=_class_weights(side.shard), steps=max(start, end), seconds=seconds
     )
 
 
+def class_table(samples: GovernedSamples) -> ClassTable:
+    """Key and training samples of each class."""
+    counts = np.zeros(len(samples.classes), np.int64)
+    for part in trained_rows(samples).values():
+        counts += np.bincount(part.labels, minlength=len(counts))
+    return ClassTable(tuple(samples.keys[category] for category in samples.classes), counts)
+
+
+def _class_lines(samples: GovernedSamples, classes: ClassTable) -> Iterator[dict[str, Any]]:
+    """What an export says about each class."""
+    for category, key, count in zip(samples.classes.tolist(), classes.keys, classes.samples.tolist(), strict=True):
+        yield {"category_id": category, "category_key": key, "leaf": samples.leaves[category], "samples": count}
+
+
+def class_shard(recipe: Recipe, *, num_classes: int, device: torch.device, folder: Path, seed: int) -> ClassShard:
+    """The rows of this rank, at zero, where and how the recipe says."""
+    place = folder / "class_rows" if recipe.head_storage_folder is None else Path(recipe.head_storage_folder)
+    return ClassShard(
+        num_classes,
+        recipe.hidden_size,
+        dtype=TORCH_DTYPES[recipe.head_dtype or recipe.dtype],
+        weight_decay=recipe.weight_decay,
+        device=device,
+        optimizer=recipe.head_optimizer,
+        momentum=recipe.head_momentum,
+        storage=ClassStorage(recipe.head_storage, device=device, folder=place, part=rank()),
+        sub_centres=recipe.sub_centres,
+        seed=seed,
+    )
+
+
 def _prepare(
-    model: Any, cache: Any, samples: GovernedSamples, *, recipe: Recipe, accelerator: Accelerator, seed: int
+    model: Any,
+    cache: Any,
+    samples: GovernedSamples,
+    *,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    folder: Path,
+    seed: int,
 ) -> ImageSide:
     """Standardisation, projection and prototypes at their start; encoders and optimiser prepared."""
     if accelerator.mixed_precision != "no" and recipe.dtype != "float32":
@@ -146,15 +181,9 @@ def _prepare(
     start_image_head(
         encoders, inputs=inputs, rows={name: part.rows for name, part in rows.items()}, projection=recipe.projection
     )
-    shard = ClassShard(
-        len(samples.classes),
-        recipe.hidden_size,
-        dtype=dtype,
-        weight_decay=recipe.weight_decay,
-        device=accelerator.device,
-    )
+    shard = class_shard(recipe, num_classes=len(samples.classes), device=accelerator.device, folder=folder, seed=seed)
     shard.check_rows()
-    _start_prototypes(shard, encoders, inputs, rows)
+    start_from_means(shard, at_start(encoders, inputs), rows)
     optimizer = torch.optim.AdamW(parameter_groups(encoders, recipe))
     prepared, optimizer = accelerator.prepare(encoders, optimizer)
     prepared.eval()
@@ -175,30 +204,23 @@ def _prepare(
         document_inputs=cache.document_inputs,
         recipe=recipe,
         seed=seed,
+        hard=_hard_classes(recipe, shard, samples, seed=seed),
+        leaf_N=leaf_ids(samples.class_leaves) if recipe.label_smoothing else None,
     )
 
 
-def _start_prototypes(
-    shard: ClassShard, encoders: EncoderPair, inputs: dict[str, Any], rows: dict[str, SideRowsOfClass]
-) -> None:
-    """Each class of this rank starts as the mean of its documents' embeddings, or of its queries' without any.
-
-    A rank embeds the rows of its own classes alone, so nothing needs to be reduced.
-    """
-    totals = torch.zeros_like(shard.weight)
-    counts = totals.new_zeros(len(totals))
-    for side in ("document", "query"):
-        part = rows[side]
-        empty = (counts == 0).cpu().numpy()
-        mine = (part.labels >= shard.start) & (part.labels < shard.end)
-        mine[mine] = empty[part.labels[mine] - shard.start]
-        label_of = dict(zip(part.rows[mine].tolist(), (part.labels[mine] - shard.start).tolist(), strict=True))
-        for chunk, embeds_BD in embed_rows(encoders, inputs[side], part.rows[mine], side=side):
-            index = torch.tensor([label_of[row] for row in chunk.tolist()], device=totals.device)
-            totals.index_add_(0, index, embeds_BD.to(totals.dtype))
-            counts.index_add_(0, index, counts.new_ones(len(index)))
-    assert bool((counts > 0).all()), "every trained class has a row"
-    shard.weight.copy_(totals / counts[:, None])
+def _hard_classes(recipe: Recipe, shard: ClassShard, samples: GovernedSamples, *, seed: int) -> HardClasses | None:
+    if recipe.hard_classes == "none":
+        return None
+    if recipe.hard_classes == "leaf":
+        return LeafClasses(samples.class_leaves, per_positive=recipe.hard_per_positive)
+    return NearestClasses(
+        shard,
+        per_positive=recipe.hard_per_positive,
+        refresh_every=recipe.hard_refresh_every,
+        also_every=recipe.checkpoint_every,
+        seed=seed,
+    )
 
 
 def _print_ranges(shard: ClassShard) -> None:
@@ -209,13 +231,18 @@ def _print_ranges(shard: ClassShard) -> None:
             print(f"rank {part} holds classes {start} to {end} ({end - start} of {shard.num_classes} rows)", flush=True)
 
 
-def _resume(side: ImageSide, checkpoints: Path, identity: dict[str, Any]) -> int:
+def _resume(side: ImageSide, checkpoints: Path, identity: dict[str, Any], samples: GovernedSamples) -> int:
     """Steps done in the newest whole checkpoint, loaded; 0 when there is none."""
     path = on_main(lambda: newest_checkpoint(checkpoints))
     if path is None:
         return 0
-    done = on_main(lambda: check_identity(path, identity))
-    load_checkpoint(side, path)
+    done = on_main(
+        lambda: check_identity(path, identity, ignored=MACHINE_FIELDS, other_categories=bool(samples.events))
+    )
+    if on_main(lambda: same_categories(path, identity)):
+        load_checkpoint(side, path)
+    else:
+        resume_classes(side, path, class_table(samples), events=samples.events, rows=trained_rows(samples))
     if rank() == 0:
         print(f"resumed from {path.name}: {done} steps done", flush=True)
     return done
@@ -228,7 +255,7 @@ def _take_over(side: ImageSide, trained: Path, identity: dict[str, Any], *, step
         path = newest_checkpoint(trained / "checkpoints")
         if path is None:
             raise ValueError(f"--image-side {trained} holds no whole checkpoint; name the folder of a finished run")
-        done = check_identity(path, identity, ignored=TEXT_FIELDS)
+        done = check_identity(path, identity, ignored=(*TEXT_FIELDS, *MACHINE_FIELDS))
         if done != steps:
             raise ValueError(f"--image-side {trained} did {done} of {steps} steps; finish it first with --resume")
         return path
@@ -250,10 +277,10 @@ def _weights(side: ImageSide) -> dict[str, Tensor]:
 def _class_weights(shard: ClassShard) -> Tensor:
     """(C, D) unit rows of all ranks on the main process."""
     bounds = [class_range(shard.num_classes, part=part, parts=world_size()) for part in range(world_size())]
-    rows = gather_rows(shard.weight, [end - start for start, end in bounds])
+    rows = gather_rows(shard.prototypes(torch.arange(shard.start, shard.end)), [end - start for start, end in bounds])
     if rank() != 0:
-        return torch.empty(0, shard.weight.shape[1])
-    return torch.nn.functional.normalize(rows.float(), dim=1).cpu()
+        return torch.empty(0, shard.hidden_size)
+    return rows.cpu()
 
 
 def check_layout(recipe: Recipe, *, processes: int) -> None:

@@ -12,10 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MARGINS = ("cosface", "arcface")
+MARGINS = ("cosface", "arcface", "combined")
 DTYPES = ("float32", "float64")
 FEATURE_DTYPES = ("bfloat16", "float32")
 PROJECTIONS = ("pca", "orthogonal", "identity")
+HEAD_OPTIMIZERS = ("adamw", "rowwise_adam", "rowwise_adagrad", "adagrad", "momentum", "sgd")
+HEAD_DTYPES = (None, "float32", "float64", "bfloat16")
+HEAD_STORAGES = ("device", "memory", "disk")
+HARD_CLASSES = ("none", "nearest", "leaf")
+# Where class rows live: a run may be resumed with other values.
+MACHINE_FIELDS = ("head_storage", "head_storage_folder")
 # What the training of the image side never reads: runs that differ in these alone have the same image side.
 TEXT_FIELDS = ("name", "text", "max_text_tokens", "text_folds", "text_strengths", "calibration_queries")
 
@@ -42,13 +48,28 @@ class Recipe:
         queries_per_step, documents_per_step: rows of one optimiser step.
         gradient_accumulation: micro-steps that one optimiser step is cut into (memory only; same result).
         class_balance: 1 draws every category equally often, 0 in proportion to the weights of its samples.
-        margin, margin_value, scale: margin softmax: CosFace m or ArcFace m, and s.
+        margin, margin_value, scale: margin softmax: "cosface" or "arcface" with m, or "combined" with (m1, m2, m3), and
+            s; see modeling_oclear/margins_oclear.py.
+        label_smoothing: share of the target that is spread over the classes that take part, those of the same leaf
+            where leaves are known; 0 is off.
+        sub_centres: rows per class, of which the nearest counts.
+        conflict_delta, conflict_tau: a negative whose cosine is above that of the row's positive by more than delta, or
+            above tau, leaves the row, since it is likely the same thing under another label; None is off.
         sample_rate: share of the classes that one step scores; 1 is the full softmax.
+        sample_log_q: correct logits of drawn classes for their chance to be drawn.
         head_learning_rate: projection and residual MLPs. prototype_learning_rate: class weights.
         encoder_learning_rate: trained part of the image backbone.
         weight_decay: decoupled, on matrices and class weights.
         embed_dropout: dropout on the projected embedding while training.
         encoder_max_grad_norm, head_max_grad_norm: two clippings, of encoder and class weights; None only measures.
+        head_optimizer: row optimiser of the class weights (row_optimizers.py). head_momentum: read by "momentum" alone.
+        head_dtype: stored class weights; None is `dtype`; "bfloat16" is rounded stochastically, computed in float32.
+        head_storage: where class weights and their optimiser state live: "device", "memory" (main memory) or "disk"
+            (mapped files); head_storage_folder: for "disk"; None is `class_rows` in the run folder.
+        hard_classes: classes that take part beside the drawn ones: "none"; "nearest", those with the nearest class
+            weights to each positive; "leaf", drawn from the coarse categories of the positives.
+        hard_per_positive: how many per positive. hard_refresh_every: steps between indexes of "nearest".
+        publish_prototypes: write `prototypes/` in the run folder (prototypes.py), for more classes than `hub/` holds.
         dtype: arithmetic of training, "float32" or "float64".
         feature_dtype: arithmetic of the frozen part while features are cached, "bfloat16" or "float32".
         text_folds, text_strengths: out-of-fold folds over categories, and the strengths of text to choose from.
@@ -74,9 +95,14 @@ class Recipe:
     gradient_accumulation: int = 1
     class_balance: float = 1.0
     margin: str = "cosface"
-    margin_value: float = 0.2
+    margin_value: float | tuple[float, float, float] = 0.2
     scale: float = 32.0
+    label_smoothing: float = 0.0
+    sub_centres: int = 1
+    conflict_delta: float | None = None
+    conflict_tau: float | None = None
     sample_rate: float = 1.0
+    sample_log_q: bool = True
     head_learning_rate: float = 2e-3
     prototype_learning_rate: float = 6e-3
     encoder_learning_rate: float = 5e-4
@@ -84,6 +110,15 @@ class Recipe:
     embed_dropout: float = 0.1
     encoder_max_grad_norm: float | None = None
     head_max_grad_norm: float | None = None
+    head_optimizer: str = "adamw"
+    head_momentum: float = 0.9
+    head_dtype: str | None = None
+    head_storage: str = "device"
+    head_storage_folder: str | None = None
+    hard_classes: str = "none"
+    hard_per_positive: int = 10
+    hard_refresh_every: int = 100
+    publish_prototypes: bool = False
     dtype: str = "float32"
     feature_dtype: str = "bfloat16"
     text_folds: int = 5
@@ -95,7 +130,7 @@ class Recipe:
         for field, choices in _CHOICES.items():
             value = getattr(self, field)
             if value not in choices:
-                raise ValueError(f"recipe.{field} is {value!r}; choose one of {', '.join(choices)}")
+                raise ValueError(f"recipe.{field} is {value!r}; choose one of {', '.join(map(str, choices))}")
         for field, least in _LEAST.items():
             value = getattr(self, field)
             if value < least:
@@ -103,15 +138,34 @@ class Recipe:
         for field in ("sample_rate", "scale", "head_learning_rate", "prototype_learning_rate", "encoder_learning_rate"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"recipe.{field} is {getattr(self, field)}; it must be above 0")
-        for field, most in (("sample_rate", 1.0), ("class_balance", 1.0), ("embed_dropout", 0.99)):
+        for field, most in _MOST.items():
             if getattr(self, field) > most:
                 raise ValueError(f"recipe.{field} is {getattr(self, field)}; it must be at most {most}")
+        self._check_margin()
         if not self.text_strengths or min(self.text_strengths) < 0:
             raise ValueError(
                 f"recipe.text_strengths is {list(self.text_strengths)}; give at least one number, none below 0"
             )
+        if self.head_dtype is not None and (self.head_dtype == "float64") != (self.dtype == "float64"):
+            raise ValueError(
+                f"recipe.head_dtype is {self.head_dtype} with dtype {self.dtype}; float64 goes with float64 alone"
+            )
         if self.frozen_stages is not None and self.frozen_stages < 0:
             raise ValueError(f"recipe.frozen_stages is {self.frozen_stages}; use 0 to train the whole backbone")
+
+    def _check_margin(self) -> None:
+        is_triple = isinstance(self.margin_value, tuple)
+        if is_triple != (self.margin == "combined") or (is_triple and len(self.margin_value) != 3):  # type: ignore[arg-type]
+            raise ValueError(
+                f"recipe.margin_value is {self.margin_value!r} with margin {self.margin!r}; give one number to cosface "
+                "and arcface, and (m1, m2, m3) to combined"
+            )
+        if min(self.margin_value if isinstance(self.margin_value, tuple) else (self.margin_value,)) < 0:
+            raise ValueError(f"recipe.margin_value is {self.margin_value}; it must be at least 0")
+        if self.conflict_delta is not None and not self.conflict_delta >= 0:
+            raise ValueError(f"recipe.conflict_delta is {self.conflict_delta}; it must be at least 0, or null for off")
+        if self.conflict_tau is not None and not -1 <= self.conflict_tau <= 1:
+            raise ValueError(f"recipe.conflict_tau is {self.conflict_tau}; it is a cosine: -1 to 1, or null for off")
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON holds them (tuples become lists)."""
@@ -119,7 +173,17 @@ class Recipe:
         return plain
 
 
-_CHOICES = {"margin": MARGINS, "dtype": DTYPES, "feature_dtype": FEATURE_DTYPES, "projection": PROJECTIONS}
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "margin": MARGINS,
+    "dtype": DTYPES,
+    "feature_dtype": FEATURE_DTYPES,
+    "projection": PROJECTIONS,
+    "head_optimizer": HEAD_OPTIMIZERS,
+    "head_dtype": HEAD_DTYPES,
+    "head_storage": HEAD_STORAGES,
+    "hard_classes": HARD_CLASSES,
+}
+_MOST = {"sample_rate": 1.0, "class_balance": 1.0, "embed_dropout": 0.99, "label_smoothing": 0.99}
 _LEAST: dict[str, float] = {
     "image_size": 8,
     "hidden_size": 1,
@@ -132,9 +196,12 @@ _LEAST: dict[str, float] = {
     "documents_per_step": 1,
     "gradient_accumulation": 1,
     "class_balance": 0,
-    "margin_value": 0,
+    "label_smoothing": 0,
+    "sub_centres": 1,
     "weight_decay": 0,
     "embed_dropout": 0,
+    "hard_per_positive": 1,
+    "hard_refresh_every": 1,
     "text_folds": 2,
     "calibration_queries": 0,
     "checkpoint_every": 1,
@@ -231,8 +298,9 @@ def _from_file(path: Path) -> Recipe:
     missing = {"name", "vision", "text"} - set(values)
     if missing:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; a recipe needs name, vision and text")
-    if "text_strengths" in values:
-        values["text_strengths"] = tuple(values["text_strengths"])
+    for field in ("text_strengths", "margin_value"):
+        if isinstance(values.get(field), list):
+            values[field] = tuple(values[field])
     return Recipe(**values)
 
 

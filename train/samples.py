@@ -8,6 +8,7 @@ In: the folder `governed/`. Out: `GovernedSamples`. Next: features.py embeds the
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,12 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor
 
 COLUMNS = ("sample_id", "side", "image", "text", "category_id", "weight", "split")
 CATEGORY_COLUMNS = ("category_id", "category_key")
+MAP_COLUMNS = ("old_key", "event", "new_key")
 REMEDY = "write the folder again with `python -m data_governance run`"
 
 
@@ -48,6 +52,8 @@ class GovernedSamples:
         classes: (C,) ascending category ids that the image side is trained on; its class index is the place here.
         num_categories: N, categories in all.
         fingerprint: digest of the category keys and of `classes`: equal tables give equal fingerprints.
+        keys, leaves: category_key and coarse category ("" = unknown) by category id.
+        events: (old_key, event, new_key) of category_map.parquet; empty without that file.
     """
 
     table: datasets.Dataset
@@ -58,6 +64,14 @@ class GovernedSamples:
     classes: np.ndarray
     num_categories: int
     fingerprint: str
+    keys: tuple[str, ...] = ()
+    leaves: tuple[str, ...] = ()
+    events: tuple[tuple[str | None, str, str | None], ...] = ()
+
+    @property
+    def class_leaves(self) -> list[str]:
+        """Coarse category of every trained class, "" where it is unknown."""
+        return [self.leaves[category] if self.leaves else "" for category in self.classes.tolist()]
 
 
 def read_samples(folder: Path) -> GovernedSamples:
@@ -66,7 +80,7 @@ def read_samples(folder: Path) -> GovernedSamples:
     Raises:
         ValueError: the folder, a table, a column or a value is not what governance writes.
     """
-    keys = _category_keys(folder)
+    keys, leaves = _categories(folder)
     table = _sample_table(folder)
     columns = {name: np.asarray(table[name][:]) for name in ("side", "category_id", "weight", "split", "sample_id")}
     _check_values(columns, num_categories=len(keys))
@@ -97,11 +111,14 @@ def read_samples(folder: Path) -> GovernedSamples:
         classes=classes,
         num_categories=len(keys),
         fingerprint=_fingerprint(keys, classes),
+        keys=tuple(keys),
+        leaves=tuple(leaves),
+        events=_events(folder),
     )
 
 
-def _category_keys(folder: Path) -> list[str]:
-    """category_key by category_id, checked dense."""
+def _categories(folder: Path) -> tuple[list[str], list[str]]:
+    """category_key and leaf by category_id, checked dense."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the governed folder with --data, or {REMEDY}")
     path = folder / "categories.parquet"
@@ -113,7 +130,19 @@ def _category_keys(folder: Path) -> list[str]:
     keys = [str(key) for key in table.column("category_key").to_pylist()]
     if sorted(ids) != list(range(len(ids))):
         raise ValueError(f"categories.parquet: category_id must be 0 to {len(ids) - 1}, each once; {REMEDY}")
-    return [key for _, key in sorted(zip(ids, keys, strict=True))]
+    leaves = table.column("leaf").to_pylist() if "leaf" in table.column_names else [None] * len(ids)
+    order = sorted(range(len(ids)), key=lambda row: ids[row])
+    return [keys[row] for row in order], [str(leaves[row] or "") for row in order]
+
+
+def _events(folder: Path) -> tuple[tuple[str | None, str, str | None], ...]:
+    """What became of the categories of the folder before this one."""
+    path = folder / "category_map.parquet"
+    if not path.is_file():
+        return ()
+    table = _parquet(path)
+    _need_columns(table.column_names, MAP_COLUMNS, path.name)
+    return tuple(zip(*(table.column(name).to_pylist() for name in MAP_COLUMNS), strict=True))
 
 
 def _sample_table(folder: Path) -> datasets.Dataset:
@@ -180,3 +209,9 @@ def _fingerprint(keys: list[str], classes: np.ndarray) -> str:
     digest = hashlib.sha256("\x00".join(keys).encode())
     digest.update(classes.astype("<i8").tobytes())
     return digest.hexdigest()[:16]
+
+
+def leaf_ids(leaves: Sequence[str]) -> Tensor:
+    """(N,) int64 number of each class's coarse category, -1 where it is "" (unknown)."""
+    _, leaf_N = np.unique(np.array(leaves, dtype=str), return_inverse=True)
+    return torch.from_numpy(np.where(np.array([bool(leaf) for leaf in leaves]), leaf_N, -1))

@@ -21,10 +21,21 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from modeling_oclear.partial_softmax_oclear import ArcFace, CosFace, class_scalars, loss_from_scalars, sample_classes
+from modeling_oclear.partial_softmax_oclear import (
+    Leaves,
+    SoftmaxForm,
+    best_positive,
+    class_scalars,
+    loss_from_scalars,
+    margin_by_name,
+    positive_cosines,
+    reduce_scalars,
+    sample_classes,
+)
 from train.batches import StepRows, StepSampler, dropout_scale, piece
 from train.collectives import gather_rows, max_over_ranks, rank, sum_over_ranks, world_size
 from train.encoders import rows_of
+from train.hard_classes import HardClasses
 from train.recipe import Recipe
 from train.shard import ClassShard, GatheredRows
 
@@ -37,6 +48,8 @@ class ImageSide:
         encoders, optimizer: the `EncoderPair` and its AdamW, prepared by `accelerator`.
         shard: this rank's class weights. sampler: composes the rows of a step.
         query_inputs, document_inputs: (N, V, ...) cached inputs.
+        hard: finds classes that take part beside the drawn ones; None = none do.
+        leaf_N: from `leaf_ids`, for label smoothing within a coarse category; None = over all that take part.
     """
 
     accelerator: Accelerator
@@ -48,6 +61,8 @@ class ImageSide:
     document_inputs: Any
     recipe: Recipe
     seed: int
+    hard: HardClasses | None = None
+    leaf_N: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +90,7 @@ def optimiser_step(side: ImageSide, step: int) -> StepFigures:
     """Run step `step` (0-based) and update encoders and class weights.
 
     Raises:
-        ValueError: the loss is not finite; nothing has been updated then.
+        ValueError: the loss or the gradient is not finite; nothing has been updated then.
     """
     recipe = side.recipe
     factor = learning_rate_factor(step, steps=recipe.steps, warmup_steps=recipe.warmup_steps)
@@ -83,10 +98,14 @@ def optimiser_step(side: ImageSide, step: int) -> StepFigures:
         step, seed=side.seed, queries=recipe.queries_per_step, documents=recipe.documents_per_step
     )
     positives = torch.from_numpy(np.unique(np.concatenate([rows.query.labels, rows.document.labels])))
+    hard = None if side.hard is None else side.hard.find(positives, step=step)
     sampled = sample_classes(
         side.shard.num_classes,
         positives=positives,
         rate=recipe.sample_rate,
+        log_q=recipe.sample_log_q,
+        hard=None if hard is None else hard.class_ids,
+        hard_draws=None if hard is None else hard.draws,
         seed=side.seed,
         step=step,
         class_range=(side.shard.start, side.shard.end),
@@ -97,7 +116,7 @@ def optimiser_step(side: ImageSide, step: int) -> StepFigures:
         loss += _micro_step(side, rows, gathered, step=step, micro=micro)
     if not math.isfinite(loss):
         raise _diverged(f"the loss is {loss}", step)
-    norm = _update_encoders(side, factor)
+    norm = _update_encoders(side, factor, step=step)
     head_norm = side.shard.update(
         gathered, learning_rate=recipe.prototype_learning_rate * factor, max_grad_norm=recipe.head_max_grad_norm
     )
@@ -134,7 +153,7 @@ def _micro_step(side: ImageSide, rows: StepRows, gathered: GatheredRows, *, step
         ]
         labels_B = torch.from_numpy(np.concatenate(pieces)).to(embeds_BD.device)
         share = len(labels_B) / (recipe.queries_per_step + recipe.documents_per_step)
-        loss = _global_loss(embeds_BD, labels_B, gathered, recipe) * share
+        loss = _global_loss(embeds_BD, labels_B, gathered, recipe, leaf_N=side.leaf_N) * share
         side.accelerator.backward(loss)
     return float(loss.detach())
 
@@ -142,7 +161,7 @@ def _micro_step(side: ImageSide, rows: StepRows, gathered: GatheredRows, *, step
 def _embed(side: ImageSide, rows: StepRows, query: slice, document: slice, *, step: int) -> Tensor:
     """(B, D) unit rows of this rank's pieces, queries first."""
     recipe = side.recipe
-    like = side.shard.weight
+    like = side.shard.like
     masks = {
         name: dropout_scale(
             recipe.embed_dropout, rows=part, width=recipe.hidden_size, seed=side.seed, step=step, side=name
@@ -158,32 +177,61 @@ def _embed(side: ImageSide, rows: StepRows, query: slice, document: slice, *, st
     return torch.cat([query_BD, document_BD]).to(like.dtype)
 
 
-def _global_loss(embeds_BD: Tensor, labels_B: Tensor, gathered: GatheredRows, recipe: Recipe) -> Tensor:
+def softmax_form(recipe: Recipe) -> SoftmaxForm:
+    """What the recipe says about the loss.
+
+    Raises:
+        ValueError: a margin, scale or filter out of range.
+    """
+    return SoftmaxForm(
+        margin=margin_by_name(recipe.margin, recipe.margin_value),
+        scale=recipe.scale,
+        label_smoothing=recipe.label_smoothing,
+        sub_centres=recipe.sub_centres,
+        conflict_delta=recipe.conflict_delta,
+        conflict_tau=recipe.conflict_tau,
+    )
+
+
+def _global_loss(
+    embeds_BD: Tensor, labels_B: Tensor, gathered: GatheredRows, recipe: Recipe, *, leaf_N: Tensor | None = None
+) -> Tensor:
     """Mean loss of the rows of all ranks, from the scalars that every rank computes for its classes."""
-    margin = CosFace(recipe.margin_value) if recipe.margin == "cosface" else ArcFace(recipe.margin_value)
-    local_max_B, local_sum_B, local_positive_B = class_scalars(
+    form = softmax_form(recipe)
+    rows, class_ids = gathered.weight_SD, gathered.class_ids_S
+    best_B = None
+    if form.conflict_delta is not None:
+        # The filter of negatives looks at the positive, which one rank alone holds.
+        local = positive_cosines(embeds_BD, labels_B, rows, class_ids, form=form)
+        best_B = best_positive(sum_over_ranks(local), labels_B)
+    leaves = None
+    if form.label_smoothing and leaf_N is not None:
+        leaves = Leaves(leaf_N[class_ids.to(leaf_N.device)], leaf_N[labels_B.to(leaf_N.device)])
+    scalars = class_scalars(
         embeds_BD,
         labels_B,
-        gathered.weight_SD,
-        gathered.class_ids_S,
+        rows,
+        class_ids,
         gathered.log_correction_S,
-        margin=margin,
-        scale=recipe.scale,
+        form=form,
+        best_positive_B=best_B,
+        leaves=leaves,
     )
-    max_B = max_over_ranks(local_max_B)
-    sum_B = sum_over_ranks(local_sum_B * (local_max_B - max_B).exp())
-    positive_B = sum_over_ranks(local_positive_B)
-    return loss_from_scalars(max_B, sum_B, positive_B, torch.ones_like(max_B))
+    scalars = reduce_scalars(scalars, max_of=max_over_ranks, sum_of=sum_over_ranks)
+    return loss_from_scalars(scalars, labels_B, form=form)
 
 
-def _update_encoders(side: ImageSide, factor: float) -> float:
+def _update_encoders(side: ImageSide, factor: float, *, step: int) -> float:
     """Clip, step and clear the encoders' gradients; returns the norm before clipping."""
     most = side.recipe.encoder_max_grad_norm
     parameters = [value for value in side.encoders.parameters() if value.requires_grad]
     norm = side.accelerator.clip_grad_norm_(parameters, math.inf if most is None else most)
+    full: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    # With fp16 the gradient scaler skips such a step and lowers its scale.
+    if not math.isfinite(float(full)) and side.accelerator.scaler is None:
+        raise _diverged(f"the gradient norm of the encoders is {float(full)}", step)
     for group in side.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     side.optimizer.step()
     side.optimizer.zero_grad()
-    full: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     return float(full)

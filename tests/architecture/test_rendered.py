@@ -1,15 +1,22 @@
-"""README says what the result files and the sources say: rendering it again changes nothing."""
+"""README and the pages in docs/ say what the result files and the sources say: rendering them again changes nothing."""
 
 from pathlib import Path
+
+import pytest
 
 from benchmarks import render
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_readme_is_what_rendering_gives() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert render.rendered(readme) == readme, "run python -m benchmarks.render"
+@pytest.mark.parametrize("page", sorted(render.PAGES))
+def test_every_page_is_what_rendering_gives(page: str) -> None:
+    assert render.rendered_page(page) == (ROOT / page).read_text(), "run python -m benchmarks.render"
+
+
+def test_a_page_without_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="lacks the markers <!-- speed -->"):
+        render.filled("no markers", {"speed": "a table"}, page="docs/head.md")
 
 
 def test_every_source_file_opens_with_one_line_that_says_what_it_is() -> None:

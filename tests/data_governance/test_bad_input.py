@@ -14,9 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_governance import images, tables
+from data_governance import images, rules, tables
 from data_governance.__main__ import main
+from data_governance.admit import lost_files
+from data_governance.mapping import reasons
 from data_governance.policy import Policy, load_policy
+from data_governance.stage import StageResult
 from tests.data_governance.conftest import IMAGE, World, make_world
 
 NAN = float("nan")
@@ -183,6 +186,46 @@ def test_a_table_reads_the_same_from_every_kind_of_file(tmp_path: Path, kind: st
     assert rows.column("position").to_pylist() == [None, None]
 
 
+def test_one_bad_file_of_a_folder_does_not_lose_the_others(small: World, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = pq.read_table(small.folder / "behaviour.parquet")
+    folder = small.folder / "behaviour"
+    folder.mkdir()
+    pq.write_table(rows.slice(0, 9), folder / "0.parquet")
+    (folder / "1.parquet").write_bytes(b"PAR1 cut off")
+    pq.write_table(rows.slice(9).drop_columns(["doc_id"]), folder / "2.parquet")
+    pq.write_table(rows.slice(9), folder / "3.parquet")
+    words = [str(folder) if word.endswith("behaviour.parquet") else word for word in small.arguments]
+    assert main(["check", *words]) == 0
+    told = capsys.readouterr().out
+    assert "warning: files: file_unusable in 2 of 6 rows (behaviour/1.parquet, behaviour/2.parquet)" in told
+    assert f"behaviour: {rows.num_rows} of {rows.num_rows} rows are usable" in told
+    source = tables.open_source(str(folder), name="behaviour")
+    result = StageResult()
+    lost_files(result, [source])
+    assert result.counts == {"files": (4, 2)}
+    assert "cannot be read as parquet" in result.decisions[0]["figures"]
+    assert "column 'doc_id' is missing" in result.decisions[1]["figures"]
+    for good in ("0.parquet", "3.parquet"):
+        (folder / good).unlink()
+    assert main(["check", *words]) == 1
+    assert "None of the 2 files of behaviour can be used" in capsys.readouterr().out
+
+
+def test_ids_of_a_csv_stay_text_and_texts_may_hold_lines(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text('doc_id,image,text,leaf\n007,a.png,"two\nlines",1\n')
+    row = tables.open_source(str(tmp_path / "c.csv"), name="catalogue").table.to_pylist()[0]
+    assert (row["doc_id"], row["text"], row["leaf"]) == ("007", "two\nlines", "1")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_text_of_ten_megabytes_is_a_row_like_another_in_every_kind_of_file(tmp_path: Path, kind: str) -> None:
+    row = {"doc_id": "d", "image": "a.png", "text": "x" * 10_000_000}
+    path = tmp_path / f"c.{kind}"
+    path.write_text(json.dumps(row) + "\n" if kind == "jsonl" else f"doc_id,image,text\nd,a.png,{row['text']}\n")
+    rows = tables.open_source(str(path), name="catalogue").table
+    assert reasons(rows, [rules.document_text], policy=Policy()) == ["text_too_long"]
+
+
 def test_images_come_as_bytes_as_paths_and_as_structs(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"picture")
     cells = [
@@ -214,8 +257,14 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         ("rounds = true", "must be of type int"),
         ("min_query_margin = 1.5", "must lie between 0 and 1"),
         ("rounds = 0", "is below 1"),
+        ("merge_cosine = 1.2", "merge_cosine = 1.2 must lie between 0 and 1"),
+        ("max_queries_per_category = 0", "max_queries_per_category = 0 is below 1"),
+        ("click_prior = inf", "click_prior = inf is not a finite number"),
+        ("split_gap = nan", "split_gap = nan is not a finite number"),
+        ("min_queries_body = 60", "min_queries_body = 60 is above min_queries_head = 50"),
+        ("weight_low = 6.0", "weight_low = 6.0 is above weight_high = 5.0"),
         ("rounds = ", "not valid TOML"),
-        ("duplicate_radius = 9", "four hash blocks"),
+        ("duplicate_radius = 17", "at most 16 of 64 bits"),
     ],
 )
 def test_a_policy_that_cannot_be_honoured_is_an_error_that_names_it(tmp_path: Path, text: str, message: str) -> None:

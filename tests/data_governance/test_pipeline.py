@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import ViTConfig, ViTModel
 
-from data_governance import ledger, mapping, run, weigh
+from data_governance import mapping, run, weigh
 from data_governance.__main__ import main
 from data_governance.encoder import Encoder
 from data_governance.policy import Policy
@@ -127,35 +127,6 @@ def test_category_keys_live_on_when_a_previous_run_is_given(world: World, govern
     assert set(events.column("event").to_pylist()) == {"kept"}
     first = pq.read_table(governed / "category_map.parquet")
     assert set(first.column("event").to_pylist()) == {"new"}
-
-
-def test_explain_tells_the_story_of_a_query_and_of_a_dropped_one(
-    governed: Path, world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    query_id = next(iter(labels(governed, "query")))
-    assert main(["explain", "--governed", str(governed), query_id]) == 0
-    told = capsys.readouterr().out
-    assert "balance: queries" in told
-    assert "now: query of category" in told
-    gone = sorted(set(world.query_truth) - set(labels(governed, "query")))
-    for row_id in gone[:1]:
-        assert any("dropped" in line for line in ledger.story(governed, row_id))
-
-
-def test_explain_refuses_an_unknown_id(governed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", "--governed", str(governed), "nobody"]) == 2
-    assert "error: nobody" in capsys.readouterr().err
-
-
-def test_the_report_stands_alone_and_shows_pictures(governed: Path, tmp_path: Path) -> None:
-    page = tmp_path / "report.html"
-    assert main(["report", "--governed", str(governed), "--html", str(page)]) == 0
-    text = page.read_text()
-    assert "http" not in text
-    assert "data:image/jpeg;base64," in text
-    assert len(text) < 3_000_000
-    for heading in ("Before and after", "Head, body and tail", "Set aside, and why", "Merged"):
-        assert heading in text
 
 
 def test_without_leaf_and_with_one_style_the_run_still_ends(tmp_path: Path) -> None:

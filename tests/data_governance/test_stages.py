@@ -10,10 +10,8 @@ from PIL import Image
 
 from data_governance import (
     balance,
-    clean,
     content,
     dedupe,
-    identity,
     images,
     merge_split,
     rules,
@@ -87,25 +85,6 @@ def test_equal_bytes_that_say_the_same_collapse_and_missing_images_do_not() -> N
     assert dedupe.exact_entities(["a", "a", "a"], ["man", "person", "man"]).tolist() == [0, 1, 0]
     table = pa.table({"leaf": [None, "x"], "text": [" Red  Car", "red car"]})
     assert dedupe.spoken(table) == ["\x00red car", "x\x00red car"]
-
-
-def test_hash_pairs_are_all_pairs_within_the_radius() -> None:
-    rng = np.random.default_rng(0)
-    base = rng.integers(0, 2**63, 60, dtype=np.uint64)
-    flips = [int(sum(1 << int(b) for b in rng.choice(64, count, replace=False))) for count in (0, 1, 2, 3, 4, 9) * 10]
-    hashes = np.concatenate([base, base ^ np.array(flips, dtype=np.uint64)])
-    found, crowded = dedupe.hash_pairs(hashes.view(np.int64), policy=POLICY, engine=Engine(POLICY))
-    count = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
-    assert found.tolist() == np.argwhere(np.triu(count <= 3, k=1)).tolist()
-    assert len(found) >= 40
-    assert crowded == 0
-
-
-def test_a_crowded_bucket_is_counted_not_compared() -> None:
-    policy = Policy(duplicate_bucket=3)
-    found, crowded = dedupe.hash_pairs(np.zeros(5, dtype=np.int64), policy=policy, engine=Engine(policy))
-    assert found.shape == (0, 2)
-    assert crowded == 4
 
 
 def test_the_hash_survives_rescaling_and_tells_drawings_apart() -> None:
@@ -194,56 +173,6 @@ def test_the_position_power_is_the_slope_of_clicks_over_positions() -> None:
     assert weigh.estimated_power(table.slice(0, 10)) == 0.0
 
 
-def test_reliability_is_the_spearman_brown_formula() -> None:
-    np.testing.assert_allclose(clean.reliability(np.array([1, 3]), 0.5), [np.sqrt(0.5), np.sqrt(1.5 / 2.0)])
-
-
-def test_margins_follow_the_definition_row_by_row() -> None:
-    rng = np.random.default_rng(2)
-    centre = content.unit_rows(rng.normal(size=(6, 8)).astype(np.float32))
-    label = np.repeat(np.arange(6), [4, 3, 5, 2, 1, 6])
-    rows = content.unit_rows((centre[label] + 0.3 * rng.normal(size=(len(label), 8))).astype(np.float32))
-    found = clean.margins(rows, label, rows, label)
-    size = np.bincount(label)
-    inside = sum(float(rows[i] @ rows[j]) for i in range(21) for j in range(21) if i != j and label[i] == label[j])
-    rho = inside / float((size * (size - 1)).sum())
-    assert found.rho == pytest.approx(rho, abs=1e-5)
-    for i in range(21):
-        scores = {}
-        for k in range(6):
-            members = [j for j in range(21) if label[j] == k and j != i]
-            if members:
-                mean = rows[members].sum(axis=0)
-                n = len(members)
-                scores[k] = float(rows[i] @ mean) / np.linalg.norm(mean) / np.sqrt(n * rho / (1 + (n - 1) * rho))
-        if size[label[i]] == 1:
-            assert np.isnan(found.margin[i])
-            continue
-        other = max((k for k in scores if k != label[i]), key=lambda k: scores[k])
-        assert found.margin[i] == pytest.approx(scores[label[i]] - scores[other], abs=1e-4)
-        assert found.other[i] == other
-
-
-def test_the_mixture_finds_the_low_part_and_refuses_one_bump() -> None:
-    rng = np.random.default_rng(3)
-    two = np.concatenate([rng.normal(-2, 0.4, 100), rng.normal(1, 0.4, 900)])
-    fitted = clean.mixture(two)
-    assert fitted is not None
-    assert -1.5 < fitted[0] < 0.2
-    assert fitted[1] == pytest.approx(0.1, abs=0.02)
-    assert clean.mixture(np.concatenate([rng.normal(-2, 0.4, 2), rng.normal(1, 0.4, 998)])) is None
-
-
-def test_otsu_cuts_between_two_heaps() -> None:
-    cut = clean.otsu(np.array([0.0] * 10 + [1.0] * 30))
-    assert 0.0 < cut <= 1.0
-
-
-def test_neighbours_vote_without_the_row_itself() -> None:
-    rows = content.unit_rows(np.array([[1, 0], [1, 0.1], [1, 0.2], [0, 1]], dtype=np.float32))
-    assert clean.neighbour_vote(rows, np.array([9, 1, 1, 2]), 2).tolist()[0] == 1
-
-
 def test_categories_merge_only_when_content_and_clicks_of_both_sides_agree() -> None:
     near = content.unit_rows(np.array([[1, 0.1], [1, 0.0], [0, 1]], dtype=np.float32))
     query_label, document_label = np.repeat([0, 1, 2], 4), np.array([0, 1, 2])
@@ -284,26 +213,6 @@ def test_a_cap_keeps_the_most_certain_and_a_weight_evens_out_sizes() -> None:
 @pytest.mark.parametrize(("queries", "name"), [(0, "tail"), (7, "tail"), (8, "body"), (49, "body"), (50, "head")])
 def test_bands_follow_the_number_of_queries(queries: int, name: str) -> None:
     assert balance.band(queries, policy=POLICY) == name
-
-
-def test_a_key_lives_on_and_the_map_tells_what_became_of_the_old_ones() -> None:
-    old = {"k1": ["a", "b"], "k2": ["c", "d", "e", "f"], "k3": ["g"], "k4": ["h", "i"], "k5": ["j"]}
-    new = {0: ["a", "b", "new"], 1: ["c", "d", "e"], 2: ["f"], 3: ["h", "i", "j"], 4: ["x"]}
-    key_of, events = identity.keys(new, old)
-    assert key_of[0] == "k1"
-    assert key_of[1] == "k2"
-    assert key_of[3] == "k4"
-    split, fresh = key_of[2], key_of[4]
-    assert set(events) == {
-        ("k1", "kept", "k1"),
-        ("k2", "kept", "k2"),
-        ("k4", "kept", "k4"),
-        ("k2", "split", split),
-        ("k3", "retired", None),
-        ("k5", "merged", "k4"),
-        (None, "new", fresh),
-    }
-    assert fresh == identity.fresh_key(["x"])
 
 
 def test_a_disk_that_refuses_leaves_the_stage_before_and_names_the_remedy(

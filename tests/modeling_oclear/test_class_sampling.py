@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_oclear.class_sampling_oclear import distinct_places, sample_classes
+from modeling_oclear.class_sampling_oclear import SampledClasses, distinct_places, sample_classes
 
 POSITIVES = torch.tensor([3, 3, 999_999, 0, 500_000])
 
@@ -77,11 +77,100 @@ def test_every_other_class_is_drawn_equally_often() -> None:
     assert np.abs(by_block / expected - 1).max() < 0.02
 
 
-@pytest.mark.parametrize(("population", "count"), [(1, 1), (10, 0), (10, 10), (10, 7), (1000, 499)])
-def test_distinct_places_are_a_subset_of_the_asked_size(population: int, count: int) -> None:
+@pytest.mark.parametrize(("population", "count"), [(1, 1), (10, 0), (10, 10), (10, 7), (1000, 499), (1000, 30)])
+def test_distinct_places_are_a_sorted_subset_of_the_asked_size(population: int, count: int) -> None:
     places = distinct_places(np.random.default_rng(0), population, count)
-    assert len(np.unique(places)) == count == len(places)
+    assert len(places) == count
+    assert np.all(places[1:] > places[:-1])
     assert not count or (places.min() >= 0 and places.max() < population)
+
+
+@pytest.mark.parametrize(("population", "count"), [(70, 3), (20, 5), (20, 13)])
+def test_every_place_and_every_pair_of_places_is_equally_likely(population: int, count: int) -> None:
+    # The three ways of drawing; chance of a place n / N, of a pair n (n - 1) / (N (N - 1)), within 5 standard errors.
+    rng, draws = np.random.default_rng(1), 4000
+    is_in = np.zeros((draws, population))
+    for draw in range(draws):
+        is_in[draw, distinct_places(rng, population, count)] = 1
+    one, two = count / population, count * (count - 1) / (population * (population - 1))
+    together = is_in.T @ is_in / draws
+    assert np.abs(np.diag(together) - one).max() < 5 * math.sqrt(one / draws)
+    assert np.abs(together[~np.eye(population, dtype=bool)] - two).max() < 5 * math.sqrt(two / draws)
+
+
+HARD = torch.tensor([8, 999_999, 7, 7, 250_000, 500_001, 3])
+
+
+def test_hard_classes_take_part_without_correction_and_are_not_drawn_again() -> None:
+    sampled = sample_classes(1_000_000, positives=POSITIVES, rate=0.001, seed=0, step=0, hard=HARD)
+    # Distinct positives 0, 3, 500000, 999999; hard beside them 7, 8, 250000, 500001.
+    assert len(sampled.class_ids) == 4 + 4 + 1000
+    certain = sampled.class_ids[sampled.log_correction == 0]
+    assert certain.tolist() == [0, 3, 7, 8, 250_000, 500_000, 500_001, 999_999]
+    drawn = sampled.log_correction[sampled.log_correction != 0]
+    torch.testing.assert_close(drawn, torch.full((1000,), math.log((1_000_000 - 8) / 1000), dtype=torch.float64))
+    assert torch.all(sampled.class_ids[1:] > sampled.class_ids[:-1])
+
+
+def test_drawn_hard_classes_are_corrected_for_their_chance() -> None:
+    hard = torch.arange(100, 140)
+    sampled = sample_classes(1000, positives=torch.tensor([7, 105]), rate=0.05, seed=0, step=0, hard=hard, hard_draws=9)
+    is_hard = (sampled.class_ids >= 100) & (sampled.class_ids < 140) & (sampled.class_ids != 105)
+    assert int(is_hard.sum()) == 9
+    torch.testing.assert_close(sampled.log_correction[is_hard], torch.full((9,), math.log(39 / 9), dtype=torch.float64))
+    assert len(sampled.class_ids) == 2 + 9 + 50
+    off = sample_classes(
+        1000, positives=torch.tensor([7, 105]), rate=0.05, seed=0, step=0, hard=hard, hard_draws=9, log_q=False
+    )
+    assert torch.equal(off.class_ids, sampled.class_ids)
+    assert torch.all(off.log_correction == 0)
+    every = sample_classes(1000, positives=torch.tensor([7]), rate=1, seed=0, step=0, hard=hard, hard_draws=9)
+    assert torch.equal(every.class_ids, torch.arange(1000))
+    assert torch.all(every.log_correction == 0)
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+def test_ranges_add_up_with_hard_classes_too(shards: int) -> None:
+    def draw(class_range: tuple[int, int] | None) -> SampledClasses:
+        return sample_classes(
+            1_000_000,
+            positives=POSITIVES,
+            rate=0.001,
+            seed=5,
+            step=11,
+            hard=HARD,
+            hard_draws=2,
+            class_range=class_range,
+        )
+
+    edges = [1_000_000 * shard // shards for shard in range(shards + 1)]
+    parts = [draw((edges[i], edges[i + 1])) for i in range(shards)]
+    assert torch.equal(torch.cat([part.class_ids for part in parts]), draw(None).class_ids)
+    assert torch.equal(torch.cat([part.log_correction for part in parts]), draw(None).log_correction)
+
+
+@pytest.mark.parametrize("hard", [None, torch.arange(20, 30)], ids=["uniform", "mixture"])
+def test_the_sum_over_negatives_is_unbiased(hard: torch.Tensor | None) -> None:
+    # Exponentials of made logits, hard classes the largest; 20,000 draws, mean within 4 standard errors of the truth.
+    worth = np.exp(np.random.default_rng(0).normal(size=60))
+    worth[20:30] += 4
+    positives = torch.tensor([1, 5, 22])
+    sums = np.empty(20_000)
+    for step in range(len(sums)):
+        drawn = sample_classes(60, positives=positives, rate=0.1, seed=0, step=step, hard=hard, hard_draws=4)
+        is_negative = drawn.class_ids.numpy() != 5
+        shares = worth[drawn.class_ids.numpy()] * np.exp(drawn.log_correction.numpy())
+        sums[step] = shares[is_negative].sum()
+    error = sums.std() / math.sqrt(len(sums))
+    assert error > 0
+    assert abs(sums.mean() - (worth.sum() - worth[5])) < 4 * error
+
+
+def test_the_largest_class_count_is_drawn_from_and_the_next_refused() -> None:
+    sampled = sample_classes(10**9 - 1, positives=torch.tensor([10**9 - 2]), rate=1e-7, seed=0, step=0)
+    assert len(sampled.class_ids) == 1 + 100
+    with pytest.raises(ValueError, match="num_classes is 1000000000; it must be at least 1 and below"):
+        sample_classes(10**9, positives=torch.tensor([0]), rate=1e-7, seed=0, step=0)
 
 
 def test_a_draw_of_few_among_many_classes_does_not_cost_the_many() -> None:
@@ -105,6 +194,9 @@ def test_a_draw_of_few_among_many_classes_does_not_cost_the_many() -> None:
         ({"positives": torch.tensor([1.0])}, "class labels are integers"),
         ({"seed": -1}, "seed -1"),
         ({"class_range": (3, 51)}, "class_range"),
+        ({"hard": torch.tensor([50])}, "label 50 is not a class"),
+        ({"hard": torch.tensor([0.5])}, "hard classes have dtype"),
+        ({"hard": torch.tensor([4]), "hard_draws": 0}, "hard_draws is 0"),
     ],
 )
 def test_nonsense_is_refused_with_its_value(change: dict[str, object], reason: str) -> None:

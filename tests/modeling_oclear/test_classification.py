@@ -8,6 +8,7 @@ import torch
 from small_oclear import small_batch, small_config
 
 from modeling_oclear import OclearForCategoryClassification, OclearModel, partial_softmax_loss, sample_classes
+from modeling_oclear.margins_oclear import CombinedMargin, SoftmaxForm
 
 
 def made(**fields: Any) -> OclearForCategoryClassification:
@@ -41,10 +42,9 @@ def test_the_loss_is_the_partial_softmax_of_the_config(margin: str) -> None:
     model = made(head_margin_type=margin, head_margin=0.3, head_scale=8.0)
     pixels, weights = small_batch()["pixel_values"], torch.tensor([1.0, 2, 0, 1, 1])
     output = model(pixels, labels=LABELS, weights=weights)
-    expected = partial_softmax_loss(
-        output.embeds, LABELS, model.head.weight, margin=model.margin, scale=8, weights_B=weights
-    )
-    assert type(model.margin).__name__.lower() == margin
+    expected = partial_softmax_loss(output.embeds, LABELS, model.head.weight, form=model.form, weights_B=weights)
+    assert type(model.form.margin).__name__.lower() == margin
+    assert model.form.scale == 8
     assert torch.equal(output.loss, expected)
 
 
@@ -63,6 +63,35 @@ def test_training_at_a_rate_below_one_draws_other_classes_each_step() -> None:
         assert touched[-1] == expected.class_ids.tolist()
     assert len(touched[0]) == 4 + 3
     assert model.eval()(pixels, labels=LABELS).logits.shape == (5, 11)
+
+
+def test_every_setting_of_the_softmax_stands_in_the_config(tmp_path: Path) -> None:
+    model = made(
+        head_margin_type="combined", head_margin=[1.2, 0.2, 0.1], head_scale=8.0, head_label_smoothing=0.1,
+        head_sub_centres=3, head_conflict_delta=0.5, head_conflict_tau=0.9,
+    )  # fmt: skip
+    assert model.head.weight.shape == (33, model.config.hidden_size)
+    assert model.form == SoftmaxForm(
+        margin=CombinedMargin(1.2, 0.2, 0.1), scale=8.0, label_smoothing=0.1, sub_centres=3, conflict_delta=0.5,
+        conflict_tau=0.9,
+    )  # fmt: skip
+    labels = torch.tensor([[0, 1], [1, -1], [10, 4], [3, -1], [4, 5]])
+    output = model(small_batch()["pixel_values"], labels=labels)
+    assert torch.equal(output.loss, partial_softmax_loss(output.embeds, labels, model.head.weight, form=model.form))
+    assert output.logits.shape == (5, 11)
+    model.save_pretrained(tmp_path)
+    again = OclearForCategoryClassification.from_pretrained(tmp_path).eval()
+    assert again.form == model.form
+    assert torch.equal(again.head.weight, model.head.weight)
+
+
+def test_several_labels_are_all_among_the_sampled_classes() -> None:
+    model = made(head_sample_rate=0.1).train()
+    labels = torch.tensor([[0, 1], [1, -1], [10, 4], [3, -1], [4, 5]])
+    loss = model(small_batch()["pixel_values"], labels=labels).loss
+    sampled = sample_classes(11, positives=labels[labels >= 0], rate=0.1, seed=0, step=0)
+    assert torch.isfinite(loss)
+    assert len(sampled.class_ids) == 6 + 2
 
 
 def test_the_base_model_reads_a_folder_with_prototypes_without_them(tmp_path: Path) -> None:

@@ -4,10 +4,14 @@ import math
 
 import pytest
 import torch
+from naive_softmax import CLASSES, made_case, naive_loss
 
 from modeling_oclear.partial_softmax_oclear import (
     ArcFace,
+    CombinedMargin,
     CosFace,
+    Margin,
+    SoftmaxForm,
     class_logits,
     class_scalars,
     loss_from_scalars,
@@ -16,60 +20,26 @@ from modeling_oclear.partial_softmax_oclear import (
     sample_classes,
 )
 
-MARGINS = [CosFace(0.2), ArcFace(0.4), CosFace(0.0), ArcFace(0.0)]
-CLASSES, WIDTH = 37, 7
+MARGINS: list[Margin] = [
+    CosFace(0.2), ArcFace(0.4), CombinedMargin(1.5, 0.3, 0.1), CombinedMargin(3, 0.1, 0), CosFace(0.0), ArcFace(0.0),
+]  # fmt: skip
 
 
-def phi(margin: CosFace | ArcFace, cos: torch.Tensor) -> torch.Tensor:
-    """The definition, by the angle."""
-    if isinstance(margin, CosFace):
-        return cos - margin.m
-    angle = torch.acos(cos)
-    return torch.cos(angle + margin.m) if angle <= math.pi - margin.m else -2 - torch.cos(angle + margin.m)
-
-
-def naive_loss(
-    embeds: torch.Tensor, labels: torch.Tensor, prototypes: torch.Tensor, margin: CosFace | ArcFace, *,
-    scale: float, class_ids: list[int], correction: list[float], weights: torch.Tensor,
-) -> torch.Tensor:  # fmt: skip
-    """One sample and one class at a time."""
-    total = embeds.new_zeros(())
-    for row, label in enumerate(labels.tolist()):
-        cosines = [(prototypes[j] / prototypes[j].norm()) @ embeds[row] for j in range(len(prototypes))]
-        positive = scale * phi(margin, cosines[label])
-        denominator = positive.exp()
-        for class_id, shift in zip(class_ids, correction, strict=True):
-            if class_id != label:
-                denominator = denominator + (scale * cosines[class_id] + shift).exp()
-        total = total + weights[row] * (denominator.log() - positive)
-    return total / weights.sum()
-
-
-def made_case(rows: int = 5, *, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
-    """Embeddings (row 0 nearly opposite to its class, where ArcFace is continued), labels, prototypes, weights."""
-    generator = torch.Generator().manual_seed(rows)
-    prototypes = 3 * torch.randn(CLASSES, WIDTH, dtype=torch.float64, generator=generator)
-    embeds = torch.randn(rows, WIDTH, dtype=torch.float64, generator=generator)
-    labels = torch.tensor([3, 3, 36, 0, 12])[:rows]
-    embeds[0] = -prototypes[3] / prototypes[3].norm() + 0.05 * embeds[0]
-    embeds = torch.nn.functional.normalize(embeds, dim=1)
-    weights = torch.rand(rows, dtype=torch.float64, generator=generator) + 0.1
-    return embeds.to(dtype).requires_grad_(), labels, prototypes.to(dtype).requires_grad_(), weights.to(dtype)
+def plain(margin: Margin | None = None, scale: float = 16.0, chunk_size: int | None = None) -> SoftmaxForm:
+    return SoftmaxForm(margin=margin or CosFace(), scale=scale, chunk_size=chunk_size)
 
 
 @pytest.mark.parametrize("margin", MARGINS, ids=str)
 @pytest.mark.parametrize("rate", [1.0, 0.3])
 @pytest.mark.parametrize("chunk_size", [None, 4, 1])
-def test_value_and_gradients_equal_the_naive_loop(
-    margin: CosFace | ArcFace, rate: float, chunk_size: int | None
-) -> None:
+def test_value_and_gradients_equal_the_naive_loop(margin: Margin, rate: float, chunk_size: int | None) -> None:
     embeds, labels, prototypes, weights = made_case()
     sampled = sample_classes(CLASSES, positives=labels, rate=rate, seed=0, step=0)
     loss = partial_softmax_loss(
-        embeds, labels, prototypes, margin=margin, scale=16, sampled=sampled, weights_B=weights, chunk_size=chunk_size
+        embeds, labels, prototypes, form=plain(margin, chunk_size=chunk_size), sampled=sampled, weights_B=weights
     )
     expected = naive_loss(
-        embeds, labels, prototypes, margin, scale=16, class_ids=sampled.class_ids.tolist(),
+        embeds, labels, prototypes, plain(margin), class_ids=sampled.class_ids.tolist(),
         correction=sampled.log_correction.tolist(), weights=weights,
     )  # fmt: skip
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
@@ -81,21 +51,19 @@ def test_value_and_gradients_equal_the_naive_loop(
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("margin", MARGINS[:2], ids=str)
+@pytest.mark.parametrize("margin", MARGINS[:3], ids=str)
 @pytest.mark.parametrize("shards", [2, 3])
-def test_class_ranges_on_several_ranks_equal_one_process(margin: CosFace | ArcFace, shards: int) -> None:
+def test_class_ranges_on_several_ranks_equal_one_process(margin: Margin, shards: int) -> None:
     embeds, labels, prototypes, weights = made_case()
     sampled = sample_classes(CLASSES, positives=labels, rate=0.4, seed=3, step=1)
-    whole = partial_softmax_loss(
-        embeds, labels, prototypes, margin=margin, scale=16, sampled=sampled, weights_B=weights
-    )
+    whole = partial_softmax_loss(embeds, labels, prototypes, form=plain(margin), sampled=sampled, weights_B=weights)
     parts = []
     for shard in range(shards):
         first, end = CLASSES * shard // shards, CLASSES * (shard + 1) // shards
         mine = sample_classes(CLASSES, positives=labels, rate=0.4, seed=3, step=1, class_range=(first, end))
         rows = prototypes[first:end][mine.class_ids - first]
-        parts.append(class_scalars(embeds, labels, rows, mine.class_ids, mine.log_correction, margin=margin, scale=16))
-    merged = loss_from_scalars(*merge_scalars(parts), weights)
+        parts.append(class_scalars(embeds, labels, rows, mine.class_ids, mine.log_correction, form=plain(margin)))
+    merged = loss_from_scalars(merge_scalars(parts), labels, form=plain(margin), weights_B=weights)
     torch.testing.assert_close(merged, whole, rtol=0, atol=1e-12)
     for mine_gradient, expected in zip(
         torch.autograd.grad(merged, (embeds, prototypes)), torch.autograd.grad(whole, (embeds, prototypes)), strict=True
@@ -106,11 +74,9 @@ def test_class_ranges_on_several_ranks_equal_one_process(margin: CosFace | ArcFa
 def test_a_rank_without_classes_adds_nothing_but_keeps_a_gradient() -> None:
     embeds, labels, prototypes, _ = made_case()
     empty = class_scalars(
-        embeds, labels, prototypes[:0], torch.empty(0, dtype=torch.int64), torch.empty(0), margin=CosFace(), scale=8
+        embeds, labels, prototypes[:0], torch.empty(0, dtype=torch.int64), torch.empty(0), form=plain()
     )
-    full = class_scalars(
-        embeds, labels, prototypes, torch.arange(CLASSES), torch.zeros(CLASSES), margin=CosFace(), scale=8
-    )
+    full = class_scalars(embeds, labels, prototypes, torch.arange(CLASSES), torch.zeros(CLASSES), form=plain())
     merged = merge_scalars([empty, full])
     assert torch.equal(merged.max, full.max)
     assert torch.equal(merged.sum_exp, full.sum_exp)
@@ -121,7 +87,7 @@ def test_a_rank_without_classes_adds_nothing_but_keeps_a_gradient() -> None:
 
 def test_one_row_one_class_is_loss_zero_whatever_the_margin() -> None:
     embeds = torch.tensor([[0.6, 0.8]])
-    loss = partial_softmax_loss(embeds, torch.tensor([0]), torch.tensor([[2.0, 0.0]]), margin=ArcFace(0.5), scale=64)
+    loss = partial_softmax_loss(embeds, torch.tensor([0]), torch.tensor([[2.0, 0.0]]), form=plain(ArcFace(0.5), 64))
     assert loss.item() == 0
 
 
@@ -129,20 +95,19 @@ def test_a_case_worked_by_hand() -> None:
     # Orthogonal prototypes, embedding on the first: cosines 1 and 0. CosFace 0.2 at scale 2: log(1 + exp(0 - 1.6)).
     loss = partial_softmax_loss(
         torch.tensor([[1.0, 0.0]]), torch.tensor([0]), torch.tensor([[5.0, 0.0], [0.0, 0.1]]),
-        margin=CosFace(0.2), scale=2,
+        form=plain(scale=2),
     )  # fmt: skip
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1.6)), abs=1e-7)
 
 
 def test_weights_zero_remove_a_sample_and_total_weight_makes_parts_add_up() -> None:
     embeds, labels, prototypes, weights = made_case()
-    settings = {"margin": CosFace(), "scale": 16.0}
     only = torch.tensor([0.0, 1, 1, 0, 1])
-    kept = partial_softmax_loss(embeds, labels, prototypes, weights_B=only, **settings)  # type: ignore[arg-type]
+    kept = partial_softmax_loss(embeds, labels, prototypes, weights_B=only, form=plain())
     rows = torch.tensor([1, 2, 4])
-    expected = partial_softmax_loss(embeds[rows], labels[rows], prototypes, **settings)  # type: ignore[arg-type]
+    expected = partial_softmax_loss(embeds[rows], labels[rows], prototypes, form=plain())
     torch.testing.assert_close(kept, expected)
-    whole = partial_softmax_loss(embeds, labels, prototypes, weights_B=weights, **settings)  # type: ignore[arg-type]
+    whole = partial_softmax_loss(embeds, labels, prototypes, weights_B=weights, form=plain())
     halves = torch.zeros((), dtype=torch.float64)
     for part in (slice(0, 2), slice(2, 5)):
         scalars = class_scalars(
@@ -151,34 +116,36 @@ def test_weights_zero_remove_a_sample_and_total_weight_makes_parts_add_up() -> N
             prototypes,
             torch.arange(CLASSES),
             torch.zeros(CLASSES),
-            **settings,  # type: ignore[arg-type]
+            form=plain(),
         )
-        halves = halves + loss_from_scalars(*scalars, weights[part], total_weight=weights.sum())
+        halves = halves + loss_from_scalars(
+            scalars, labels[part], form=plain(), weights_B=weights[part], total_weight=weights.sum()
+        )
     torch.testing.assert_close(halves, whole)
 
 
 def test_single_precision_is_as_close_to_the_truth_as_the_naive_loop() -> None:
     embeds, labels, prototypes, weights = made_case()
-    settings = {"class_ids": list(range(CLASSES)), "correction": [0.0] * CLASSES, "scale": 32.0}
-    truth = naive_loss(embeds, labels, prototypes, ArcFace(0.4), weights=weights, **settings)  # type: ignore[arg-type]
+    form, every = plain(ArcFace(0.4), 32), {"class_ids": list(range(CLASSES)), "correction": [0.0] * CLASSES}
+    truth = naive_loss(embeds, labels, prototypes, form, weights=weights, **every)  # type: ignore[arg-type]
     small = [tensor.detach().float() for tensor in (embeds, prototypes, weights)]
-    naive = naive_loss(small[0], labels, small[1], ArcFace(0.4), weights=small[2], **settings)  # type: ignore[arg-type]
-    fast = partial_softmax_loss(small[0], labels, small[1], margin=ArcFace(0.4), scale=32, weights_B=small[2])
+    naive = naive_loss(small[0], labels, small[1], form, weights=small[2], **every)  # type: ignore[arg-type]
+    fast = partial_softmax_loss(small[0], labels, small[1], form=form, weights_B=small[2])
     assert abs(fast.double() - truth) <= abs(naive.double() - truth) + 1e-5
 
 
 def test_half_precision_prototypes_are_normalised_in_single_precision() -> None:
     embeds, labels, prototypes, _ = made_case(dtype=torch.float32)
     rounded = prototypes.detach().bfloat16()
-    mixed = partial_softmax_loss(embeds, labels, rounded, margin=CosFace(), scale=16)
-    widened = partial_softmax_loss(embeds, labels, rounded.float(), margin=CosFace(), scale=16)
+    mixed = partial_softmax_loss(embeds, labels, rounded, form=plain())
+    widened = partial_softmax_loss(embeds, labels, rounded.float(), form=plain())
     assert mixed.dtype == torch.float32
     assert torch.equal(mixed, widened)
 
 
 def test_very_large_logits_neither_overflow_nor_vanish() -> None:
     embeds, labels, prototypes, _ = made_case(dtype=torch.float32)
-    loss = partial_softmax_loss(embeds, labels, prototypes, margin=CosFace(), scale=3000)
+    loss = partial_softmax_loss(embeds, labels, prototypes, form=plain(scale=3000))
     gradients = torch.autograd.grad(loss, (embeds, prototypes))
     assert torch.isfinite(loss)
     assert loss > 100
@@ -187,7 +154,7 @@ def test_very_large_logits_neither_overflow_nor_vanish() -> None:
 
 def test_the_gradient_is_orthogonal_to_each_prototype_since_its_length_does_not_count() -> None:
     embeds, labels, prototypes, _ = made_case()
-    loss = partial_softmax_loss(embeds, labels, prototypes, margin=CosFace(), scale=16)
+    loss = partial_softmax_loss(embeds, labels, prototypes, form=plain())
     (gradient,) = torch.autograd.grad(loss, prototypes)
     assert gradient.abs().max() > 1e-3
     assert (gradient * prototypes).sum(dim=1).abs().max() < 1e-12
@@ -209,10 +176,10 @@ def test_arcface_falls_from_zero_to_pi_without_a_jump_in_value_or_slope() -> Non
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"labels_B": torch.tensor([0, 37])}, "label 37 is not a class: labels run from 0 to 36"),
-        ({"labels_B": torch.tensor([-1, 0])}, "label -1 is not a class"),
-        ({"labels_B": torch.tensor([0.0, 1.0])}, "one int64 label per row"),
-        ({"labels_B": torch.tensor([0])}, "one int64 label per row"),
+        ({"labels": torch.tensor([0, 37])}, "label 37 is not a class: labels run from 0 to 36"),
+        ({"labels": torch.tensor([-1, 0])}, "label -1 is not a class"),
+        ({"labels": torch.tensor([0.0, 1.0])}, "one int64 label per row"),
+        ({"labels": torch.tensor([0])}, "one int64 label per row"),
         ({"embeds_BD": torch.tensor([[0.0] * 7, [math.nan] * 7])}, "row 1 of the embeddings is not finite"),
         ({"embeds_BD": torch.zeros(2, 7, dtype=torch.float64)}, "embeddings are torch.float64, but prototypes"),
         ({"embeds_BD": torch.zeros(2, 6)}, "6 wide, but prototypes 7"),
@@ -221,10 +188,8 @@ def test_arcface_falls_from_zero_to_pi_without_a_jump_in_value_or_slope() -> Non
         ({"weights_B": torch.tensor([1.0, math.nan])}, "at least 0"),
         ({"weights_B": torch.tensor([0.0, 0.0])}, "sum to 0"),
         ({"weights_B": torch.tensor([1.0])}, "one each"),
-        ({"scale": 0.0}, "scale is 0.0"),
         ({"weight_ND": torch.cat([torch.ones(36, 7), torch.zeros(1, 7)])}, "prototype of class 36 has length 0.0"),
         ({"weight_ND": torch.full((37, 7), math.inf)}, "prototype of class 0 has length inf"),
-        ({"chunk_size": 0}, "chunk_size is 0"),
         (
             {"sampled": sample_classes(37, positives=torch.tensor([5]), rate=0.01, seed=0, step=0)},
             "not among the sampled",
@@ -233,8 +198,8 @@ def test_arcface_falls_from_zero_to_pi_without_a_jump_in_value_or_slope() -> Non
 )
 def test_nonsense_is_refused_with_its_value(change: dict[str, object], reason: str) -> None:
     inputs: dict[str, object] = {
-        "embeds_BD": torch.zeros(2, 7), "labels_B": torch.tensor([0, 36]), "weight_ND": torch.ones(37, 7),
-        "margin": CosFace(), "scale": 8.0, **change,
+        "embeds_BD": torch.zeros(2, 7), "labels": torch.tensor([0, 36]), "weight_ND": torch.ones(37, 7),
+        "form": plain(), **change,
     }  # fmt: skip
     with pytest.raises(ValueError, match=reason):
         partial_softmax_loss(**inputs)  # type: ignore[arg-type]

@@ -75,6 +75,8 @@ def small_samples() -> GovernedSamples:
         classes=np.array(TRAINED),
         num_categories=CATEGORIES,
         fingerprint="made",
+        keys=tuple(f"key{number}" for number in range(CATEGORIES)),
+        leaves=tuple(f"leaf{number % 2}" for number in range(CATEGORIES)),
     )
 
 

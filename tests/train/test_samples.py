@@ -50,6 +50,20 @@ def test_other_keys_or_other_training_categories_give_another_fingerprint(tmp_pa
     assert read_samples(folder).fingerprint != first
 
 
+def test_keys_leaves_and_the_story_of_the_categories_are_read(tmp_path: Path) -> None:
+    folder = write_governed(tmp_path / "governed")
+    first = read_samples(folder)
+    assert first.keys == tuple(f"key{number}" for number in range(CATEGORIES))
+    assert first.leaves == ("made",) * CATEGORIES
+    assert first.events == ()
+    story = {"old_key": ["a", None], "event": ["merged", "new"], "new_key": ["key0", "key1"]}
+    datasets.Dataset.from_dict(story).to_parquet(folder / "category_map.parquet")
+    assert read_samples(folder).events == (("a", "merged", "key0"), (None, "new", "key1"))
+    datasets.Dataset.from_dict({"old_key": ["a"]}).to_parquet(folder / "category_map.parquet")
+    with pytest.raises(ValueError, match=r"category_map\.parquet lacks the column\(s\) event, new_key"):
+        read_samples(folder)
+
+
 @pytest.mark.parametrize(
     ("column", "value", "said"),
     [

@@ -1,0 +1,189 @@
+"""Stage 4 again, after few new rows: what was chosen before holds, and only touched documents may change their group.
+
+`--incremental` with `--previous`: the shrinkage, the resolution, the sources of documents and the belief in old clicks
+are taken over, where a full run learns them in rounds and tests them on hidden clicks. Space, shares and affinities are
+computed once, over all rows; then the documents that are new, that gained or lost a click, or that are tied to such a
+one, and the groups of all these, move to the group that gains most (the local moving step of Louvain and Leiden under
+the constant Potts model, Traag, Waltman, van Eck 2019), until none moves. The others are frozen. Choices age: run in
+full when much has changed.
+
+In: edges, entities, features, the organise stage of the previous run. Out: the tables of organise.py. Next: clean.py.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from scipy.sparse import csr_array
+
+from data_governance import mapping, matching, organise
+from data_governance.content import unit_rows
+from data_governance.organise import DISBELIEVED, Evidence, Links, Organised
+from data_governance.policy import Policy
+from data_governance.stage import StageResult, Workspace
+
+MOST_PASSES = 20
+SOURCE_NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What the previous run chose and found, by id."""
+
+    shrinkage: float
+    resolution: float
+    group_of: dict[str, int]
+    source_of: dict[str, int]
+    query_group: dict[str, int]
+    edges: set[tuple[str, str]]
+
+
+def earlier(previous: Workspace, *, recipe: str) -> Earlier:
+    """Read the previous run.
+
+    Raises:
+        ValueError: when it has no organise stage, or its features come from another encoder.
+    """
+    for name in ("admit", "weigh", "organise"):
+        if not (previous.folder(name) / "stage.json").exists():
+            raise ValueError(f"--incremental: {previous.out} lacks the stage {name}. Run without --incremental.")
+    if previous.record("admit")["notes"].get("recipe") != recipe:
+        raise ValueError(
+            f"--incremental: {previous.out} was made by another encoder, image size or version. Run without it."
+        )
+    notes = previous.record("organise")["notes"]
+    last = max((name for name in notes if name.startswith("round_")), key=lambda name: int(name.split("_")[1]))
+    documents, queries = previous.table("organise", "documents"), previous.table("organise", "queries")
+    docs = documents.column("doc").to_pylist()
+    return Earlier(
+        shrinkage=notes["scatter_shrinkage"],
+        resolution=notes[last]["resolution"],
+        group_of=dict(zip(docs, documents.column("category").to_pylist(), strict=True)),
+        source_of=dict(zip(docs, documents.column("source").to_pylist(), strict=True)),
+        query_group=dict(zip(*(queries.column(c).to_pylist() for c in ("query", "category")), strict=True)),
+        edges=_pairs(previous.table("weigh", "edges")),
+    )
+
+
+def digest(previous: Path | None, known: Earlier | None) -> str:
+    """Of what an incremental organise reads besides the stages before it; "" for a full one."""
+    if known is None or previous is None:
+        return ""
+    code = mapping.source_digest(sys.modules[__name__])
+    return f"{code} {Workspace(previous).record('organise')['digest']}"
+
+
+def organise_again(workspace: Workspace, known: Earlier, *, policy: Policy) -> StageResult:
+    """The organise stage with the choices of the previous run."""
+    evidence = organise.gather(workspace)
+    source = sources(evidence, known)
+    links = organise.linked(
+        evidence, source, belief(evidence, known), policy=replace(policy, scatter_shrinkage=known.shrinkage)
+    )
+    first = first_groups(evidence, known)
+    touched = touched_documents(evidence, known, links, first)
+    group = settled(first, weights(links), touched, resolution=known.resolution)
+    best = matching.best_two(matching.group_shares(links.shares, group))
+    found = Organised(links.space, links.shares, group, source, *best)
+    notes: dict[str, object] = {
+        "scatter_shrinkage": known.shrinkage,
+        "incremental": True,
+        "documents_new": sum(doc not in known.group_of for doc in evidence.doc_ids),
+        "documents_touched": len(touched),
+        "round_1": {"resolution": known.resolution, "sources": int(source.max(initial=0)) + 1},
+    }
+    return organise.stage_result(workspace, evidence, found, notes, policy=policy)
+
+
+def _pairs(edges: pa.Table) -> set[tuple[str, str]]:
+    return set(zip(edges.column("query").to_pylist(), edges.column("doc").to_pylist(), strict=True))
+
+
+def sources(evidence: Evidence, known: Earlier) -> np.ndarray:
+    """(M,): the source of a document as it was; of a new one, that of most of its nearest old ones by features."""
+    source = np.array([known.source_of.get(doc, -1) for doc in evidence.doc_ids], dtype=np.int64)
+    new = np.flatnonzero(source < 0)
+    old = np.flatnonzero((source >= 0) & evidence.nodes.has_image)
+    if len(new) and len(old):
+        rows = unit_rows(evidence.documents_MF)
+        near = matching.neighbours(rows[old], rows[new], SOURCE_NEIGHBOURS)[1]
+        source[new] = (source[old][near].mean(axis=1) > 0.5).astype(np.int64)
+    return np.maximum(source, 0)
+
+
+def belief(evidence: Evidence, known: Earlier) -> np.ndarray:
+    """(P,): weight of each click: 1, or less where the previous run had query and document in different groups."""
+    weight = np.ones(len(evidence.edges_P2))
+    for i, (q, d) in enumerate(evidence.edges_P2.tolist()):
+        asked = known.query_group.get(evidence.query_ids[q])
+        answered = known.group_of.get(evidence.doc_ids[d])
+        if asked is not None and answered is not None and asked != answered:
+            weight[i] = DISBELIEVED
+    return weight
+
+
+def first_groups(evidence: Evidence, known: Earlier) -> np.ndarray:
+    """(M,): the previous group; a new document alone."""
+    free = max(known.group_of.values(), default=-1) + 1
+    return np.array([known.group_of.get(doc, free + i) for i, doc in enumerate(evidence.doc_ids)], dtype=np.int64)
+
+
+def touched_documents(evidence: Evidence, known: Earlier, links: Links, group: np.ndarray) -> np.ndarray:
+    """Sorted rows: new documents, those whose clicks changed, all tied to one of these, and the groups of all of them.
+
+    A document that loses its partner to a new one has no tie left to it: only their old group names it.
+    """
+    ids = evidence.query_ids, evidence.doc_ids
+    now = {(ids[0][q], ids[1][d]) for q, d in evidence.edges_P2.tolist()}
+    changed = {doc for _, doc in now ^ known.edges} | {doc for doc in ids[1] if doc not in known.group_of}
+    first = np.array([doc in changed for doc in ids[1]], dtype=bool)
+    ring = first.copy()
+    pairs = links.graph_E2
+    ring[pairs[first[pairs[:, 0]], 1]] = True
+    ring[pairs[first[pairs[:, 1]], 0]] = True
+    return np.flatnonzero(np.isin(group, group[ring]))
+
+
+def weights(links: Links) -> csr_array:
+    """(M, M) symmetric: affinities on the pairs of the graph."""
+    i, j = links.graph_E2[:, 0], links.graph_E2[:, 1]
+    value = np.asarray(links.affinity[i, j]).ravel()
+    size = links.affinity.shape[0]
+    return csr_array((np.tile(value, 2), (np.concatenate([i, j]), np.concatenate([j, i]))), shape=(size, size))
+
+
+def settled(group: np.ndarray, weight: csr_array, touched: np.ndarray, *, resolution: float) -> np.ndarray:
+    """(M,) groups from 0, without gaps, after local moves of `touched`.
+
+    A document leaves its group and joins the one with the largest
+
+        sum of weights to its members - resolution * number of its members
+
+    itself included among the choices, an empty one (gain 0) too; ties: stay, else the smaller number. Repeated in the
+    order of the rows until a pass moves nothing (each move raises the objective, so it ends).
+    """
+    group = group.copy()
+    size = np.bincount(group, minlength=int(group.max(initial=0)) + len(touched) + 2)
+    free = int(group.max(initial=0)) + 1
+    for _ in range(MOST_PASSES):
+        moved = False
+        for i in touched.tolist():
+            at, to = int(group[i]), slice(weight.indptr[i], weight.indptr[i + 1])
+            tie: dict[int, float] = {}
+            for j, w in zip(weight.indices[to].tolist(), weight.data[to].tolist(), strict=True):
+                tie[int(group[j])] = tie.get(int(group[j]), 0.0) + w
+            size[at] -= 1
+            gain = {g: w - resolution * int(size[g]) for g, w in tie.items()}
+            gain.setdefault(at, -resolution * int(size[at]))
+            best = min(gain, key=lambda g: (-gain[g], g != at, g))
+            if gain[best] < -1e-12:
+                best, free = free, free + 1
+                size = np.append(size, 0) if best >= len(size) else size
+            size[best] += 1
+            moved |= best != at
+            group[i] = best
+        if not moved:
+            break
+    return np.unique(group, return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,45 @@
+"""The relational part of governance as ibis expressions: one program for DuckDB and for Spark.
+
+Pitfalls that shape it: every row number has a full tie-break; sums are cast (DuckDB's are 128 bits wide); what is
+summed in floating point is rounded before it decides anything, since another order of rows differs in the last bits.
+
+In: ibis tables. Out: ibis tables, nothing is run here. Next: engine.py runs them for admit.py and weigh.py.
+"""
+
+import ibis
+
+from data_governance.policy import Policy
+
+
+def known_ids(rows: ibis.Table, known: dict[str, ibis.Table]) -> ibis.Table:
+    """The rows with, per key, `KEY_known`: the id where its table has it, null where not. Ids of a table are unique."""
+    for key, ids in known.items():
+        flag = ids.rename({f"{key}_known": key})
+        rows = rows.left_join(flag, rows[key] == flag[f"{key}_known"])
+    return rows
+
+
+def aggregated(rows: ibis.Table, entities: dict[str, ibis.Table], *, power: float) -> ibis.Table:
+    """Behaviour rows -> one row per pair of entities: query, doc, clicks, shown (corrected for position), rows."""
+    for key, own in entities.items():
+        named = own.rename({f"{key}_of_entity": key, f"{key}_entity": "entity"})
+        rows = rows.left_join(named, rows[key] == named[f"{key}_of_entity"]).drop(f"{key}_of_entity")
+    shown_times = ibis.coalesce(rows.impressions.nullif(float("nan")), ibis.greatest(rows.clicks, 1).cast("float64"))
+    place = ibis.coalesce(rows.position.nullif(float("nan")), 1.0)
+    rows = rows.mutate(shown=shown_times * place ** (-power))
+    edges = rows.group_by(["query_id_entity", "doc_id_entity"]).aggregate(
+        clicks=rows.clicks.sum().cast("int64"), shown=rows.shown.sum(), rows=rows["row"].count()
+    )
+    return edges.rename(query="query_id_entity", doc="doc_id_entity")
+
+
+def ranked(edges: ibis.Table, *, base: float, policy: Policy) -> ibis.Table:
+    """Edges with rate, rank within their query, and whether they are strong enough to stay."""
+    rate = ((edges.clicks + policy.click_prior * base) / (edges.shown + policy.click_prior)).round(6)
+    edges = edges.mutate(rate=rate, shown=edges.shown.round(6))
+    found = edges.mutate(
+        best=edges.rate.max().over(ibis.window(group_by="query")),
+        place=ibis.row_number().over(ibis.window(group_by="query", order_by=[ibis.desc("rate"), "doc"])),
+    )
+    strong = (found.clicks > 0) & (found.rate >= policy.min_edge_share * found.best)
+    return found.mutate(strong=strong & (found.place < policy.max_documents_per_query))

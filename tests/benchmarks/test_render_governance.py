@@ -1,0 +1,58 @@
+"""The blocks of docs/governance.md: figures come from the files, and a missing file stops the rendering."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import outcome, render_governance
+
+MACHINE = {"cores": 2, "cpu": "made processor", "memory_gib": 8.0}
+FACTS = {"command": "python -m benchmarks.x", "commit": "abc", "environment": MACHINE, "threads": 1}
+
+
+def files(folder: Path) -> None:
+    cell = {"precision": 0.5, "recall": 0.25, "f1": 0.3333, "seconds": 7.0}
+    methods = dict.fromkeys(render_governance.METHODS, cell)
+    stage = {"prototype_search": "exact", "prototype_recall": 1.0, "neighbour_recall": 0.75}
+    cleaned = {"kind": "uniform", "noise_before": 0.2, "f1": 0.98, "oracle_f1": 0.99, "noise_after": 0.01, "kept": 0.97}
+    speed = {"rows_per_second": 12_345, "peak_gib": 1.5}
+    settings = [{**cleaned, **speed, "stage": {**stage, "wrong_labels_interval": [0.19, 0.21]}}]
+    settings += [{**cleaned, **speed, "noise_before": 0.0, "stage": {**stage, "wrong_labels_interval": None}}]
+    hashes = {"hashes": 1_000, "radius": 6, "joins": 28, "found_pairs": 9, "recall": 1.0, "precision": 1.0}
+    compared = {"kind": "uniform", "noise": 0.1, "ours": {"f1": 0.9, **speed}, "cleanlab_batched": {"f1": 0.7, **speed}}
+    made: dict[str, dict[str, Any]] = {
+        "organising_m": {"documents": 30_000, "settings": [{"noise": 0.2, **methods}]},
+        "cleaning_m": {"rows": 60_000, "categories": 6_000, "settings": settings},
+        "cleaning_other_m": {"rows": 20_000, "categories": 5_000, "comparison": [compared]},
+        "near_duplicates_m": {"hash": {**hashes, "seconds": 3.25, "peak_gib": 0.5}},
+    }
+    for name, figures in made.items():
+        (folder / f"{name}_202611.json").write_text(json.dumps({**FACTS, **figures}))
+
+
+def test_figures_of_the_files_are_shown(tmp_path: Path) -> None:
+    files(tmp_path)
+    found = render_governance.blocks(tmp_path)
+    assert "| **this stage** | 0.50 / 0.25 / **0.333** | 7 |" in found["governance-organising"]
+    assert "| uniform, 0.200 | **0.980** | 0.990 | - | - | 0.190 to 0.210 | 0.010 |" in found["governance-cleaning"]
+    assert "| uniform, 0.000 | - | - | - | - | refused |" in found["governance-cleaning"]
+    assert "| cleanlab batched | 0.700 | 12,345 | 1.50 |" in found["governance-cleanlab"]
+    assert "| 1,000 | 6 | 28 | 9 | 1.000 | 1.000 | 3.2 | 0.50 |" in found["governance-near-duplicates"]
+    assert all("made processor" in block for block in found.values())
+
+
+@pytest.mark.parametrize("missing", ["organising_m", "cleaning_m", "cleaning_other_m", "near_duplicates_m"])
+def test_a_missing_file_stops_the_rendering_and_names_the_command(tmp_path: Path, missing: str) -> None:
+    files(tmp_path)
+    (tmp_path / f"{missing}_202611.json").unlink()
+    with pytest.raises(ValueError, match=r"no result file\. Run python -m benchmarks\."):
+        render_governance.blocks(tmp_path)
+
+
+def test_a_result_names_no_absolute_path(tmp_path: Path) -> None:
+    found = outcome.write("x", {"f1": 1.0}, tmp_path / "deep" / "r.json", ["--catalogue", "/secret/place/c.parquet"])
+    assert found["command"] == "python -m benchmarks.x --catalogue c.parquet"
+    assert json.loads((tmp_path / "deep" / "r.json").read_text()) == found
+    assert outcome.peak_gib() > 0

@@ -1,0 +1,110 @@
+"""One relational program, two engines, equal rows; and what the engines refuse."""
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from benchmarks import relational
+from data_governance import admit, weigh
+from data_governance.engine import Engine, jvm_memory
+from data_governance.policy import Policy
+from data_governance.stage import StageResult, Workspace
+
+POLICY = Policy(threads=1, memory_limit="1GB", max_documents_per_query=3)
+NAN = float("nan")
+
+
+class Tables(Workspace):
+    """A workspace whose tables come from memory."""
+
+    def __init__(self, **tables: pa.Table) -> None:
+        super().__init__(Path("none"))
+        object.__setattr__(self, "tables", tables)
+
+    def table(self, name: str, table: str) -> pa.Table:
+        return vars(self)["tables"][f"{name}_{table}"]
+
+
+def behaviour(rows: int) -> pa.Table:
+    """Ids of which some are unknown or missing; impressions and positions of which some are missing or not a number."""
+    rng = np.random.default_rng(5)
+    impressions = [None if r < 0.2 else NAN if r < 0.3 else float(rng.integers(1, 9)) for r in rng.random(rows)]
+    position = [None if r < 0.2 else NAN if r < 0.3 else float(rng.integers(1, 6)) for r in rng.random(rows)]
+    return pa.table(
+        {
+            "query_id": [None if i == 3 else f"q{rng.integers(14)}" for i in range(rows)],
+            "doc_id": [f"d{rng.integers(9)}" for _ in range(rows)],
+            "clicks": pa.array(rng.integers(0, 3, rows).astype(float)),
+            "impressions": pa.array(impressions, pa.float64()),
+            "position": pa.array(position, pa.float64()),
+        }
+    )
+
+
+def relational_part(engine: Engine) -> list[Any]:
+    """What admit and weigh make of a small log: tables, decisions, counts and notes."""
+    queries, documents = [f"q{i}" for i in range(12)], [f"d{i}" for i in range(8)]
+    seen = {"query_id": pa.table({"query_id": queries}), "doc_id": pa.table({"doc_id": documents})}
+    admitted = StageResult()
+    admit.admit_behaviour(admitted, behaviour(400), seen, policy=POLICY, engine=engine)
+    workspace = Tables(
+        admit_behaviour=admitted.tables["behaviour"],
+        dedupe_queries=pa.table({"query_id": queries, "entity": [f"q{i // 2 * 2}" for i in range(12)]}),
+        dedupe_documents=pa.table({"doc_id": documents, "entity": ["d0", "d0", *documents[2:]]}),
+    )
+    weighed = weigh.weigh(workspace, policy=POLICY, engine=engine)
+    found: list[Any] = []
+    for result in (admitted, weighed):
+        tables = {name: (str(table.schema), table.to_pylist()) for name, table in result.tables.items()}
+        found.append((repr(tables), result.decisions, result.counts, result.notes))
+    return found
+
+
+HAS_SPARK = importlib.util.find_spec("pyspark") is not None and shutil.which("java") is not None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_SPARK, reason="pyspark or Java is not installed")
+# py4j leaves its sockets to the collector; pandas and pyspark 4.0 warn about each other.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_duckdb_and_spark_give_the_same_rows_decisions_and_counts() -> None:
+    duckdb, spark = (relational_part(Engine(POLICY, engine=name)) for name in ("duckdb", "spark"))
+    assert duckdb == spark
+    reasons = {row["reason"] for result in duckdb for row in result[1]}
+    assert reasons >= {"missing_id", "unknown_query", "unknown_document", "fewer_impressions_than_clicks", "weak_edge"}
+
+
+def test_an_engine_that_cannot_be_had_is_an_error_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="--engine sparc is not one of duckdb, spark"):
+        Engine(POLICY, engine="sparc")
+    monkeypatch.setitem(sys.modules, "pyspark.errors", None)
+    with pytest.raises(ValueError, match=r"--engine spark needs pyspark 4\.0 \(pip install"):
+        Engine(POLICY, engine="spark")
+
+
+@pytest.mark.parametrize(("limit", "jvm"), [("2GB", "2048m"), ("1.5 GiB", "1536m"), ("300MB", "300m")])
+def test_a_memory_limit_is_told_to_the_jvm_in_its_own_words(limit: str, jvm: str) -> None:
+    assert jvm_memory(limit) == jvm
+
+
+def test_a_memory_limit_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="memory_limit = 'much': not understood"):
+        jvm_memory("much")
+
+
+# ibis 12 still calls what duckdb 2.0 renamed.
+@pytest.mark.filterwarnings("ignore:fetch_arrow_table\\(\\) is deprecated:DeprecationWarning")
+def test_the_benchmark_and_plain_sql_do_the_same(tmp_path: Path) -> None:
+    relational.make(tmp_path, rows=3_000, queries=300, documents=90)
+    sums = []
+    for name, contestant in relational.CONTESTANTS.items():
+        (tmp_path / name).mkdir()
+        sums.append(contestant(tmp_path, tmp_path / name, memory="500MB", threads=1))
+    assert sums[0] == sums[1]
+    assert sums[0]["edges"] > 300

@@ -1,0 +1,133 @@
+"""An image that an earlier run has seen is not decoded again, and nothing else depends on that run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_governance import admit, incremental
+from data_governance.__main__ import main
+from data_governance.encoder import Encoder
+from data_governance.incremental import Memory
+from data_governance.policy import Policy
+from data_governance.stage import StageResult, Workspace
+from data_governance.tables import Source, feature_column
+from tests.data_governance.conftest import IMAGE, World, make_world, png
+
+POLICY = Policy(image_size=32)
+
+
+def source(numbers: list[int]) -> Source:
+    """Drawings by number; a negative one is no image."""
+    cells = [{"bytes": png(n, style="filled") if n >= 0 else b"nothing", "path": None} for n in numbers]
+    ids = [f"q{i}" for i in range(len(numbers))]
+    return Source("queries", pa.table({"query_id": ids, "image": pa.array(cells, IMAGE)}), None)
+
+
+class Counting(Encoder):
+    """The packaged encoder, and how many images it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(None, threads=1)
+        self.embedded = 0
+
+    def features(self, squares_NSSC: np.ndarray) -> np.ndarray:
+        self.embedded += len(squares_NSSC)
+        return super().features(squares_NSSC)
+
+
+def committed(folder: Path, facts: admit.ImageFacts, recipe: str, blocks: list[int]) -> None:
+    """The admit stage of a run whose queries these were (and which had no documents)."""
+    rows = pa.table({name: facts.columns[name] for name in ("sha", "hash")})
+    tables = {"queries": rows, "queries_features": pa.table({"features": feature_column(facts.features)})}
+    tables |= {"documents": rows.slice(0, 0), "documents_features": tables["queries_features"].slice(0, 0)}
+    notes = {"recipe": recipe, "blocks": blocks}
+    Workspace(folder).commit("admit", StageResult(tables=tables, notes=notes), digest="d", seconds=0)
+
+
+def test_only_new_images_are_embedded_and_the_old_ones_are_equal_to_the_bit(tmp_path: Path) -> None:
+    first = Counting()
+    facts = admit.image_facts(source([0, 1, -1, 2, 3]), policy=POLICY, encoder=first, memory=Memory())
+    assert facts.taken_over == 0
+    assert not facts.features[2].any()
+    recipe = incremental.recipe(POLICY, first)
+    committed(tmp_path, facts, recipe, first.blocks)
+
+    again = Counting()
+    memory = incremental.remembered((None, tmp_path / "nowhere", tmp_path), recipe)
+    found = admit.image_facts(source([3, 9, 1, -1, 3]), policy=POLICY, encoder=again, memory=memory)
+    assert (again.embedded, found.taken_over) == (1, 3)
+    assert again.blocks == first.blocks
+    np.testing.assert_array_equal(found.features[[0, 2, 4]], facts.features[[4, 1, 4]])
+    assert found.columns["hash"].take([0, 2]) == facts.columns["hash"].take([4, 1])
+    assert found.columns["sha"].take([0, 2, 3]) == facts.columns["sha"].take([4, 1, 2])
+    alone = admit.image_facts(source([3, 9, 1, -1, 3]), policy=POLICY, encoder=Counting(), memory=Memory())
+    assert {name: column.to_pylist() for name, column in found.columns.items()} == {
+        name: column.to_pylist() for name, column in alone.columns.items()
+    }
+    np.testing.assert_allclose(found.features, alone.features, atol=0.05)
+
+
+@pytest.mark.parametrize("policy", [Policy(image_size=48), Policy(image_size=32, max_image_pixels=9)])
+def test_another_recipe_forgets(tmp_path: Path, policy: Policy) -> None:
+    encoder = Counting()
+    facts = admit.image_facts(source([0]), policy=POLICY, encoder=encoder, memory=Memory())
+    committed(tmp_path, facts, incremental.recipe(POLICY, encoder), encoder.blocks)
+    assert len(incremental.remembered((tmp_path,), incremental.recipe(POLICY, encoder)).row_of) == 1
+    assert not incremental.remembered((tmp_path,), incremental.recipe(policy, encoder)).row_of
+
+
+@pytest.mark.slow
+def test_new_rows_through_the_command_keep_keys_and_take_over_images(tmp_path: Path) -> None:
+    (tmp_path / "world").mkdir()
+    world = make_world(tmp_path / "world", categories=6, queries=3, noise=0.0)
+    assert main(["run", *world.arguments, "--out", str(tmp_path / "first")]) == 0
+    queries = pq.read_table(world.folder / "queries.parquet")
+    new = pa.table({"query_id": ["fresh"], "image": pa.array([{"bytes": png(2, style="filled", seed=99)}], IMAGE)})
+    pq.write_table(pa.concat_tables([queries, new]), world.folder / "queries.parquet")
+    clicked = next(doc for doc, category in world.document_truth.items() if category == 2)
+    rows = pq.read_table(world.folder / "behaviour.parquet")
+    click = pa.table({"query_id": ["fresh"], "doc_id": [clicked], "clicks": [1]})
+    pq.write_table(pa.concat_tables([rows, click]), world.folder / "behaviour.parquet")
+
+    words = [*world.arguments, "--previous", str(tmp_path / "first")]
+    assert main(["run", *words, "--out", str(tmp_path / "second")]) == 0
+    notes = json.loads((tmp_path / "second" / "ledger.json").read_text())["notes"]["admit"]
+    assert notes["images_taken_over"] == queries.num_rows + 12
+    assert set(key_of_documents(tmp_path / "second")) == set(key_of_documents(tmp_path / "first"))
+
+    assert main(["run", *words, "--incremental", "--out", str(tmp_path / "third")]) == 0
+    facts = json.loads((tmp_path / "third" / "ledger.json").read_text())
+    assert facts["notes"]["organise"]["incremental"]
+    assert 1 <= facts["notes"]["organise"]["documents_touched"] < 12
+    assert key_of_documents(tmp_path / "third") == key_of_documents(tmp_path / "first")
+    placed = pq.read_table(tmp_path / "third" / "samples", columns=["sample_id"]).column("sample_id").to_pylist()
+    assert "fresh" in placed
+
+
+def test_an_incremental_run_without_anything_to_take_over_is_an_error(
+    world: World, governed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", *world.arguments, "--incremental"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "--incremental needs --previous" in capsys.readouterr().err
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(governed / "categories.parquet", bare)
+    shutil.copytree(governed / "samples", bare / "samples")
+    assert main([*words, "--out", str(tmp_path / "out"), "--previous", str(bare)]) == 2
+    assert "lacks the stage admit" in capsys.readouterr().err
+
+
+def key_of_documents(governed: Path) -> dict[str, str]:
+    categories = pq.read_table(governed / "categories.parquet", columns=["category_id", "category_key"])
+    key = dict(zip(*(categories.column(c).to_pylist() for c in categories.column_names), strict=True))
+    filters = [("side", "=", "document")]
+    rows = pq.read_table(
+        governed / "samples", columns=["sample_id", "side", "category_id"], filters=filters
+    ).to_pylist()
+    return {row["sample_id"]: key[row["category_id"]] for row in rows}

@@ -1,0 +1,126 @@
+"""Killed at any moment, or with a full disk, a run goes on from the last whole stage and ends with equal tables."""
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_governance import stage
+from data_governance.__main__ import main
+from data_governance.stage import STAGES
+from tests.data_governance.conftest import World, make_world
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def killed_when(ready: Callable[[], bool], world: World, out: Path) -> bool:
+    """Start the user's command and kill it as soon as `ready`; False when it ended before."""
+    command = [sys.executable, "-m", "data_governance", "run", *world.arguments, "--out", str(out)]
+    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while run.poll() is None:
+        if ready():
+            run.send_signal(signal.SIGKILL)
+            run.wait()
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def facts(governed: Path) -> Any:
+    """ledger.json without the seconds."""
+    found = json.loads((governed / "ledger.json").read_text())
+    for notes in found["notes"].values():
+        notes.pop("seconds")
+    return found
+
+
+def sorted_rows(governed: Path) -> dict[str, list[Any]]:
+    names = ["categories.parquet", "category_map.parquet", "ledger.parquet", "samples"]
+    names += [f"dropped/{name}.parquet" for name in ("behaviour", "queries", "catalogue")]
+    return {name: sorted(map(repr, pq.read_table(governed / name).to_pylist())) for name in names}
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_like_one_that_was_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "world").mkdir()
+    world = make_world(tmp_path / "world", categories=6, queries=3)
+    assert main(["run", *world.arguments, "--out", str(tmp_path / "alone")]) == 0
+    out = tmp_path / "out"
+    stages = out / "stages"
+    moment = float(np.random.default_rng().uniform(0.0, 1.0))
+    begun: list[float] = []
+
+    def a_while_after_admit() -> bool:
+        if (stages / "admit").exists() and not begun:
+            begun.append(time.monotonic())
+        return bool(begun) and time.monotonic() - begun[0] > moment
+
+    kills = 0
+    for ready in (
+        lambda: (stages / "admit.tmp").exists(),
+        a_while_after_admit,
+        lambda: (stages / "organise.tmp").exists() or (stages / "clean.tmp").exists(),
+        lambda: (out / "categories.parquet").exists(),
+    ):
+        kills += killed_when(ready, world, out)
+        whole = [name for name in STAGES if (stages / name).exists()]
+        assert all((stages / name / "stage.json").exists() for name in whole), whole
+    assert kills >= 3
+    assert main(["run", *world.arguments, "--out", str(out)]) == 0
+    assert not list(stages.glob("*.tmp"))
+    assert facts(out) == facts(tmp_path / "alone")
+    assert sorted_rows(out) == sorted_rows(tmp_path / "alone")
+
+
+def test_a_folder_whose_export_did_not_end_is_not_taken_for_finished(
+    world: World, governed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "governed"
+    shutil.copytree(governed, out)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("data_governance.export._write", full)
+        assert main(["run", *world.arguments, "--out", str(out)]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not (out / "ledger.json").exists()
+    assert main(["report", "--governed", str(out), "--html", str(tmp_path / "r.html")]) == 2
+    assert main(["run", *world.arguments, "--out", str(out)]) == 0
+    assert facts(out) == facts(governed)
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """The operating system refuses every write beyond `size` bytes of a file, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_leaves_the_last_whole_stage_intact(tmp_path: Path) -> None:
+    workspace = stage.Workspace(tmp_path)
+    small = stage.StageResult(tables={"edges": pa.table({"clicks": [1, 2, 3]})})
+    workspace.commit("weigh", small, digest="first", seconds=0)
+    noise = np.random.default_rng(0).random(100_000)
+    large = stage.StageResult(tables={"edges": pa.table({"clicks": noise})})
+    with no_file_larger_than(20_000), pytest.raises(ValueError, match=r"stage weigh: cannot write .*run again"):
+        workspace.commit("weigh", large, digest="second", seconds=0)
+    assert workspace.is_whole("weigh", "first")
+    assert workspace.table("weigh", "edges").column("clicks").to_pylist() == [1, 2, 3]

@@ -1,0 +1,118 @@
+"""FSDP2 and hybrid sharding are the computation of one process, through train/run.py; any layout resumes any other."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType
+from made_governed import write_governed
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER = Path(__file__).with_name("fsdp2_gloo.py")
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}
+HYBRID = {
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+    "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2",
+    "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def call(command: list[object], **variables: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OCLEAR_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
+    words = [sys.executable, *map(str, command)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def sharded(ranks: int, *words: object, **variables: str) -> str:
+    """train/run.py on `ranks` gloo processes with FSDP2."""
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", ranks, "--master_port", free_port(), LAUNCHER]
+    return call([*torchrun, *words], **FSDP2, **variables)
+
+
+def one_process(*words: object) -> str:
+    return call([ROOT / "train" / "run.py", *words])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`governed`, and `alone`: a finished run of one process."""
+    base = tmp_path_factory.mktemp("fsdp2")
+    write_governed(base / "governed")
+    one_process(*words_for(base, "alone"))
+    return base
+
+
+def words_for(base: Path, out: str) -> list[object]:
+    words: list[object] = ["--data", base / "governed", "--out", base / out, "--recipe", "tiny"]
+    return [*words, "--features", base / "features"]
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    def curve(run: Path, name: str) -> np.ndarray:
+        return np.array([json.loads(line)[name] for line in (run / "train.jsonl").read_text().splitlines()])
+
+    for name in ("loss", "grad_norm", "head_grad_norm"):
+        assert len(curve(ours, name)) == 50
+        assert np.abs(curve(ours, name) - curve(theirs, name)).max() < 1e-8, name
+    mine, other = (load_file(run / "hub" / "model.safetensors") for run in (ours, theirs))
+    assert max(float(np.abs(mine[name] - other[name]).max()) for name in other) < 1e-6
+
+
+def test_two_fsdp2_ranks_equal_one_process_and_their_checkpoint_is_continued_by_one(folder: Path) -> None:
+    said = sharded(2, *words_for(folder, "fsdp2"))
+    assert "topology: 2 process(es), gloo, FSDP" in said
+    for rank in (0, 1):
+        assert f"rank {rank} holds 3530 of 7060 encoder parameters" in said
+        assert f"rank {rank} holds classes {5 * rank} to {5 * rank + 5} (5 of 10 rows)" in said
+    assert_same_run(folder / "fsdp2", folder / "alone")
+
+    shutil.rmtree(folder / "fsdp2" / "checkpoints" / "step-00000050")
+    shutil.rmtree(folder / "fsdp2" / "hub")
+    assert "resumed from step-00000040" in one_process(*words_for(folder, "fsdp2"), "--resume")
+    assert_same_run(folder / "fsdp2", folder / "alone")
+
+
+@pytest.mark.slow
+def test_two_times_two_hybrid_ranks_equal_one_process(folder: Path) -> None:
+    said = sharded(4, *words_for(folder, "hybrid"), **HYBRID)
+    for rank, (start, end) in enumerate(((0, 3), (3, 6), (6, 9), (9, 10))):
+        assert f"rank {rank} holds 3530 of 7060 encoder parameters" in said
+        assert f"rank {rank} holds classes {start} to {end}" in said
+    assert_same_run(folder / "hybrid", folder / "alone")
+
+
+def test_the_hybrid_launch_file_asks_for_what_it_says() -> None:
+    path = ROOT / "train" / "launch" / "hsdp.yaml"
+    settings = load_config_from_file(str(path))
+    assert settings.distributed_type == DistributedType.FSDP
+    sizes = settings.parallelism_config
+    assert (
+        sizes["parallelism_config_dp_replicate_size"] * sizes["parallelism_config_dp_shard_size"]
+        == settings.num_processes
+    )
+    known = vars(launch_command_parser().parse_args(["x.py"]))
+    assert set(sizes) <= set(known)
+    assert set(settings.fsdp_config) <= set(known)

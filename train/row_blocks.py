@@ -1,0 +1,132 @@
+"""Rows of classes as torch.distributed.checkpoint reads and writes them: in blocks, for any number of ranks.
+
+Why: a table of 100 million rows is one tensor per rank to the library, which it would read whole beside the table that
+it fills. Cut into blocks, a checkpoint of any size is saved and loaded with one block in hand, any range of classes can
+be read on its own, and the number of ranks that wrote it does not matter.
+
+In: this rank's slice of a table. Out: write and read items of a plan. Next: checkpoint.py, category_changes.py.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.state_dict_loader import load
+
+BYTES_PER_BLOCK = 2**25
+
+
+class RowBlocks:
+    """Rows first .. first + len(rows) of a table of `total` rows; the double underscores are torch's protocol.
+
+    Args:
+        rows: contiguous; it is read, or written in place, block by block.
+    """
+
+    def __init__(self, rows: Tensor, *, first: int, total: int) -> None:
+        assert 0 <= first <= first + len(rows) <= max(total, first)
+        self.rows, self.first, self.total = rows, first, total
+        row_bytes = rows[:1].numel() * rows.element_size() if len(rows) else 1
+        self.at_once = max(1, BYTES_PER_BLOCK // row_bytes)
+
+    def size(self) -> torch.Size:
+        """Of the whole table."""
+        return torch.Size((self.total, *self.rows.shape[1:]))
+
+    def block(self, index: MetadataIndex) -> Tensor:
+        """The block that starts at the offset of `index`."""
+        assert index.offset is not None
+        start = index.offset[0] - self.first
+        return self.rows[start : start + self.at_once]
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        zeros = (0,) * (self.rows.ndim - 1)
+        return [
+            ChunkStorageMetadata(
+                offsets=torch.Size((self.first + start, *zeros)), sizes=self.rows[start : start + self.at_once].shape
+            )
+            for start in range(0, len(self.rows), self.at_once)
+        ]
+
+    def __create_write_items__(self, fqn: str, object: Any) -> list[WriteItem]:
+        properties = TensorProperties.create_from_tensor(self.rows)
+        return [
+            WriteItem(
+                index=MetadataIndex(fqn, chunk.offsets),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(chunk=chunk, properties=properties, size=self.size()),
+            )
+            for chunk in self.__create_chunk_list__()
+        ]
+
+
+class BlockSavePlanner(DefaultSavePlanner):
+    """torch's planner, which saves `blocks` by name beside the state it is given."""
+
+    def __init__(self, blocks: dict[str, RowBlocks]) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
+        super().set_up_planner(state_dict, storage_meta, is_coordinator)
+        self.state_dict = {**self.state_dict, **self.blocks}
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        if index.fqn in self.blocks:
+            return self.blocks[index.fqn].block(index)
+        return super().lookup_object(index)
+
+
+class BlockLoadPlanner(DefaultLoadPlanner):
+    """torch's planner, which fills `blocks` by name beside the state it is given."""
+
+    def __init__(self, blocks: dict[str, RowBlocks]) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def set_up_planner(self, state_dict: Any, metadata: Any = None, is_coordinator: bool = False) -> None:
+        # torch would replace what is no tensor by None, so that the blocks join later.
+        super().set_up_planner(state_dict, metadata, is_coordinator)
+        self.state_dict = {**self.state_dict, **self.blocks}
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        if index.fqn in self.blocks:
+            return self.blocks[index.fqn].block(index)
+        return super().lookup_tensor(index)
+
+
+def saved_tensors(path: Path) -> dict[str, TensorStorageMetadata]:
+    """Name -> size and type of every tensor in a checkpoint."""
+    described = FileSystemReader(path).read_metadata().state_dict_metadata
+    return {name: value for name, value in described.items() if isinstance(value, TensorStorageMetadata)}
+
+
+def read_rows(path: Path, name: str, *, first: int, end: int) -> Tensor:
+    """Rows first..end of a saved table, read by this process alone."""
+    described = saved_tensors(path)[name]
+    rows = torch.empty((end - first, *described.size[1:]), dtype=described.properties.dtype)
+    blocks = {name: RowBlocks(rows, first=first, total=described.size[0])}
+    with without_group_warning():
+        load({}, checkpoint_id=path, planner=BlockLoadPlanner(blocks), no_dist=True)
+    return rows
+
+
+@contextlib.contextmanager
+def without_group_warning() -> Iterator[None]:
+    """Without a process group torch warns each time that it saves or loads in one process, which is what is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
