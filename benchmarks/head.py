@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.head_contestants import DenseUpdate, FullSoftmax, Head, Ours, PytorchMetricLearning
+from benchmarks.head_contestants import DenseParameter, DenseUpdate, FullSoftmax, Head, Ours, PytorchMetricLearning
 from benchmarks.head_step import DTYPES, HeadSize
 from benchmarks.head_trial import as_json, made_batch
 from benchmarks.outcome import ROOT, write
 from retrieval.environment import default_threads
 from train.row_optimizers import ROW_OPTIMIZERS
 
-NAMES = ("ours", "dense_update", "floor", "full_softmax", "pytorch_metric_learning")
+NAMES = ("ours", "dense_update", "dense_parameter", "floor", "full_softmax", "pytorch_metric_learning")
 PARTS = ("step_s", "forward_s", "backward_s", "update_s")
 SMALL = HeadSize(classes=500, hidden_size=24, rate=0.1, batch_size=16)
 # A dense update slower than this share of a copy's bandwidth is no opponent; tables that fit a cache are not judged.
@@ -48,8 +48,8 @@ def losses_of(head: Head, size: HeadSize, *, steps: int) -> list[float]:
 def check_equal_losses(heads: list[str]) -> dict[str, float]:
     """Largest difference of loss over a few steps of the small case, by pair.
 
-    Ours with momentum and decay must follow the dense update step by step; at rate 1 its loss must be that of the full
-    softmaxes, whose decay is coupled, so that they are only compared before they move.
+    Ours with momentum and decay must follow the dense update step by step. The decay of torch's SGD is coupled, so that
+    the dense parameter, and at rate 1 the full softmaxes, are only compared before they move.
 
     Raises:
         ValueError: a pair differs by more than 1e-4 of the loss: what follows would compare different work.
@@ -58,6 +58,8 @@ def check_equal_losses(heads: list[str]) -> dict[str, float]:
     pairs: dict[str, tuple[HeadSize, Any, int]] = {}
     if "dense_update" in heads:
         pairs["dense_update"] = (small, DenseUpdate(small), 8)
+    if "dense_parameter" in heads:
+        pairs["dense_parameter"] = (small, DenseParameter(small), 1)
     if "full_softmax" in heads:
         pairs["full_softmax"] = (full, FullSoftmax(full), 1)
     if "pytorch_metric_learning" in heads:
@@ -93,7 +95,7 @@ def row_of(name: str, size: HeadSize, trials: list[dict[str, Any]]) -> dict[str,
     Raises:
         ValueError: a dense update that did not use the memory's bandwidth.
     """
-    only_fp32 = name in ("dense_update", "full_softmax", "pytorch_metric_learning")
+    only_fp32 = name in ("dense_update", "dense_parameter", "full_softmax", "pytorch_metric_learning")
     optimizer = {"ours": size.optimizer, "floor": "none"}.get(name, "momentum")
     is_full = name in ("full_softmax", "pytorch_metric_learning")
     row: dict[str, Any] = {
@@ -195,7 +197,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--optimizer", nargs="+", choices=list(ROW_OPTIMIZERS), default=["momentum"], help="of ours")
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp32", help="of the stored rows of ours and floor")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--heads", nargs="+", choices=NAMES, default=["ours", "dense_update", "floor"])
+    parser.add_argument(
+        "--heads", nargs="+", choices=NAMES, default=["ours", "dense_update", "dense_parameter", "floor"]
+    )
     parser.add_argument("--steps", type=int, default=20, help="timed steps of a trial, after two of warm-up")
     parser.add_argument("--rounds", type=int, default=1, help="trials of each head, taking turns")
     parser.add_argument("--threads", type=int, default=default_threads())

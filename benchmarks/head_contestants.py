@@ -4,13 +4,15 @@
 |---|---|---|
 | ours | keyed sample | the sampled rows |
 | dense_update | the same sample | EVERY row: momentum and decay, as sampled heads in use do |
+| dense_parameter | the same sample | EVERY row: rows of a parameter through autograd, torch.optim.SGD |
 | full_softmax | all | every row (torch.optim.SGD) |
 | pytorch_metric_learning | all | every row (CosFaceLoss of that library, torch.optim.SGD) |
 | floor | as many rows | nothing is learned: gather, three matrix products, scatter |
 
 Why a twin of our own for the field: PartialFC (An et al., CVPR 2022) and those who copy it need CUDA and a process
-group. The twin keeps what costs, the dense update, and drops what is merely slow there: it takes our sampler, no dense
-gradient, and moves weight and momentum through the cache once. Its bandwidth is measured against a plain copy.
+group. `dense_parameter` is their method in plain torch, whose gradient of gathered rows is as large as the table.
+`dense_update` keeps only what the method cannot avoid, the update of every row, and drops that gradient: weight and
+momentum pass through the cache once, at a bandwidth that is measured against a plain copy. Both take our sampler.
 
 In: `HeadSize`. Out: forward, backward, update. Next: head_trial.py times one of them in a process of its own.
 
@@ -103,6 +105,33 @@ class DenseUpdate:
             weight_ND.mul_(1 - size.learning_rate * size.weight_decay).sub_(momentum_ND, alpha=size.learning_rate)
 
 
+class DenseParameter:
+    """Sampled rows of a parameter: autograd fills a gradient of every row, torch's fused SGD moves every row."""
+
+    moves_bytes = 0
+
+    def __init__(self, size: HeadSize) -> None:
+        needs_memory(size, tables=3, logits=0)
+        self.size = size
+        self.weight_CD = torch.nn.Parameter(random_rows(size))
+        self.optimizer = sgd(size, self.weight_CD)
+
+    def forward(self, embeds_BD: Tensor, labels_B: Tensor, step: int) -> Tensor:
+        self.optimizer.zero_grad()
+        sampled = sample(self.size, labels_B, step=step)
+        class_ids_S = sampled.class_ids.to(self.weight_CD.device)
+        place_B = torch.searchsorted(class_ids_S, labels_B)
+        correction_S = sampled.log_correction.to(self.weight_CD)
+        rows_SD = self.weight_CD.index_select(0, class_ids_S)
+        return margin_loss(embeds_BD, rows_SD, place_B, size=self.size, correction_S=correction_S)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def update(self) -> None:
+        self.optimizer.step()
+
+
 class FullSoftmax:
     """Cross entropy over every class with torch alone; SGD with momentum, fused where torch has it."""
 
@@ -183,9 +212,10 @@ class Floor:
         self.weight_CD.index_copy_(0, self.ids_S, self.rows_SD.to(self.weight_CD.dtype))
 
 
-HEADS: dict[str, type[Ours | DenseUpdate | FullSoftmax | PytorchMetricLearning | Floor]] = {
+HEADS: dict[str, type[Ours | DenseUpdate | DenseParameter | FullSoftmax | PytorchMetricLearning | Floor]] = {
     "ours": Ours,
     "dense_update": DenseUpdate,
+    "dense_parameter": DenseParameter,
     "floor": Floor,
     "full_softmax": FullSoftmax,
     "pytorch_metric_learning": PytorchMetricLearning,

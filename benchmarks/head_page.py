@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-FULL_SPEED = "--heads ours dense_update floor full_softmax pytorch_metric_learning"
+FULL_SPEED = "--heads ours dense_update dense_parameter floor full_softmax pytorch_metric_learning"
 COMMANDS = {
     "speed": "python -m benchmarks.head --classes 1_000_000 --rate 0.01 --optimizer momentum rowwise_adagrad "
     f"{FULL_SPEED} --steps 10 --rounds 2 --json benchmarks/results/head_speed_1m_HARDWARE_YYYYMM.json",
@@ -22,6 +22,7 @@ COMMANDS = {
 HEAD_TITLES = {
     "ours": "**ours**",
     "dense_update": "sampled, dense update",
+    "dense_parameter": "sampled, parameter and SGD of torch",
     "floor": "floor",
     "full_softmax": "full softmax, torch",
     "pytorch_metric_learning": "full softmax, pytorch-metric-learning",
@@ -78,13 +79,14 @@ def against_dense(result: dict[str, Any]) -> list[str]:
     """How many times longer the dense update takes, step and update, at each number of classes."""
     lines = []
     timed = [row for row in result["rows"] if "step_s" in row]
-    for dense in (row for row in timed if row["head"] == "dense_update"):
+    for dense in (row for row in timed if row["head"] in ("dense_update", "dense_parameter")):
+        share = dense.get("bandwidth_share")
+        moved = "" if share is None else f"; it moved its tables at {share:.0%} of a copy's bandwidth"
         for ours in (row for row in timed if row["head"] == "ours" and row["classes"] == dense["classes"]):
             lines.append(
-                f"{dense['classes']:,} classes: the dense update's step takes {dense['step_s'] / ours['step_s']:.1f} "
-                f"times as long as ours with {ours['optimizer']} (update alone "
-                f"{dense['update_s'] / ours['update_s']:.1f} times); it moved its tables at "
-                f"{dense['bandwidth_share']:.0%} of a copy's bandwidth."
+                f'{dense["classes"]:,} classes: a step of "{HEAD_TITLES[dense["head"]]}" takes '
+                f"{dense['step_s'] / ours['step_s']:.1f} times as long as ours with {ours['optimizer']} (update alone "
+                f"{dense['update_s'] / ours['update_s']:.1f} times){moved}."
             )
     return lines
 

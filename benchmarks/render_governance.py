@@ -1,7 +1,7 @@
 """The figures of docs/governance.md, rendered from result files: nothing there is typed by hand.
 
-In: benchmarks/results/{near_duplicates,cleaning,organising}*.json. Out: blocks of Markdown by the name of their marker.
-Next: `benchmarks.render` writes them between the markers.
+In: benchmarks/results/{near_duplicates,cleaning,organising,relational}*.json. Out: blocks of Markdown by the name of
+their marker. Next: `benchmarks.render` writes them between the markers.
 """
 
 import json
@@ -152,18 +152,39 @@ def near_duplicates(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines).strip()
 
 
+def relational(found: list[dict[str, Any]]) -> str:
+    """Joins of the early stages against the same steps in plain SQL, one line a file."""
+    rows = [
+        [
+            f"{result['rows']:,}",
+            result["memory_limit"],
+            f"{result['ours']['seconds']:.1f}",
+            f"{result['plain']['seconds']:.1f}",
+            f"{result['seconds_ours_over_plain']:.2f}",
+            f"{result['ours']['peak_gib']:.2f}",
+            f"{result['plain']['peak_gib']:.2f}",
+        ]
+        for result in found
+        if "plain" in result
+    ]
+    head = ["behaviour rows", "DuckDB's limit", "ibis s", "plain SQL s", "ratio", "ibis peak GiB", "plain SQL peak GiB"]
+    sources = [f"Simulated log. {source(result)}" for result in found]
+    return "\n".join([*table(head, rows), "", *sources]) if rows else ""
+
+
 def blocks(folder: Path = RESULTS) -> dict[str, str]:
     """Marker name -> Markdown for docs/governance.md.
 
     Raises:
         ValueError: when a result file is missing, naming the command that makes it.
     """
-    found = {name: results(name, folder) for name in ("organising", "cleaning", "near_duplicates")}
+    found = {name: results(name, folder) for name in ("organising", "cleaning", "near_duplicates", "relational")}
     made = {
         "governance-organising": (organising(found["organising"]), "organising"),
         "governance-cleaning": (cleaning(found["cleaning"]), "cleaning"),
         "governance-cleanlab": (cleanlab(found["cleaning"]), "cleaning --cleanlab"),
         "governance-near-duplicates": (near_duplicates(found["near_duplicates"]), "near_duplicates"),
+        "governance-relational": (relational(found["relational"]), "relational"),
     }
     for name, (block, command) in made.items():
         if not block:

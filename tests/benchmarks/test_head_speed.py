@@ -28,8 +28,8 @@ def parts(**changed: Any) -> dict[str, Any]:
 
 
 def test_ours_with_momentum_follows_the_dense_update_and_agrees_with_the_full_softmax() -> None:
-    found = head.check_equal_losses(["dense_update", "full_softmax"])
-    assert set(found) == {"dense_update", "full_softmax"}
+    found = head.check_equal_losses(["dense_update", "dense_parameter", "full_softmax"])
+    assert set(found) == {"dense_update", "dense_parameter", "full_softmax"}
     assert max(found.values()) < 1e-4
 
 
@@ -60,7 +60,7 @@ def test_the_dense_update_moves_every_row_as_sgd_with_momentum_and_decay_does() 
     assert (dense.weight_CD.double() - weight).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("name", ["ours", "dense_update", "floor", "full_softmax"])
+@pytest.mark.parametrize("name", ["ours", "dense_update", "dense_parameter", "floor", "full_softmax"])
 def test_a_trial_gives_the_seconds_of_every_step_and_its_peak(name: str) -> None:
     found = head_trial.trial(name, TINY, steps=3)
     for part in head.PARTS:

@@ -26,6 +26,13 @@ def files(folder: Path) -> None:
         "organising_m": {"documents": 30_000, "settings": [{"noise": 0.2, **methods}]},
         "cleaning_m": {"rows": 60_000, "categories": 6_000, "settings": settings},
         "cleaning_other_m": {"rows": 20_000, "categories": 5_000, "comparison": [compared]},
+        "relational_m": {
+            "rows": 5_000,
+            "memory_limit": "2GB",
+            "ours": {"seconds": 3.0, "peak_gib": 0.5},
+            "plain": {"seconds": 2.0, "peak_gib": 0.25},
+            "seconds_ours_over_plain": 1.5,
+        },
         "near_duplicates_m": {"hash": {**hashes, "seconds": 3.25, "peak_gib": 0.5}},
     }
     for name, figures in made.items():
@@ -37,6 +44,7 @@ def test_figures_of_the_files_are_shown(tmp_path: Path) -> None:
     found = render_governance.blocks(tmp_path)
     assert "| **this stage** | 0.50 / 0.25 / **0.333** | 7 |" in found["governance-organising"]
     assert "| uniform, 0.200 | **0.980** | 0.990 | - | - | 0.190 to 0.210 | 0.010 |" in found["governance-cleaning"]
+    assert "| 5,000 | 2GB | 3.0 | 2.0 | 1.50 | 0.50 | 0.25 |" in found["governance-relational"]
     assert "| uniform, 0.000 | - | - | - | - | refused |" in found["governance-cleaning"]
     assert "| cleanlab batched | 0.700 | 12,345 | 1.50 |" in found["governance-cleanlab"]
     assert "| 1,000 | 6 | 28 | 9 | 1.000 | 1.000 | 3.2 | 0.50 |" in found["governance-near-duplicates"]
