@@ -21,6 +21,7 @@ In: rows, gradients, a learning rate. Out: the same rows moved, in place; state.
 Letters: R rows (classes) of a rank, S rows of a step, W width of a row.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -34,7 +35,7 @@ ADAGRAD_EPSILON = 1e-10
 Allocate = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
 
 
-class RowOptimizer:
+class RowOptimizer(ABC):
     """What the optimisers share: the step in which each row was last moved, and bringing rows up to date.
 
     Args:
@@ -65,7 +66,9 @@ class RowOptimizer:
             self.tensors["last_step"] = allocate("last_step", (rows,), torch.int32)
         self._allocate(allocate, rows, width, dtype)
 
-    def _allocate(self, allocate: Allocate, rows: int, width: int, dtype: torch.dtype) -> None:
+    def _allocate(  # noqa: B027 - SGD has no state
+        self, allocate: Allocate, rows: int, width: int, dtype: torch.dtype
+    ) -> None:
         """Add the state of the method to `tensors`."""
 
     def catch_up(self, rows_S: Tensor, weight_SW: Tensor) -> None:
@@ -101,8 +104,9 @@ class RowOptimizer:
         if "last_step" in self.tensors:
             self.tensors["last_step"][rows_S] = self.history.steps + 1
 
+    @abstractmethod
     def _move(self, rows_S: Tensor, weight_SW: Tensor, gradient_SW: Tensor, learning_rate: float) -> None:
-        raise NotImplementedError
+        """The method itself: move weights by their gradient, and its state."""
 
     def _part(self, name: str, rows_S: Tensor, like: Tensor) -> Tensor:
         """Copy of the state of some rows, where the arithmetic happens."""
