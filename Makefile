@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUNS ?= runs
 SEED ?= 0
 
-.PHONY: help install browser demo test format lint types unit benchmark clean
+.PHONY: help install browser demo test test-distributed format lint types unit benchmark clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -46,7 +46,13 @@ types: install
 	$(BIN)/mypy
 
 unit: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not distributed"
+
+# Every equality, kill and reshard check of training, one after the other: they start up to four processes each.
+test-distributed: install  ## layouts that must agree, kills, restarts and other numbers of ranks, in full
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v --durations 20 tests/benchmarks/test_curves.py \
+	  $(addprefix tests/train/test_,checkpoint.py checkpoint_folder.py fsdp2.py launchers.py other_ranks.py reshard.py \
+	  run.py surviving.py watchdog.py)
 
 benchmark: install  ## seeds 0 to 2 of the demo in both settings (about an hour), then README's figures
 	$(BIN)/python -m benchmarks.demo_seeds --out $(RUNS)/seeds

@@ -15,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import head_page, render_governance, scaling_page
+from benchmarks import head_page, recipes_page, render_governance, scaling_page
+from benchmarks.immr import ablation_page
+from benchmarks.immr import page as immr_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("modeling_oclear", "data_governance", "train", "retrieval", "hub_cards", "examples", "benchmarks")
@@ -114,13 +116,15 @@ def tree() -> str:
 
 def readme_blocks() -> dict[str, str]:
     """Marker name -> Markdown of README."""
-    return {"results": results(), "tree": tree()}
+    return {"results": results(), "ablation": ablation_page.short(), "tree": tree()}
 
 
 PAGES: dict[str, Callable[[], dict[str, str]]] = {
     "README.md": readme_blocks,
     "docs/governance.md": render_governance.blocks,
     "docs/head.md": head_page.blocks,
+    "docs/immr.md": immr_page.blocks,
+    "docs/recipes.md": recipes_page.blocks,
     "docs/scaling.md": scaling_page.blocks,
 }
 

@@ -1,7 +1,7 @@
 """The figures of docs/governance.md, rendered from result files: nothing there is typed by hand.
 
-In: benchmarks/results/{near_duplicates,cleaning,organising,relational}*.json. Out: blocks of Markdown by the name of
-their marker. Next: `benchmarks.render` writes them between the markers.
+In: benchmarks/results/*.json. Out: blocks of Markdown by the name of their marker. Next:
+`benchmarks.render` writes them between the markers.
 """
 
 import json
@@ -10,6 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+RESULT_NAMES = ("organising", "cleaning", "near_duplicates", "relational")
 METHODS = {
     "components": "components, clicked together twice",
     "content": "content alone",
@@ -51,8 +52,12 @@ def organising(found: list[dict[str, Any]]) -> str:
         for name, title in METHODS.items():
             cells = [setting[name] for setting in settings]
             scores = [f"{cell['precision']:.2f} / {cell['recall']:.2f} / **{cell['f1']:.3f}**" for cell in cells]
-            rows.append([title, *scores, " / ".join(f"{cell['seconds']:.0f}" for cell in cells)])
-        head = [f"{result['documents']:,} documents: precision / recall / F1 of pairs", *noise, "seconds"]
+            seconds = [cell.get("cpu_seconds", cell.get("seconds")) for cell in cells]
+            rows.append([title, *scores, " / ".join(f"{value:.0f}" for value in seconds)])
+        unit = "CPU seconds" if "cpu_seconds" in settings[0]["ours"] else "seconds"
+        _, given, seed = result["command"].partition("--seed ")
+        size = f"{result['documents']:,} documents" + (f", seed {seed.split()[0]}" if given else "")
+        head = [f"{size}: precision / recall / F1 of pairs", *noise, unit]
         lines += [*table(head, rows), "", f"Simulated log. {source(result)}", ""]
     return "\n".join(lines).strip()
 
@@ -178,7 +183,9 @@ def blocks(folder: Path = RESULTS) -> dict[str, str]:
     Raises:
         ValueError: when a result file is missing, naming the command that makes it.
     """
-    found = {name: results(name, folder) for name in ("organising", "cleaning", "near_duplicates", "relational")}
+    from benchmarks import render_governance_runs as runs  # which takes `table` and `source` from here
+
+    found = {name: results(name, folder) for name in RESULT_NAMES}
     made = {
         "governance-organising": (organising(found["organising"]), "organising"),
         "governance-cleaning": (cleaning(found["cleaning"]), "cleaning"),
@@ -191,4 +198,5 @@ def blocks(folder: Path = RESULTS) -> dict[str, str]:
             raise ValueError(
                 f"{name}: no result file. Run python -m benchmarks.{command} --json benchmarks/results/..."
             )
-    return {name: block for name, (block, _) in made.items()}
+    shown = {name: block for name, (block, _) in made.items()}
+    return shown | runs.blocks(lambda start: results(start, folder))

@@ -1,17 +1,23 @@
-"""Tables of docs/scaling.md: the planner's answers for machines from one GPU to 256.
+"""Tables of docs/scaling.md: the planner's answers for machines from one GPU to 256, and what the data path costs.
 
 Why: what cannot be run here can still be counted, formula by formula. Nothing in these tables was measured on a GPU.
 
-In: train/plan.py. Out: marker name -> Markdown. Next: `python -m benchmarks.render` fills docs/scaling.md.
+In: train/plan.py, results of benchmarks/data_at_scale.py. Out: marker name -> Markdown. Next:
+`python -m benchmarks.render` fills docs/scaling.md.
 """
 
 import functools
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from train.plan import GIB, GPUS, Line, Run, plan, shown
 from train.plan_encoder import EncoderCost, vision_cost
 
 SAMPLES = 10_000_000_000
+RESULTS = Path(__file__).resolve().parent / "results"
+CACHED_NUMBERS = 192 * 4 * 4  # of one view of 112 x 112 pixels after six stages of EfficientNet-Lite0, two bytes each
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,55 @@ def example() -> str:
     return "\n".join(["```", *lines, "```"])
 
 
+def data_result(folder: Path = RESULTS) -> dict[str, Any]:
+    """The newest result of benchmarks/data_at_scale.py.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = sorted(folder.glob("data_at_scale_*.json"), key=lambda path: path.stem.split("_")[-1])
+    if not found:
+        raise ValueError(
+            "benchmarks/results holds no data_at_scale_*.json: run python -m benchmarks.data_at_scale first"
+        )
+    result: dict[str, Any] = json.loads(found[-1].read_text())
+    return {**result, "file": found[-1].name}
+
+
+def data_path(folder: Path = RESULTS) -> str:
+    """One row per number of samples, and the same rates at 10 billion."""
+    result = data_result(folder)
+    runs, machine = result["runs"], result["environment"]
+    rows = [
+        "| samples | shards MiB | row groups | steps of 256 samples | peak MiB | peak of a decode worker MiB "
+        "| processor seconds to read the columns |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    rows += [
+        f"| {run['samples']:,} | {run['shard_mib']:,.0f} | {run['row_groups']:,} | {run['steps']} | "
+        f"{run['peak_mib']:,.0f} | {run['worker_peak_mib']:,.0f} | {run['cpu_seconds_to_read']:.2f} |"
+        for run in runs
+    ]
+    first, last = runs[0], runs[-1]
+    more = last["samples"] - first["samples"]
+    held = (last["peak_mib"] - first["peak_mib"]) * 2**20 / more
+    read = (last["cpu_seconds_to_read"] - first["cpu_seconds_to_read"]) / more
+    cached = CACHED_NUMBERS * 2
+    lines = [
+        f"From `benchmarks/results/{result['file']}`, made by `{result['command']}` on {machine['cores']} cores "
+        f"({machine['cpu']}). The peak grows by {100 * result['growth_of_peak']:.1f}% from {first['samples']:,} to "
+        f"{last['samples']:,} samples: {held:.0f} bytes a sample.",
+        "",
+        "| at 10 billion samples, by the same rates | |",
+        "|---|---|",
+        f"| labels, weights and order of draws, in every rank | {held * SAMPLES / 2**30:,.0f} GiB |",
+        f"| reading the columns once, in every rank | {read * SAMPLES / 3600:,.1f} processor hours |",
+        f"| cached features, for every view ({cached:,} bytes each) | {cached * SAMPLES / 2**40:,.0f} TiB |",
+        "| streamed features | nothing |",
+    ]
+    return "\n".join([*rows, "", *lines])
+
+
 def blocks() -> dict[str, str]:
     """Marker name -> Markdown."""
-    return {"sizes": table(), "example": example()}
+    return {"sizes": table(), "data": data_path(), "example": example()}

@@ -46,14 +46,19 @@ def never_negative(queries_NF: np.ndarray, documents_MF: np.ndarray, blocks: lis
     return [bool(q.min(initial=0) >= 0 and d.min(initial=0) >= 0) for q, d in zip(*sides, strict=True)]
 
 
-def reduced(queries_NF: np.ndarray, documents_MF: np.ndarray, *, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides on their `width` leading common principal axes: what is left out is noise, and time."""
+def principal_axes(queries_NF: np.ndarray, documents_MF: np.ndarray, *, width: int) -> np.ndarray | None:
+    """(F, width): leading common principal axes of both sides; None where there are no more features than that."""
     size = queries_NF.shape[1]
     if size <= width:
-        return queries_NF, documents_MF
+        return None
     scatter = queries_NF.T @ queries_NF + documents_MF.T @ documents_MF
     axes = eigh(scatter, subset_by_index=[size - width, size - 1])[1][:, ::-1].astype(np.float32)
-    return queries_NF @ axes, documents_MF @ axes
+    return np.asarray(axes)
+
+
+def reduced(values_NF: np.ndarray, axes_FR: np.ndarray | None) -> np.ndarray:
+    """Rows on the given axes (as they are without any): what is left out is noise, and time."""
+    return values_NF if axes_FR is None else values_NF @ axes_FR
 
 
 def recentred(values_MF: np.ndarray, source_M: np.ndarray, has_image: np.ndarray) -> np.ndarray:
@@ -74,10 +79,11 @@ def shrunk(scatter_FF: np.ndarray, share: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Space:
-    """Unit rows of both sides in the learned space; a row without an image is 0."""
+    """Unit rows of both sides in the learned space; a row without an image is 0. `axes_RW`: what features meet."""
 
     queries_NW: np.ndarray
     documents_MW: np.ndarray
+    axes_RW: np.ndarray | None = None
 
 
 def learned_space(
@@ -101,7 +107,7 @@ def learned_space(
     size = len(total)
     kept = min(width, size)
     axes = eigh(total, within, subset_by_index=[size - kept, size - 1])[1][:, ::-1].astype(np.float32)
-    return Space(unit_rows(queries_NF @ axes), unit_rows(documents_MF @ axes))
+    return Space(unit_rows(queries_NF @ axes), unit_rows(documents_MF @ axes), axes)
 
 
 def reciprocal_rank(space: Space, pairs_P2: np.ndarray, leaf_M: np.ndarray) -> float:

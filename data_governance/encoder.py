@@ -69,6 +69,8 @@ def _packaged() -> Callable[[torch.Tensor], list[torch.Tensor]]:
 def _from_folder(folder: Path) -> Callable[[torch.Tensor], list[torch.Tensor]]:
     """A vision model, or the image side of a two-tower model; its own input size and scale where the folder says so.
 
+    Our own models add their trained embedding, and the means of the later stages where the network has maps.
+
     Raises:
         ValueError: when the folder is no model.
     """
@@ -82,6 +84,9 @@ def _from_folder(folder: Path) -> Callable[[torch.Tensor], list[torch.Tensor]]:
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"--encoder {folder}: cannot be loaded ({' '.join(str(error).split())[:200]}).") from error
     size, mean, std = _input_scale(folder)
+    seen: list[Any] = []
+    if hasattr(model, "embed_pooled"):
+        model.vision_model.register_forward_hook(lambda _module, _given, out: seen.append(out))
 
     def forward(pixels: torch.Tensor) -> list[torch.Tensor]:
         pixels = (pixels * STD + MEAN - mean) / std
@@ -89,7 +94,9 @@ def _from_folder(folder: Path) -> Callable[[torch.Tensor], list[torch.Tensor]]:
             pixels = torch.nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
         if hasattr(model, "embed_pooled"):
             pooled = model.encode_image(pixels)[1]
-            return [pooled, model.embed_pooled(pooled, side="query")]
+            maps = [state for state in getattr(seen.pop(), "hidden_states", None) or () if state.ndim == 4]
+            later = [state.mean(dim=(2, 3)) for state in maps[-len(LATER_STAGES) :]]
+            return [pooled, model.embed_pooled(pooled, side="query"), *later]
         if hasattr(model, "get_query_embeds"):
             return [model.get_query_embeds(pixels)]
         out = model.get_image_features(pixels) if hasattr(model, "get_image_features") else model(pixels)

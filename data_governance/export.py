@@ -23,6 +23,7 @@ from data_governance.stage import STAGES, Workspace
 from data_governance.tables import IMAGE, Source, image_bytes
 
 ROWS_PER_SHARD = 10_000
+ROWS_PER_GROUP = 256  # one picture, read on its own, costs the pictures of its row group
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -163,7 +164,7 @@ def _write_samples(
                 "weight": pa.array(rows.column("weight").to_numpy().astype(np.float64)),
                 "split": pa.array([splits_of[c] for c in category]),
             }
-            pq.write_table(pa.table(columns), part / f"{shard:05d}.parquet")
+            pq.write_table(pa.table(columns), part / f"{shard:05d}.parquet", row_group_size=ROWS_PER_GROUP)
             shard += 1
     shutil.rmtree(workspace.out / "samples", ignore_errors=True)
     part.rename(workspace.out / "samples")

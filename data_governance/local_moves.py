@@ -1,26 +1,29 @@
 """Stage 4 again, after few new rows: what was chosen before holds, and only touched documents may change their group.
 
-`--incremental` with `--previous`: the shrinkage, the resolution, the sources of documents and the belief in old clicks
-are taken over, where a full run learns them in rounds and tests them on hidden clicks. Space, shares and affinities are
-computed once, over all rows; then the documents that are new, that gained or lost a click, or that are tied to such a
-one, and the groups of all these, move to the group that gains most (the local moving step of Louvain and Leiden under
-the constant Potts model, Traag, Waltman, van Eck 2019), until none moves. The others are frozen. Choices age: run in
-full when much has changed.
+`--incremental` with `--previous`: the learned space (lens.py), the resolution, the trust in clicks and the sources of
+documents are taken over, where a full run learns them in rounds and tests them on hidden clicks. Shares and affinities
+are computed once, over all rows; then the documents that are new, that gained or lost a click, or that are tied to
+such a one, and the categories of all these, move to the category that gains most (the local moving step of Louvain and
+Leiden under the constant Potts model, Traag, Waltman, van Eck 2019), until none moves. The others are frozen: they
+begin and stay in the category in which the previous run left them, joined and parted as it was, and merge_split.py
+leaves it alone. Choices age: run in full when much has changed.
 
-In: edges, entities, features, the organise stage of the previous run. Out: the tables of organise.py. Next: clean.py.
+In: edges, entities, features, the stages of the previous run. Out: the tables of organise.py. Next: clean.py.
 """
 
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from scipy.sparse import csr_array
 
-from data_governance import mapping, matching, organise
-from data_governance.content import unit_rows
-from data_governance.organise import DISBELIEVED, Evidence, Links, Organised
+from data_governance import lens, mapping, matching, organise, shares
+from data_governance.content import Space, unit_rows
+from data_governance.lens import Lens
+from data_governance.organise import Evidence, Links, Organised
 from data_governance.policy import Policy
 from data_governance.stage import StageResult, Workspace
 
@@ -32,11 +35,12 @@ SOURCE_NEIGHBOURS = 5
 class Earlier:
     """What the previous run chose and found, by id."""
 
+    lens: Lens
     shrinkage: float
     resolution: float
+    click_weight: float
     group_of: dict[str, int]
     source_of: dict[str, int]
-    query_group: dict[str, int]
     edges: set[tuple[str, str]]
 
 
@@ -46,23 +50,27 @@ def earlier(previous: Workspace, *, recipe: str) -> Earlier:
     Raises:
         ValueError: when it has no organise stage, or its features come from another encoder.
     """
-    for name in ("admit", "weigh", "organise"):
+    for name in ("admit", "weigh", "organise", "merge_split"):
         if not (previous.folder(name) / "stage.json").exists():
             raise ValueError(f"--incremental: {previous.out} lacks the stage {name}. Run without --incremental.")
     if previous.record("admit")["notes"].get("recipe") != recipe:
         raise ValueError(
             f"--incremental: {previous.out} was made by another encoder, image size or version. Run without it."
         )
+    if not (previous.folder("organise") / "lens.parquet").exists():
+        raise ValueError(
+            f"--incremental: {previous.out} was made by a version that kept no learned space. Run once without it."
+        )
     notes = previous.record("organise")["notes"]
     last = max((name for name in notes if name.startswith("round_")), key=lambda name: int(name.split("_")[1]))
-    documents, queries = previous.table("organise", "documents"), previous.table("organise", "queries")
-    docs = documents.column("doc").to_pylist()
+    documents = previous.table("merge_split", "documents")
     return Earlier(
+        lens=lens.read(previous.table("organise", "lens"), previous.table("organise", "lens_sources")),
         shrinkage=notes["scatter_shrinkage"],
         resolution=notes[last]["resolution"],
-        group_of=dict(zip(docs, documents.column("category").to_pylist(), strict=True)),
-        source_of=dict(zip(docs, documents.column("source").to_pylist(), strict=True)),
-        query_group=dict(zip(*(queries.column(c).to_pylist() for c in ("query", "category")), strict=True)),
+        click_weight=notes[last]["click_weight"],
+        group_of=_columns(documents, "doc", "category"),
+        source_of=_columns(documents, "doc", "source"),
         edges=_pairs(previous.table("weigh", "edges")),
     )
 
@@ -77,24 +85,39 @@ def digest(previous: Path | None, known: Earlier | None) -> str:
 
 def organise_again(workspace: Workspace, known: Earlier, *, policy: Policy) -> StageResult:
     """The organise stage with the choices of the previous run."""
-    evidence = organise.gather(workspace)
+    entities = organise.gather(workspace)
+    seen = entities.nodes.has_image
+    standard_MF = known.lens.document.standard(entities.documents_MF, seen)
+    evidence = replace(entities, documents_MF=standard_MF)
     source = sources(evidence, known)
-    links = organise.linked(
-        evidence, source, belief(evidence, known), policy=replace(policy, scatter_shrinkage=known.shrinkage)
-    )
+    space = Space(known.lens.queries(entities.queries_NF), known.lens.documents(standard_MF, source, seen))
+    policy = replace(policy, scatter_shrinkage=known.shrinkage, click_weight=known.click_weight)
+    found = shares.votes(space, evidence.nodes, source, policy=policy)
+    links = organise.paired(evidence, space, found, source, policy=policy)
     first = first_groups(evidence, known)
     touched = touched_documents(evidence, known, links, first)
     group = settled(first, weights(links), touched, resolution=known.resolution)
     best = matching.best_two(matching.group_shares(links.shares, group))
-    found = Organised(links.space, links.shares, group, source, *best)
+    grouped = Organised(space, links.shares, group, source, *best)
     notes: dict[str, object] = {
         "scatter_shrinkage": known.shrinkage,
         "incremental": True,
         "documents_new": sum(doc not in known.group_of for doc in evidence.doc_ids),
         "documents_touched": len(touched),
-        "round_1": {"resolution": known.resolution, "sources": int(source.max(initial=0)) + 1},
+        "round_1": {
+            "resolution": known.resolution,
+            "click_weight": known.click_weight,
+            "sources": int(source.max(initial=0)) + 1,
+        },
     }
-    return organise.stage_result(workspace, evidence, found, notes, policy=policy)
+    open_M = np.isin(np.arange(len(group)), touched)
+    result = organise.stage_result(workspace, evidence, grouped, notes, policy=policy, touched=open_M)
+    result.tables |= known.lens.tables()
+    return result
+
+
+def _columns(table: pa.Table, key: str, value: str) -> dict[str, Any]:
+    return dict(zip(table.column(key).to_pylist(), table.column(value).to_pylist(), strict=True))
 
 
 def _pairs(edges: pa.Table) -> set[tuple[str, str]]:
@@ -108,20 +131,9 @@ def sources(evidence: Evidence, known: Earlier) -> np.ndarray:
     old = np.flatnonzero((source >= 0) & evidence.nodes.has_image)
     if len(new) and len(old):
         rows = unit_rows(evidence.documents_MF)
-        near = matching.neighbours(rows[old], rows[new], SOURCE_NEIGHBOURS)[1]
+        near = shares.neighbours(rows[old], rows[new], SOURCE_NEIGHBOURS)[1]
         source[new] = (source[old][near].mean(axis=1) > 0.5).astype(np.int64)
     return np.maximum(source, 0)
-
-
-def belief(evidence: Evidence, known: Earlier) -> np.ndarray:
-    """(P,): weight of each click: 1, or less where the previous run had query and document in different groups."""
-    weight = np.ones(len(evidence.edges_P2))
-    for i, (q, d) in enumerate(evidence.edges_P2.tolist()):
-        asked = known.query_group.get(evidence.query_ids[q])
-        answered = known.group_of.get(evidence.doc_ids[d])
-        if asked is not None and answered is not None and asked != answered:
-            weight[i] = DISBELIEVED
-    return weight
 
 
 def first_groups(evidence: Evidence, known: Earlier) -> np.ndarray:

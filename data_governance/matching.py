@@ -1,131 +1,34 @@
-"""From content and clicks to groups of documents: shares of queries, affinities, one-to-one matches, Leiden.
+"""From shares of queries to groups of documents: affinities, one-to-one matches, Leiden.
 
-Letters: N queries, M documents, W width. Sparse throughout: no N x M and no M x M array is ever made.
+Letters: N queries, M documents, G groups. Sparse throughout: no N x M and no M x M array is ever made.
 
-In: the learned space, clicks, leaves, sources. Out: a group per document, shares per query. Next: organise.py.
+In: shares (shares.py), leaves, sources. Out: a group per document, shares per query. Next: organise.py.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from itertools import chain
 
-import faiss
 import igraph
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from data_governance.content import Space
 from data_governance.policy import Policy
+from data_governance.shares import same_leaf
 
 # A block with more documents on one side than this is matched by mutual best instead: the exact method is cubic.
 MAX_ASSIGNMENT = 3_000
 # Pseudo-queries added to the size of every document, so that two documents with one query each are not yet equal.
 SIZE_PRIOR = 0.5
 NEIGHBOURS = 5
+WORDS_AT_ONCE = 4_096
 # With one source no match is one to one: a category may hold many documents, so more and weaker pairs enter the graph
 # and the resolutions reach further down (the affinity of two of n equally clicked documents is about 1 / n).
 NEIGHBOURS_OF_ONE_SOURCE = 15
 LEAST_AFFINITY_OF_ONE_SOURCE = 0.002
 RESOLUTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 RESOLUTIONS_OF_ONE_SOURCE = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """What matching knows beside content.
-
-    Attributes:
-        clicks: (N, M) sparse, 1 where a query has an edge to a document.
-        query_leaf, document_leaf: int codes; -1 = unknown, fits every leaf.
-        has_image: (M,) bool.
-    """
-
-    clicks: csr_array
-    query_leaf: np.ndarray
-    document_leaf: np.ndarray
-    has_image: np.ndarray
-
-
-def neighbours(base: np.ndarray, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(cosine, index), each (rows, count), exact inner product search; index -1 where there are fewer."""
-    index = faiss.IndexFlatIP(base.shape[1])
-    index.add(base)
-    cosine, found = index.search(rows, min(count, len(base)))
-    return cosine, found
-
-
-def pooling(space: Space, nodes: Nodes, *, policy: Policy) -> csr_array:
-    """(N, N) sparse, rows sum to 1: how much query i listens to query j.
-
-    Proportional to exp((cos_ij - 1) / `pool_temperature`) over the nearest queries of the same leaf with
-    cos >= `pool_cosine`; the query itself counts 1. Renderings of one drawing so share their clicks.
-    """
-    count = len(space.queries_NW)
-    cosine, found = neighbours(space.queries_NW, space.queries_NW, policy.pool_neighbours)
-    row = np.repeat(np.arange(count), found.shape[1])
-    column, cosine = found.ravel(), cosine.ravel()
-    keep = (cosine >= policy.pool_cosine) & same_leaf(nodes.query_leaf[row], nodes.query_leaf[column]) & (row != column)
-    say = np.exp((np.minimum(cosine[keep], 1) - 1) / policy.pool_temperature)
-    own = np.arange(count)
-    data = np.concatenate([say, np.ones(count)])
-    matrix = csr_array(
-        (data, (np.concatenate([row[keep], own]), np.concatenate([column[keep], own]))), shape=(count, count)
-    )
-    return csr_array(matrix.multiply(1 / matrix.sum(axis=1)[:, None]))
-
-
-def same_leaf(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """True where two leaf codes are equal or one is unknown."""
-    return (a == b) | (a < 0) | (b < 0)
-
-
-def query_shares(space: Space, nodes: Nodes, source: np.ndarray, *, policy: Policy) -> csr_array:
-    """(N, M) sparse: how a query divides itself over the documents; a row sums to 1 for each source that it meets.
-
-    logit = cos(pooled query, document) / `content_temperature` + `click_weight` * pooled click share, softmax over the
-    documents of one source among the nearest by content and the clicked ones, inside the query's leaf.
-    """
-    pool = pooling(space, nodes, policy=policy)
-    pooled = np.ascontiguousarray(pool @ space.queries_NW, dtype=np.float32)
-    voted = csr_array(pool @ nodes.clicks).tocoo()
-    content_row, content_column = _content_candidates(pooled, space, nodes, source, policy)
-    row = np.concatenate([voted.row, content_row])
-    column = np.concatenate([voted.col, content_column])
-    vote = np.concatenate([voted.data, np.zeros(len(content_row))])
-    keep = same_leaf(nodes.query_leaf[row], nodes.document_leaf[column])
-    # Duplicate entries add up: a document both voted for and near by content becomes one entry with its vote.
-    votes = coo_array((vote[keep], (row[keep], column[keep])), shape=nodes.clicks.shape).tocsr().tocoo()
-    cosine = np.einsum("pw,pw->p", pooled[votes.row], space.documents_MW[votes.col])
-    logit = cosine / policy.content_temperature + policy.click_weight * votes.data
-    group = votes.row.astype(np.int64) * 2 + source[votes.col]
-    return csr_array((grouped_softmax(logit, group), (votes.row, votes.col)), shape=nodes.clicks.shape)
-
-
-def _content_candidates(
-    pooled: np.ndarray, space: Space, nodes: Nodes, source: np.ndarray, policy: Policy
-) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest documents of each source that have an image and lie in the query's leaf: (query, document) pairs."""
-    rows, columns = [], []
-    for leaf in np.unique(nodes.query_leaf):
-        asked = np.flatnonzero(nodes.query_leaf == leaf)
-        for which in np.unique(source):
-            fits = nodes.has_image & (source == which) & same_leaf(nodes.document_leaf, np.array(leaf))
-            known = np.flatnonzero(fits)
-            if len(known):
-                found = neighbours(space.documents_MW[known], pooled[asked], policy.content_candidates)[1]
-                rows.append(np.repeat(asked, found.shape[1]))
-                columns.append(known[found.ravel()])
-    return (np.concatenate(rows), np.concatenate(columns)) if rows else (np.zeros(0, int), np.zeros(0, int))
-
-
-def grouped_softmax(logit: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """softmax of `logit` within each value of `group`."""
-    codes = np.unique(group, return_inverse=True)[1]
-    top = np.full(codes.max(initial=-1) + 1, -np.inf)
-    np.maximum.at(top, codes, logit)
-    weight = np.exp(logit - top[codes])
-    return np.asarray(weight / np.bincount(codes, weight)[codes])
 
 
 def document_affinity(shares: csr_array, source: np.ndarray, leaf: np.ndarray, *, policy: Policy) -> csr_array:
@@ -149,13 +52,16 @@ def document_affinity(shares: csr_array, source: np.ndarray, leaf: np.ndarray, *
 
 def mutual_pairs(affinity: csr_array, *, count: int, least: float) -> np.ndarray:
     """(P, 2) pairs i < j that are among each other's `count` largest affinities, each at least `least`."""
-    rows = np.repeat(np.arange(affinity.shape[0]), np.diff(affinity.indptr))
-    order = np.lexsort((affinity.indices, -affinity.data, rows))
-    row, column, value = rows[order], affinity.indices[order], affinity.data[order]
-    place = np.arange(len(row)) - np.repeat(affinity.indptr[:-1], np.diff(affinity.indptr))
-    top = (place < count) & (value >= least)
-    chosen = set(zip(row[top].tolist(), column[top].tolist(), strict=True))
-    return np.array(sorted((i, j) for i, j in chosen if i < j and (j, i) in chosen), dtype=np.int64).reshape(-1, 2)
+    size = affinity.shape[0]
+    strong = affinity.data >= least
+    row = np.repeat(np.arange(size), np.diff(affinity.indptr))[strong]
+    column, value = affinity.indices[strong].astype(np.int64), affinity.data[strong]
+    order = np.lexsort((column, -value, row))
+    start = np.searchsorted(row, np.arange(size))
+    top = order[np.arange(len(order)) - start[row[order]] < count]
+    name, back = row[top] * size + column[top], column[top] * size + row[top]
+    chosen = np.unique(name[(row[top] < column[top]) & np.isin(name, back)])
+    return np.stack(np.divmod(chosen, size), axis=1)
 
 
 def matched_pairs(affinity: csr_array, source: np.ndarray, *, least: float) -> np.ndarray:
@@ -207,19 +113,33 @@ def leiden_groups(affinity: csr_array, pairs: np.ndarray, *, resolution: float, 
 
 
 class _Draws:
-    """A seeded generator with the three methods that igraph asks for."""
+    """A seeded generator with the three methods that igraph asks for.
+
+    Leiden draws a few numbers a node, each through a call from C. So the words of numpy's default generator are taken
+    in blocks, and each is read as that generator reads it: two whole numbers of 32 bits, the low half first, or one
+    fraction of 53 bits.
+    """
 
     def __init__(self, seed: int) -> None:
-        self._rng = np.random.default_rng(seed)
+        self._bits = np.random.PCG64(seed)
+        blocks = iter(lambda: self._bits.random_raw(WORDS_AT_ONCE).tolist(), None)
+        self._next_word = chain.from_iterable(blocks).__next__
+        self._half = -1
 
     def random(self) -> float:
-        return float(self._rng.random())
+        return float((self._next_word() >> 11) * 2.0**-53)
 
     def randint(self, low: int, high: int) -> int:
-        return int(self._rng.integers(low, high + 1))
+        found = self._half
+        if found < 0:
+            word = self._next_word()
+            found, self._half = word & 0xFFFFFFFF, word >> 32
+        else:
+            self._half = -1
+        return low + (found * (high - low + 1) >> 32)
 
     def gauss(self, mean: float, deviation: float) -> float:
-        return float(self._rng.normal(mean, deviation))
+        return float(np.random.Generator(self._bits).normal(mean, deviation))
 
 
 def group_shares(shares: csr_array, group: np.ndarray) -> csr_array:
@@ -233,17 +153,26 @@ def group_shares(shares: csr_array, group: np.ndarray) -> csr_array:
 
 def best_two(per_group: csr_array) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(best group or -1, its share, second group or -1, its share) per row; ties go to the smaller group."""
-    count = per_group.shape[0]
-    best, second = np.full(count, -1), np.full(count, -1)
-    share, next_share = np.zeros(count), np.zeros(count)
-    rows = np.repeat(np.arange(count), np.diff(per_group.indptr))
-    order = np.lexsort((per_group.indices, -per_group.data, rows))
-    column, value = per_group.indices[order], per_group.data[order]
-    for target, values, place in ((best, share, 0), (second, next_share, 1)):
-        has = np.flatnonzero(np.diff(per_group.indptr) > place)
-        at = per_group.indptr[has] + place
-        target[has], values[has] = column[at], value[at]
+    rows = np.repeat(np.arange(per_group.shape[0]), np.diff(per_group.indptr))
+    column, value = per_group.indices, per_group.data
+    best, share = _largest(rows, column, value, per_group.shape)
+    rest = column != best[rows]
+    second, next_share = _largest(rows[rest], column[rest], value[rest], per_group.shape)
     return best, share, second, next_share
+
+
+def _largest(
+    rows: np.ndarray, column: np.ndarray, value: np.ndarray, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(column of the largest value or -1, that value or 0) per row; `rows` ascend, ties go to the smaller column."""
+    place, largest = np.full(shape[0], -1), np.zeros(shape[0])
+    start = np.flatnonzero(np.diff(rows, prepend=-1))
+    if len(start):
+        named = rows[start]
+        largest[named] = np.maximum.reduceat(value, start)
+        tied = np.where(value == largest[rows], column, shape[1])
+        place[named] = np.minimum.reduceat(tied, start)
+    return place, largest
 
 
 def click_fit(edges_P2: np.ndarray, best: np.ndarray, group: np.ndarray, leaf: np.ndarray) -> float:

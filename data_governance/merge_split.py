@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from data_governance.clean import members_of
-from data_governance.matching import neighbours
 from data_governance.policy import Policy
+from data_governance.shares import neighbours
 from data_governance.stage import StageResult, Workspace
 from data_governance.tables import feature_matrix
 
@@ -30,9 +30,12 @@ def merge_split(workspace: Workspace, *, policy: Policy) -> StageResult:
     vectors = feature_matrix(queries.column("vector"))
     edges = _edges(workspace, queries, documents)
     prototype, filled = _prototypes(vectors, query_label, documents)
-    joined = merges(prototype, filled, edges, query_label, document_label, policy=policy)
+    touched = np.unique(document_label[documents.column("touched").to_numpy(zero_copy_only=False)])
+    joined = merges(prototype, filled, edges, query_label, document_label, policy=policy, touched=touched)
     new_query, new_document = joined[query_label], joined[document_label]
-    new_query, new_document, parted = splits(vectors, new_query, new_document, edges, policy=policy)
+    new_query, new_document, parted = splits(
+        vectors, new_query, new_document, edges, policy=policy, touched=np.unique(joined[touched])
+    )
     result = StageResult(notes={"merged": int((joined != np.arange(len(joined))).sum()), "split": parted})
     for name, table, key, old, new in (
         ("queries", queries, "query", query_label, new_query),
@@ -79,11 +82,12 @@ def merges(
     document_label: np.ndarray,
     *,
     policy: Policy,
+    touched: np.ndarray | None = None,
 ) -> np.ndarray:
     """(categories,): the category that each one joins (itself when it stays).
 
-    a and b join when cos(prototypes) >= `merge_cosine` and of the clicks of either's queries at least
-    `merge_click_share` go to the other's documents, with `LEAST_CLICKS` clicks on each side.
+    a and b, one of them in `touched` (None: any two), join when cos(prototypes) >= `merge_cosine` and of the clicks of
+    either's queries at least `merge_click_share` go to the other's documents, with `LEAST_CLICKS` clicks on each side.
     """
     count = int(max(query_label.max(initial=0), document_label.max(initial=0))) + 1
     crossing: dict[tuple[int, int], int] = {}
@@ -92,11 +96,14 @@ def merges(
         crossing[a, b] = crossing.get((a, b), 0) + 1
     cosine, found = neighbours(prototype, prototype, NEAREST + 1)
     graph = igraph.Graph(n=count)
+    is_open = np.ones(count, dtype=bool) if touched is None else np.isin(np.arange(count), touched)
     chosen = []
     for i in range(len(filled)):
         for score, j in zip(cosine[i], found[i], strict=True):
             a, b = int(filled[i]), int(filled[j])
             if j <= i or score < policy.merge_cosine or min(made[a], made[b]) < LEAST_CLICKS:
+                continue
+            if not is_open[a] and not is_open[b]:
                 continue
             ways = crossing.get((a, b), 0) / made[a], crossing.get((b, a), 0) / made[b]
             if min(ways) >= policy.merge_click_share:
@@ -109,9 +116,15 @@ def merges(
 
 
 def splits(
-    vectors: np.ndarray, query_label: np.ndarray, document_label: np.ndarray, edges: np.ndarray, *, policy: Policy
+    vectors: np.ndarray,
+    query_label: np.ndarray,
+    document_label: np.ndarray,
+    edges: np.ndarray,
+    *,
+    policy: Policy,
+    touched: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """(query labels, document labels, number of categories parted)."""
+    """(query labels, document labels, number of categories parted), all of them in `touched` (None: any)."""
     query_label, document_label = query_label.copy(), document_label.copy()
     nodes = int(max(query_label.max(initial=0), document_label.max(initial=0))) + 1
     clicks_of: dict[int, list[tuple[int, int]]] = {}
@@ -119,7 +132,7 @@ def splits(
     for q, d in edges[inside].tolist():
         clicks_of.setdefault(int(query_label[q]), []).append((q, d))
     parted = 0
-    for category in sorted(clicks_of):
+    for category in sorted(set(clicks_of) & set(clicks_of if touched is None else touched.tolist())):
         clicks = clicks_of[category]
         rows = np.array(sorted({q for q, _ in clicks}))
         if len(rows) < 2 * LEAST_CLICKS or len({d for _, d in clicks}) < 2:

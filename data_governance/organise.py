@@ -4,8 +4,8 @@ Each round learns the content space from the clicks, divides every query over th
 that the same queries divide themselves over. The first round knows no sources of documents; its surest pairs reveal
 them, and from then on a document is matched with one of the other source. Catalogue ids and leaf never name a category.
 
-In: edges, entities, features. Out: tables documents (doc entity, category), queries (query entity, category, share),
-vectors of both in the learned space. Next: clean.py.
+In: edges, entities, features. Out: tables documents (doc entity, category, touched), queries (query entity, category,
+share), vectors of both in the learned space, the lens of that space. Next: clean.py.
 """
 
 from dataclasses import dataclass, replace
@@ -22,11 +22,14 @@ from data_governance.content import (
     learned_space,
     never_negative,
     prepared,
+    principal_axes,
     recentred,
     reciprocal_rank,
     reduced,
 )
+from data_governance.lens import Scale, lens, scale
 from data_governance.policy import Policy
+from data_governance.shares import Nodes, Votes, query_shares, votes
 from data_governance.stage import StageResult, Workspace
 from data_governance.tables import feature_column, feature_matrix
 
@@ -53,7 +56,7 @@ class Evidence:
     queries_NF: np.ndarray
     documents_MF: np.ndarray
     edges_P2: np.ndarray
-    nodes: matching.Nodes
+    nodes: Nodes
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,17 @@ class Organised:
 
 def organise(workspace: Workspace, *, policy: Policy) -> StageResult:
     """Run the rounds; set aside ambiguous queries and those without evidence."""
-    evidence = gather(workspace)
+    entities = gather(workspace)
+    scales, axes, evidence = prepared_evidence(entities, workspace.record("admit")["notes"]["blocks"])
     found, notes = rounds(evidence, policy=policy)
-    return stage_result(workspace, evidence, found, notes, policy=policy)
+    result = stage_result(workspace, evidence, found, notes, policy=policy)
+    seen = evidence.nodes.has_image
+    result.tables |= lens(*scales, axes, found.space, evidence.documents_MF, found.source, seen).tables()
+    return result
 
 
 def gather(workspace: Workspace) -> Evidence:
-    """Entities (representatives only), their features and the edges between them, in the order of the entity ids."""
+    """Entities (representatives only), their raw features and the edges between them, in the order of the ids."""
     rows = {}
     for name, key in (("queries", "query_id"), ("documents", "doc_id")):
         table = workspace.table("dedupe", name)
@@ -105,16 +112,20 @@ def gather(workspace: Workspace) -> Evidence:
     names = np.array(leaf_of(documents))
     codes = np.unique(names, return_inverse=True)[1]
     document_leaf = np.where(names == "", -1, codes)
-    nodes = matching.Nodes(clicks, query_leaf(clicks, document_leaf), document_leaf, has_image)
-    everywhere = np.ones(len(query_ids), dtype=bool)
-    blocks = workspace.record("admit")["notes"]["blocks"]
-    rooted = never_negative(query_features, doc_features, blocks)
-    queries_NF, documents_MF = reduced(
-        prepared(query_features, everywhere, blocks, rooted),
-        prepared(doc_features, has_image, blocks, rooted),
-        width=FEATURE_WIDTH,
-    )
-    return Evidence(query_ids, doc_ids, queries_NF, documents_MF, pairs, nodes)
+    nodes = Nodes(clicks, query_leaf(clicks, document_leaf), document_leaf, has_image)
+    return Evidence(query_ids, doc_ids, query_features, doc_features, pairs, nodes)
+
+
+def prepared_evidence(entities: Evidence, blocks: list[int]) -> tuple[tuple[Scale, Scale], np.ndarray | None, Evidence]:
+    """(scales of queries and documents, principal axes, the same entities with features centred, scaled, reduced)."""
+    everywhere, has_image = np.ones(len(entities.query_ids), dtype=bool), entities.nodes.has_image
+    rooted = never_negative(entities.queries_NF, entities.documents_MF, blocks)
+    sides = ((entities.queries_NF, everywhere), (entities.documents_MF, has_image))
+    queries, documents = (prepared(features, seen, blocks, rooted) for features, seen in sides)
+    query_scale, document_scale = (scale(features, seen, blocks, rooted) for features, seen in sides)
+    axes = principal_axes(queries, documents, width=FEATURE_WIDTH)
+    evidence = replace(entities, queries_NF=reduced(queries, axes), documents_MF=reduced(documents, axes))
+    return (query_scale, document_scale), axes, evidence
 
 
 def query_leaf(clicks: csr_array, document_leaf: np.ndarray) -> np.ndarray:
@@ -151,8 +162,9 @@ def rounds(evidence: Evidence, *, policy: Policy) -> tuple[Organised, dict[str, 
         resolution, fits = _middle(source), dict[str, float]()
         if number == policy.rounds - 1:
             policy, resolution, fits = chosen_trust(evidence, source, believed, policy=policy)
-        links = linked(evidence, source, believed, policy=policy)
-        found = grouped(links, source, resolution=resolution, policy=policy)
+        if number or source.any() or number == policy.rounds - 1:  # else nothing has changed since before the rounds
+            links = linked(evidence, source, believed, policy=policy)
+            found = grouped(links, source, resolution=resolution, policy=policy)
         notes[f"round_{number + 1}"] = {
             "held_out_pairs_across_sources": round(share, 4),
             "sources": int(source.max()) + 1,
@@ -178,6 +190,11 @@ class Links:
 
 def linked(evidence: Evidence, source: np.ndarray, believed: np.ndarray, *, policy: Policy) -> Links:
     """Learn the space, divide the queries, and pair the documents."""
+    return paired(evidence, *polled(evidence, source, believed, policy=policy), source, policy=policy)
+
+
+def polled(evidence: Evidence, source: np.ndarray, believed: np.ndarray, *, policy: Policy) -> tuple[Space, Votes]:
+    """The space that the clicks teach, and what each query may share itself over in it."""
     nodes = evidence.nodes
     seen = nodes.has_image[evidence.edges_P2[:, 1]]
     space = learned_space(
@@ -188,8 +205,13 @@ def linked(evidence: Evidence, source: np.ndarray, believed: np.ndarray, *, poli
         shrinkage=policy.scatter_shrinkage,
         width=policy.content_width,
     )
-    shares = matching.query_shares(space, nodes, source, policy=policy)
-    affinity = matching.document_affinity(shares, source, nodes.document_leaf, policy=policy)
+    return space, votes(space, nodes, source, policy=policy)
+
+
+def paired(evidence: Evidence, space: Space, found: Votes, source: np.ndarray, *, policy: Policy) -> Links:
+    """Divide the queries and pair the documents that the same queries divide themselves over."""
+    shares = query_shares(found, source, policy=policy)
+    affinity = matching.document_affinity(shares, source, evidence.nodes.document_leaf, policy=policy)
     if source.any():
         pairs = matching.matched_pairs(affinity, source, least=policy.min_affinity)
         wide = matching.mutual_pairs(affinity, count=matching.NEIGHBOURS, least=policy.wide_affinity)
@@ -217,38 +239,36 @@ def chosen_trust(
 ) -> tuple[Policy, float, dict[str, float]]:
     """The policy, its resolution and the fits; with one source, `BOLDER` trust in clicks if hidden ones ask for it.
 
-    A log with many clicks a query carries more than content does, one with a single click less: the log itself tells.
+    A tenth of the edges is hidden; everything but the sources is done again without them. A log with many clicks a
+    query carries more than content does, one with a single click less: the log itself tells.
     """
-    resolution, fits = chosen_resolution(evidence, source, believed, policy=policy)
-    if not source.any() and fits:
+    hidden = np.random.default_rng(policy.seed).random(len(evidence.edges_P2)) < HIDDEN_SHARE
+    if hidden.all() or not hidden.any():
+        return policy, _middle(source), {}
+    clicks = click_matrix(evidence.edges_P2[~hidden], evidence.nodes.clicks.shape)
+    part = replace(evidence, edges_P2=evidence.edges_P2[~hidden], nodes=replace(evidence.nodes, clicks=clicks))
+    poll, asked = polled(part, source, believed[~hidden], policy=policy), evidence.edges_P2[hidden]
+    resolution, fits = chosen_resolution(paired(part, *poll, source, policy=policy), part, asked, source, policy=policy)
+    if not source.any():
         bolder = replace(policy, click_weight=BOLDER * policy.click_weight)
-        finest, bolder_fits = chosen_resolution(evidence, source, believed, policy=bolder)
+        links = paired(part, *poll, source, policy=bolder)
+        finest, bolder_fits = chosen_resolution(links, part, asked, source, policy=bolder)
         if max(bolder_fits.values()) > max(fits.values()):
             return bolder, finest, bolder_fits
     return policy, resolution, fits
 
 
 def chosen_resolution(
-    evidence: Evidence, source: np.ndarray, believed: np.ndarray, *, policy: Policy
+    links: Links, part: Evidence, hidden_H2: np.ndarray, source: np.ndarray, *, policy: Policy
 ) -> tuple[float, dict[str, float]]:
-    """The resolution whose groups best foresee clicks that were hidden from them, and the fit of each.
+    """The resolution whose groups best foresee clicks (H, 2) that were hidden from `links`, and the fit of each.
 
-    A tenth of the edges is hidden; everything but the sources is done again without them. Ties go to the finer one, and
-    with one source so does a fit that is hardly worse (`FIT_SLACK_OF_ONE_SOURCE`).
+    Ties go to the finer one, and with one source so does a fit that is hardly worse (`FIT_SLACK_OF_ONE_SOURCE`).
     """
-    hidden = np.random.default_rng(policy.seed).random(len(evidence.edges_P2)) < HIDDEN_SHARE
-    if hidden.all() or not hidden.any():
-        return _middle(source), {}
-    part = replace(
-        evidence,
-        edges_P2=evidence.edges_P2[~hidden],
-        nodes=replace(evidence.nodes, clicks=click_matrix(evidence.edges_P2[~hidden], evidence.nodes.clicks.shape)),
-    )
-    links = linked(part, source, believed[~hidden], policy=policy)
     fits = {}
     for resolution in matching.resolutions(source):
         found = grouped(links, source, resolution=resolution, policy=policy)
-        fit = matching.click_fit(evidence.edges_P2[hidden], found.best, found.group, evidence.nodes.document_leaf)
+        fit = matching.click_fit(hidden_H2, found.best, found.group, part.nodes.document_leaf)
         fits[str(resolution)] = round(fit, 4)
     slack = 0.0 if source.any() else FIT_SLACK_OF_ONE_SOURCE
     least = (1 - slack) * max(fits.values())
@@ -286,9 +306,18 @@ def click_matrix(edges_P2: np.ndarray, shape: tuple[int, int]) -> csr_array:
 
 
 def stage_result(
-    workspace: Workspace, evidence: Evidence, found: Organised, notes: dict[str, object], *, policy: Policy
+    workspace: Workspace,
+    evidence: Evidence,
+    found: Organised,
+    notes: dict[str, object],
+    *,
+    policy: Policy,
+    touched: np.ndarray | None = None,
 ) -> StageResult:
-    """Categories of documents, votes of queries and the reasons of those set aside, as the tables of the stage."""
+    """Categories of documents, votes of queries and the reasons of those set aside, as the tables of the stage.
+
+    `touched` (M,) bool marks the documents whose category is open to change, here and in later stages; None: all.
+    """
     result = StageResult(notes=notes)
     lead = found.share - found.next_share
     category = np.where(found.best < 0, -1, found.best)
@@ -328,6 +357,7 @@ def stage_result(
             "category": found.group,
             "source": found.source,
             "has_image": evidence.nodes.has_image,
+            "touched": np.ones(len(evidence.doc_ids), dtype=bool) if touched is None else touched,
             "vector": feature_column(found.space.documents_MW),
         }
     )

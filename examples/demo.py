@@ -60,6 +60,11 @@ def parse_arguments() -> argparse.Namespace:
         help=f"what the model is compared with (default: {' '.join(ALL_BASELINES)})",
     )
     parser.add_argument("--limit-categories", type=int, help="a small data set, for trying things out")
+    parser.add_argument(
+        "--second-round",
+        action="store_true",
+        help="govern once more with the trained model as encoder, and report what that gains (without training again)",
+    )
     args = parser.parse_args()
     args.base = args.share or args.out
     return args
@@ -85,21 +90,30 @@ def data_steps(args: argparse.Namespace) -> list[Step]:
     words: list[object] = ["-m", "examples.emoji", "--out", data, "--split", args.split, "--noise", args.noise]
     words += ["--setting", args.setting, "--seed", args.data_seed, "--events", args.events]
     words += ["--limit-categories", args.limit_categories] if args.limit_categories else []
-    inputs: list[object] = ["--behaviour", data / "behaviour.parquet", "--queries", data / "queries.parquet"]
-    inputs += ["--catalogue", data / "train_catalogue.parquet"]
-    score: list[object] = ["-m", "examples.emoji.score", "--data", data, "--governed", governed]
     return [
         Step("emoji", "data", data / "emoji.json", python(*words)),
-        Step(
-            "govern",
-            "governance",
-            governed / "ledger.json",
-            python("-m", "data_governance", "run", *inputs, "--out", governed),
-        ),
-        Step(
-            "score", "governance", args.base / "governance.json", python(*score, "--out", args.base / "governance.json")
-        ),
+        *governance_steps(args, "govern", governed, args.base / "governance.json"),
     ]
+
+
+def governance_steps(args: argparse.Namespace, name: str, out: Path, score: Path, *options: object) -> list[Step]:
+    """One round of governance, and its score against the truth."""
+    data = args.base / "data"
+    run: list[object] = ["-m", "data_governance", "run", "--behaviour", data / "behaviour.parquet"]
+    run += ["--queries", data / "queries.parquet", "--catalogue", data / "train_catalogue.parquet", "--out", out]
+    against: list[object] = ["-m", "examples.emoji.score", "--data", data, "--governed", out, "--out", score]
+    return [
+        Step(name, "governance", out / "ledger.json", python(*run, *options)),
+        Step("score" if name == "govern" else f"score {name}", "governance", score, python(*against)),
+    ]
+
+
+def second_round_steps(args: argparse.Namespace) -> list[Step]:
+    """The same rows governed with the trained model as encoder, if that is asked for."""
+    if not args.second_round:
+        return []
+    out = args.out / "second_round"
+    return governance_steps(args, "second round", out, args.out / "second_round.json", "--encoder", args.out / "hub")
 
 
 def training_steps(args: argparse.Namespace) -> list[Step]:
@@ -231,6 +245,8 @@ def write_metrics(args: argparse.Namespace) -> dict[str, Any]:
         "governance": json.loads((args.base / "governance.json").read_text()),
         "data": json.loads((args.base / "data" / "emoji.json").read_text()),
     }
+    if args.second_round:
+        metrics["governance"]["second_round"] = json.loads((args.out / "second_round.json").read_text())
     metrics["environment"] = metrics["unseen"]["full_gallery"]["environment"]
     (args.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     shutil.copyfile(args.base / "governed" / "ledger.json", args.out / "ledger.json")
@@ -261,7 +277,7 @@ def main() -> None:
     record = args.out / "timings.json"
     args.out.mkdir(parents=True, exist_ok=True)
     times: dict[str, float] = json.loads(record.read_text()) if record.exists() else {}
-    steps = [*data_steps(args), *training_steps(args)]
+    steps = [*data_steps(args), *training_steps(args), *second_round_steps(args)]
     run(steps, times, record)
     run_side_by_side(evaluation_steps(args), "evaluation", times, record)
     metrics = write_metrics(args)

@@ -119,15 +119,21 @@ def _panel(title: str, inside: str, note: str = "") -> str:
 
 
 def _accuracy_panel(figures: Mapping[str, Any]) -> str:
+    """Bars and figures; `second_round`, where there is one, stands beside the first."""
     bars = [
         Bar("before, share of clicks", *_share(figures["label_accuracy_before"]), style="before"),
         Bar("after, share of kept events", *_share(figures["label_accuracy_after"])),
     ]
+    rounds = [figures]
+    if figures.get("second_round"):
+        rounds.append(figures["second_round"])
+        bars.append(Bar("after a second round, with the trained encoder", *_share(rounds[1]["label_accuracy_after"])))
     rows = "".join(
-        f"<tr><td>{label}</td><td>{float(figures[name]):.3g}</td></tr>"
+        f"<tr><td>{label}</td>{''.join(f'<td>{float(one[name]):.3g}</td>' for one in rounds)}</tr>"
         for name, label in GOVERNANCE.items()
-        if isinstance(figures.get(name), int | float)
+        if all(isinstance(one.get(name), int | float) for one in rounds)
     )
+    rows = f"<tr><td></td><td>first round</td><td>second round</td></tr>{rows}" if len(rounds) > 1 else rows
     chart = horizontal(bars, title="share of right labels before and after governance")
     return _panel("Right labels before and after", f"{chart}<table>{rows}</table>")
 

@@ -16,6 +16,7 @@ from modeling_oclear import OclearImageProcessor, OclearModel, OclearProcessor, 
 from modeling_oclear.configuration_efficientnet_lite_oclear import EfficientNetLiteConfig
 from modeling_oclear.modeling_efficientnet_lite_oclear import EfficientNetLiteModel
 from modeling_oclear.packaged_weights import IMAGE_MEAN, IMAGE_STD, load_efficientnet_lite0, load_minilm
+from train.adapters import load_and_merge
 from train.recipe import Recipe
 
 
@@ -48,7 +49,8 @@ def build_model(recipe: Recipe, *, seed: int) -> tuple[Any, Any]:
 def with_image_weights(recipe: Recipe, weights: dict[str, Tensor], *, seed: int) -> tuple[Any, Any]:
     """The model as `build_model` gives it, with the trained image side; float32, whatever it was trained in.
 
-    A fresh model, because the one that was trained may be sharded over ranks and in another dtype.
+    A fresh model, because the one that was trained may be sharded over ranks and in another dtype. Adapters are folded
+    into the weights: what comes out is a plain model.
 
     Args:
         weights: state of the `EncoderPair`.
@@ -56,7 +58,9 @@ def with_image_weights(recipe: Recipe, weights: dict[str, Tensor], *, seed: int)
     model, processor = build_model(recipe, seed=seed)
     for prefix, module in (("vision.", model.vision_model), ("image_head.", model.image_head)):
         mine = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        if mine:
+        if mine and prefix == "vision." and recipe.vision_lora_rank:
+            load_and_merge(module, mine, recipe, seed=seed)
+        elif mine:
             module.load_state_dict(mine)
     return model, processor
 

@@ -50,12 +50,13 @@ class SideSampler:
         self, rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, *, views: int, balance: float, stream: int
     ) -> None:
         order = np.argsort(labels, kind="stable")
-        self.rows, self.views, self.stream = rows[order], views, stream
-        self.categories, first = np.unique(labels[order], return_index=True)
-        self.bounds = np.append(first, len(rows))
+        # Per row are kept: its number, in four bytes where they are enough, and a running sum of weights.
+        self.rows, self.views, self.stream = _compact(rows)[order], views, stream
+        self.categories, counts = np.unique(labels, return_counts=True)
+        self.bounds = np.append(0, np.cumsum(counts))
         self.cumulative = np.cumsum(weights[order])
-        before = np.append(0.0, self.cumulative)
-        totals = before[self.bounds[1:]] - before[self.bounds[:-1]]
+        starts, ends = self.bounds[:-1], self.bounds[1:]
+        totals = self.cumulative[ends - 1] - np.where(starts > 0, self.cumulative[starts - 1], 0.0)
         share = totals ** (1.0 - balance)
         self.share = share / share.sum()
         self._round: tuple[tuple[int, int], np.ndarray] = ((-1, -1), np.empty(0, np.int64))
@@ -74,7 +75,7 @@ class SideSampler:
         target = low + rng.random(count) * (self.cumulative[end - 1] - low)
         places = np.clip(np.searchsorted(self.cumulative, target, side="right"), start, end - 1)
         views = rng.integers(0, 1 + self.views, count)
-        return SideRows(rows=self.rows[places], views=views, labels=self.categories[chosen])
+        return SideRows(rows=self.rows[places].astype(np.int64), views=views, labels=self.categories[chosen])
 
     def _shuffled(self, number: int, *, seed: int) -> np.ndarray:
         """Places into `categories` of round `number`, shuffled; exactly as many as there are categories."""
@@ -86,6 +87,10 @@ class SideSampler:
             picks = np.searchsorted(edges, (np.arange(size) + rng.random()) / size, side="right")
             self._round = ((seed, number), rng.permutation(np.minimum(picks, size - 1)))
         return self._round[1]
+
+
+def _compact(rows: np.ndarray) -> np.ndarray:
+    return rows.astype(np.uint32) if len(rows) and rows.max() < 2**32 else rows
 
 
 class StepSampler:

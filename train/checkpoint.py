@@ -1,7 +1,7 @@
 """Checkpoints of the image side: whole or not there, and readable by any number of ranks.
 
 Why: a long run must survive a kill at any moment. A checkpoint is written under a temporary name and renamed when every
-file is in place; its `state.json` lists the files with their sizes, so that a torn copy is told from a whole one.
+file is in place (checkpoint_folder.py). A disk that is full stops the run and leaves the checkpoints before it whole.
 Tensors go through torch.distributed.checkpoint: class weights and their optimiser rows in blocks along the classes
 (row_blocks.py), which any number of ranks can read. Beside them lies the table of the classes, so that a run can go on
 with other categories (category_changes.py). No random state is kept beyond (seed, step): every draw is keyed by them.
@@ -11,65 +11,107 @@ torch's reader unpickles its metadata: resume from folders of your own only.
 In: encoders, optimiser, shard. Out: `checkpoints/step-00000100/`. Next: image_side.py resumes from it.
 """
 
-import json
-import os
+import contextlib
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from train.checkpoint_folder import clear, put_in_place, read_state
 from train.class_table import ClassTable
 from train.collectives import barrier, on_main
-from train.journal import write_json
-from train.recipe import difference
+from train.recipe import Recipe, difference
 from train.row_blocks import BlockLoadPlanner, BlockSavePlanner, RowBlocks, saved_tensors, without_group_warning
 from train.shard import ClassShard
 from train.step import ImageSide
 
-STATE_FILE, CLASSES_FILE = "state.json", "classes.parquet"
-KEPT = 2
+CLASSES_FILE = "classes.parquet"
+DEFAULT_KEEP = 2
 
 
-def save_checkpoint(side: ImageSide, folder: Path, *, step: int, identity: dict[str, Any], classes: ClassTable) -> None:
+def save_checkpoint(
+    side: ImageSide,
+    folder: Path,
+    *,
+    step: int,
+    identity: dict[str, Any],
+    classes: ClassTable,
+    figure: float | None = None,
+    keep: int = DEFAULT_KEEP,
+) -> None:
     """Write `folder/step-NNNNNNNN`, of which `step` steps are done; all ranks call it.
 
     Args:
         identity: what must be equal at resume (see `check_identity`). classes: what each row stands for.
+        figure: how good the weights are, larger is better; None = not measured.
+        keep: how many of the newest stay; the one with the best figure stays beside them.
+
+    Raises:
+        ValueError: it cannot be written, on every rank; the checkpoints before it are as they were.
     """
-    whole = folder / f"step-{step:08d}"
-    partial = folder / f".step-{step:08d}.partial"
-    on_main(lambda: _clear(partial))
-    with without_group_warning():
-        state = _tensors(side, side.shard.history())
-        save(state, checkpoint_id=partial, planner=BlockSavePlanner(class_blocks(side.shard)))
-    barrier()
-    on_main(lambda: _finish(partial, whole, {"step": step, **identity}, classes))
+    partial = partial_name(folder, step)
+    with told_if_not_written(partial):
+        on_main(lambda: begin(partial))
+        with without_group_warning():
+            state = tensors_to_save(side, side.shard.history())
+            save(state, checkpoint_id=partial, planner=BlockSavePlanner(class_blocks(side.shard)))
+        barrier()
+        on_main(lambda: finish(partial, {"step": step, "figure": figure, **identity}, classes, keep=keep))
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint with the most steps, or None; torn ones are passed over."""
-    found = sorted((path for path in folder.glob("step-*") if is_whole(path)), reverse=True)
-    return found[0] if found else None
+def partial_name(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is written before it is whole."""
+    return folder / f".step-{step:08d}.partial"
 
 
-def is_whole(path: Path) -> bool:
-    """Whether every file that the checkpoint's list names is there in its full size."""
+@contextlib.contextmanager
+def told_if_not_written(partial: Path) -> Iterator[None]:
+    """Turn a failure to write into one line that says what is left.
+
+    Raises:
+        ValueError: instead of what the library or the system raises.
+    """
     try:
-        listed = json.loads((path / STATE_FILE).read_text())["files"]
-    except (OSError, json.JSONDecodeError, KeyError):
-        return False
-    return all((path / name).is_file() and (path / name).stat().st_size == size for name, size in listed.items())
+        yield
+    except (OSError, CheckpointException) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        failed = [failure[0] for failure in error.failures.values()] if isinstance(error, CheckpointException) else []
+        raise ValueError(
+            f"the checkpoint {partial.name.split('.')[1]} cannot be written: {[*failed, error][0]}; the checkpoints "
+            f"before it in {partial.parent} are as they were: make room, then go on with --resume"
+        ) from error
+
+
+def begin(partial: Path) -> None:
+    """Make the empty folder; main process only.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    with told_if_not_written(partial):
+        clear(partial)
+
+
+def finish(partial: Path, state: dict[str, Any], classes: ClassTable, *, keep: int) -> None:
+    """Add the table of classes and put the checkpoint in its place; main process only.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    with told_if_not_written(partial):
+        classes.write(partial / CLASSES_FILE)
+        put_in_place(partial, partial.with_name(partial.name.split(".")[1]), state, keep=keep)
 
 
 def same_categories(path: Path, identity: dict[str, Any]) -> bool:
     """Whether the checkpoint was written with the same governed data."""
-    saved: dict[str, Any] = json.loads((path / STATE_FILE).read_text())
-    return bool(saved.get("categories") == identity["categories"])
+    return bool(read_state(path).get("categories") == identity["categories"])
 
 
 def check_identity(
@@ -78,15 +120,18 @@ def check_identity(
     """Number of steps done in the checkpoint, once it is the same run.
 
     Args:
-        identity: {"recipe": fields, "categories": fingerprint and counts, "seed": int}.
+        identity: {"recipe": fields, "model": digests, "categories": fingerprint and counts, "seed": int}. What an older
+            version did not write of model and recipe counts as equal, or as today's default.
         ignored: fields that may differ. other_categories: the governed data may differ, too.
 
     Raises:
         ValueError: naming every field that differs.
     """
-    state = json.loads((path / STATE_FILE).read_text())
+    state = read_state(path)
     for part, ours in identity.items():
-        theirs = state.get(part)
+        theirs = state.get(part, ours if part == "model" else None)
+        if part == "recipe" and isinstance(theirs, dict):
+            theirs = {**Recipe(name="", vision="", text=None).to_json(), **theirs}
         if isinstance(ours, dict) and isinstance(theirs, dict):
             ours, theirs = ({key: said[key] for key in said if key not in ignored} for said in (ours, theirs))
         if ours == theirs or (other_categories and part == "categories"):
@@ -109,7 +154,7 @@ def load_checkpoint(side: ImageSide, path: Path, *, with_classes: bool = True) -
         ValueError: class weights of another width, type or number; nothing has changed then.
     """
     history = check_rows(path, side.shard, with_classes=with_classes)
-    state = _tensors(side, history)
+    state = tensors_to_save(side, history)
     blocks = class_blocks(side.shard) if with_classes else {}
     with without_group_warning():
         load(state, checkpoint_id=path, planner=BlockLoadPlanner(blocks))
@@ -145,9 +190,11 @@ def check_rows(path: Path, shard: ClassShard, *, with_classes: bool = True) -> d
     return {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
 
 
-def _tensors(side: ImageSide, history: dict[str, torch.Tensor]) -> dict[str, Any]:
+def tensors_to_save(side: ImageSide, history: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What torch's own planner saves and loads; the rows of classes go in blocks beside it."""
     encoders, optimizer = get_state_dict(side.encoders, side.optimizer.optimizer)
-    return {"encoders": encoders, "optimizer": optimizer, "history": history}
+    average = {} if side.average is None else {"average": side.average.state()}  # is read into where it stands
+    return {"encoders": encoders, "optimizer": optimizer, "history": history, **average}
 
 
 def class_blocks(shard: ClassShard) -> dict[str, RowBlocks]:
@@ -156,19 +203,3 @@ def class_blocks(shard: ClassShard) -> dict[str, RowBlocks]:
         f"classes.{name}": RowBlocks(value, first=shard.start, total=shard.num_classes)
         for name, value in shard.state().items()
     }
-
-
-def _clear(partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-
-
-def _finish(partial: Path, whole: Path, state: dict[str, Any], classes: ClassTable) -> None:
-    """Add the table of classes, list the files, rename, and drop all but the newest checkpoints."""
-    classes.write(partial / CLASSES_FILE)
-    files = {str(path.relative_to(partial)): path.stat().st_size for path in partial.rglob("*") if path.is_file()}
-    write_json(partial / STATE_FILE, {**state, "files": files})
-    shutil.rmtree(whole, ignore_errors=True)
-    os.replace(partial, whole)
-    for old in sorted(whole.parent.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old)

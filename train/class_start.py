@@ -39,6 +39,17 @@ class SideRowsOfClass:
         return self.rows, self.labels, self.weights
 
 
+def first_rows(part: SideRowsOfClass, *, most: int | None) -> SideRowsOfClass:
+    """The first `most` rows of every class; all with None."""
+    if most is None:
+        return part
+    order = np.argsort(part.labels, kind="stable")
+    labels = part.labels[order]
+    place = np.arange(len(labels)) - np.searchsorted(labels, labels)
+    kept = np.sort(order[place < most])
+    return SideRowsOfClass(part.rows[kept], part.labels[kept], part.weights[kept])
+
+
 def at_start(encoders: EncoderPair, inputs: dict[str, Any]) -> Embed:
     """Embeds with encoders that are not spread over ranks yet: each rank embeds the rows of its own classes."""
     return lambda side, rows: embed_rows(encoders, inputs[side], rows, side=side)
@@ -50,12 +61,10 @@ def while_running(encoders: Any, inputs: dict[str, Any], *, like: Tensor, width:
     def embed(side: str, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = rows[start : start + ROWS_AT_ONCE]
+            rows_by_side = {name: part if name == side else part[:0] for name in ("query", "document")}
             given = {
-                name: rows_of(inputs[name], kept, np.zeros_like(kept), like=like)
-                for name, kept in (("query", part if side == "query" else part[:0]), ("document", part))
+                name: rows_of(inputs[name], kept, np.zeros_like(kept), like=like) for name, kept in rows_by_side.items()
             }
-            if side == "query":
-                given["document"] = given["document"][:0]
             ones = {name: like.new_ones(len(value), width) for name, value in given.items()}
             with torch.no_grad():
                 both = encoders(given["query"], given["document"], ones["query"], ones["document"])
@@ -99,9 +108,11 @@ def _means(shard: ClassShard, embed: Embed, rows: dict[str, SideRowsOfClass], lo
         needed = wanted & (counts_C == 0).cpu().numpy()
         mine = (part.labels >= low) & (part.labels < low + len(wanted))
         mine[mine] = needed[part.labels[mine] - low]
-        label_of = dict(zip(part.rows[mine].tolist(), (part.labels[mine] - low).tolist(), strict=True))
-        for chunk, embeds_BD in embed(side, part.rows[mine]):
-            index = torch.tensor([label_of[row] for row in chunk.tolist()], device=totals_CD.device)
+        rows_of_block, place = part.rows[mine], part.labels[mine] - low
+        order = np.argsort(rows_of_block, kind="stable")
+        for chunk, embeds_BD in embed(side, rows_of_block):
+            at = order[np.searchsorted(rows_of_block, chunk, sorter=order)]
+            index = torch.from_numpy(place[at]).to(totals_CD.device)
             totals_CD.index_add_(0, index, embeds_BD.to(totals_CD.dtype))
             counts_C.index_add_(0, index, counts_C.new_ones(len(index)))
     assert bool((counts_C[torch.from_numpy(wanted).to(counts_C.device)] > 0).all()), "every trained class has a row"

@@ -18,6 +18,15 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+class Arrivals:
+    """How many collectives of this file this rank has come to: what watchdog.py compares between ranks."""
+
+    count = 0
+
+
+ARRIVALS = Arrivals()
+
+
 def world_size() -> int:
     """Number of ranks, 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
@@ -65,6 +74,7 @@ def max_over_ranks(value: Tensor) -> Tensor:
     """Element-wise maximum over ranks; no gradient passes."""
     value = value.detach().clone()
     if world_size() > 1:
+        ARRIVALS.count += 1
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return value
 
@@ -72,6 +82,7 @@ def max_over_ranks(value: Tensor) -> Tensor:
 def barrier() -> None:
     """Wait for every rank."""
     if world_size() > 1:
+        ARRIVALS.count += 1
         dist.barrier()
 
 
@@ -88,6 +99,7 @@ def on_main(function: Callable[[], T]) -> T:
         except ValueError as error:
             outcome[1] = str(error)
     if world_size() > 1:
+        ARRIVALS.count += 1
         dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise ValueError(outcome[1])
@@ -107,6 +119,7 @@ class _GatherRows(torch.autograd.Function):
         ctx.counts = counts
         longest = max(counts)
         pieces = [local_BD.new_empty(longest, local_BD.shape[1]) for _ in counts]
+        ARRIVALS.count += 1
         dist.all_gather(pieces, _padded(local_BD.detach(), longest))
         return torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
 
@@ -116,6 +129,7 @@ class _GatherRows(torch.autograd.Function):
         longest = max(counts)
         parts = [_padded(part, longest) for part in gradients[0].split(counts)]
         mine = torch.empty_like(parts[0])
+        ARRIVALS.count += 1
         dist.reduce_scatter(mine, parts, op=dist.ReduceOp.SUM)
         return mine[: counts[rank()]] * len(counts), None
 
@@ -124,6 +138,7 @@ class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
         total = value.detach().clone()
+        ARRIVALS.count += 1
         dist.all_reduce(total, op=dist.ReduceOp.SUM)
         return total
 

@@ -9,14 +9,13 @@ In: cached hidden maps, cached pooled features, or pixel values; dropout masks. 
 Letters: B batch, H width of the backbone, D width of the embedding.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-from train.recipe import Recipe
 
 ROWS_PER_CHUNK = 256
 STATISTICS_ROWS = 4096
@@ -44,11 +43,14 @@ class EncoderPair(nn.Module):
         model: an `OclearModel`; its modules are shared, not copied, and its dropout is replaced.
         frozen_stages: as in the recipe: None reads pooled features, a number hidden maps after that many stages;
             a backbone that cannot be cut reads pixel values and is trained whole.
+        mixed_precision: "bf16" runs `forward`, the pass of training, under autocast; its rows come back in at least
+            float32. `pooled` and `embed`, which statistics and the published folder depend on, are never under it.
     """
 
-    def __init__(self, model: Any, *, frozen_stages: int | None) -> None:
+    def __init__(self, model: Any, *, frozen_stages: int | None, mixed_precision: str = "no") -> None:
         super().__init__()
         self.frozen_stages = frozen_stages
+        self.mixed_precision = mixed_precision
         self.image_head = model.image_head
         self.image_head.dropout = KeyedDropout()
         self.vision = None if frozen_stages is None else model.vision_model
@@ -78,14 +80,22 @@ class EncoderPair(nn.Module):
         Returns:
             (Bq, D) and (Bd, D) unit rows.
         """
-        pooled_BH = self.pooled(torch.cat([query_inputs, document_inputs]))
-        query_BH, document_BH = pooled_BH.split([len(query_inputs), len(document_inputs)])
-        embeds = []
-        for side, rows_BH, scale in (("query", query_BH, query_dropout), ("document", document_BH, document_dropout)):
-            self.image_head.dropout.scale = scale
-            embeds.append(self.image_head(rows_BH, side=side))
-        self.image_head.dropout.scale = None
+        with self._arithmetic(query_inputs.device.type):
+            pooled_BH = self.pooled(torch.cat([query_inputs, document_inputs]))
+            query_BH, document_BH = pooled_BH.split([len(query_inputs), len(document_inputs)])
+            embeds = []
+            for side, rows_BH, scale in (
+                ("query", query_BH, query_dropout),
+                ("document", document_BH, document_dropout),
+            ):
+                self.image_head.dropout.scale = scale
+                embeds.append(self.image_head(rows_BH, side=side))
+            self.image_head.dropout.scale = None
         return embeds[0], embeds[1]
+
+    def _arithmetic(self, device: str) -> Any:
+        # Not autocast(enabled=False): that would switch off one that a caller has switched on.
+        return torch.autocast(device, torch.bfloat16) if self.mixed_precision == "bf16" else contextlib.nullcontext()
 
     def embed(self, inputs: Tensor, *, side: str) -> Tensor:
         """(B, ...) -> (B, D) unit rows, without dropout."""
@@ -107,19 +117,6 @@ def _freeze_trunk(vision: nn.Module, frozen_stages: int) -> None:
     stem: Any = vision.stem
     for module in (stem, *stages[:frozen_stages]):
         module.requires_grad_(False)
-
-
-def parameter_groups(encoders: EncoderPair, recipe: Recipe) -> list[dict[str, Any]]:
-    """AdamW groups: backbone and head each with its learning rate; vectors (norms, biases) without decay."""
-    groups = []
-    for prefix, rate in (("vision.", recipe.encoder_learning_rate), ("image_head.", recipe.head_learning_rate)):
-        named = [(name, value) for name, value in encoders.named_parameters() if value.requires_grad]
-        mine = [value for name, value in named if name.startswith(prefix)]
-        for decay, wanted in ((recipe.weight_decay, True), (0.0, False)):
-            values = [value for value in mine if (value.ndim > 1) == wanted]
-            if values:
-                groups.append({"params": values, "lr": rate, "initial_lr": rate, "weight_decay": decay})
-    return groups
 
 
 def rows_of(inputs: Any, rows: np.ndarray, views: np.ndarray, *, like: Tensor) -> Tensor:

@@ -14,9 +14,8 @@ learns from it, then text_side.py.
 Letters: N rows of a side, V views, B batch, C channels, P cells, T tokens, H width, G made pages.
 """
 
-import hashlib
-import inspect
-import json
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 from tqdm import tqdm
 
-from train import augment, pages, views
+from train.collectives import max_over_ranks
+from train.feature_files import Crew, Progress, RowFile, fill_rows, locked
+from train.feature_keys import cache_keys
+from train.frozen_part import arithmetic, cells_are_trained, check_stages, trunk
 from train.pages import PageLayout, page_layouts
 from train.recipe import Recipe
+from train.sample_table import SampleTable
 from train.views import Pages, Side, Views, decode_workers, pixel_batches
 
 TEXTS_PER_BATCH = 64
@@ -44,7 +48,8 @@ class FeatureCache:
     Attributes:
         home: the folder of the arrays.
         query_inputs, document_inputs: (N, V, ...) fp16: hidden maps before the trained tail, pooled features of a
-            frozen backbone, or pixel values of one that is trained whole.
+            frozen backbone, or pixel values of one that is trained whole. Arrays, or `StreamedInputs` (then there are
+            no cells, tokens and pages: text_stage.py caches those of the clean views when it needs them).
         document_cells: (N, P, H) fp16 cells of the clean view; `grid` is their (rows, columns). P is 0 when the cells
             are trained.
         document_tokens, document_mask: (N, T, H) fp16 and (N, T) bool; T is 1 when the model has no text encoder.
@@ -53,10 +58,8 @@ class FeatureCache:
     """
 
     home: Path
-    query_ids: list[str]
-    document_ids: list[str]
-    query_inputs: np.ndarray
-    document_inputs: np.ndarray
+    query_inputs: Any
+    document_inputs: Any
     document_has_image: np.ndarray
     document_cells: np.ndarray
     grid: tuple[int, int]
@@ -66,195 +69,179 @@ class FeatureCache:
     page_layouts: PageLayout
 
 
-def cells_are_trained(model: Any, recipe: Recipe) -> bool:
-    """Whether training the image side changes the cells: a backbone that cannot be cut into stages, trained whole."""
-    return recipe.frozen_stages is not None and not hasattr(model.vision_model, "forward_trunk")
-
-
-def _check_stages(model: Any, recipe: Recipe) -> None:
-    """The frozen part must exist, and the cells must lie in it."""
-    frozen, stage = recipe.frozen_stages, model.config.vision_feature_stage
-    if frozen is None:
-        return
-    if cells_are_trained(model, recipe):
-        if frozen:
-            raise ValueError(
-                f"frozen_stages is {frozen}, but {type(model.vision_model).__name__} cannot be cut into stages; use "
-                "None (whole backbone frozen) or 0 (whole backbone trained)"
-            )
-        return
-    if stage is None or stage > frozen:
-        raise ValueError(
-            f"vision_feature_stage is {stage}, but only the output of stages 0 to {frozen} is cached: set it to "
-            f"{frozen} or less, or freeze more stages"
-        )
-
-
-def _weights_digest(model: torch.nn.Module, encoder: str) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(f"{encoder}."):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def cache_keys(model: Any, processor: Any, samples: Any, *, recipe: Recipe, seed: int) -> tuple[str, str]:
-    """What the features depend on, for images and for pages and texts: a recipe without text shares the images.
-
-    Images: encoder, processor, recipe, seed, image bytes, source of the augmentation. Pages and texts: all that, the
-    text encoder, texts, labels, and the source of the pages.
-    """
-    sides = [Side.of(samples, side) for side in ("query", "document")]
-    digest = hashlib.sha256(_weights_digest(model, "vision_model").encode())
-    facts = [recipe.frozen_stages, recipe.query_views, recipe.document_views, recipe.feature_dtype, seed]
-    facts += [model.config.vision_feature_stage, processor.image_processor.to_json_string()]
-    digest.update(json.dumps([*facts, [rows.ids for rows in sides]]).encode())
-    for source in (augment, views):
-        digest.update(inspect.getsource(source).encode())
-    for rows in sides:
-        for image in rows.images:
-            digest.update(b"-" if image is None else hashlib.sha256(image).digest())
-    images = digest.hexdigest()[:16]
-    digest.update(_weights_digest(model, "text_model").encode())
-    digest.update(inspect.getsource(pages).encode())
-    known = [recipe.text, recipe.max_text_tokens, *([rows.texts, rows.labels.tolist()] for rows in sides)]
-    digest.update(json.dumps(known).encode())
-    return f"images-{images}", f"texts-{digest.hexdigest()[:16]}"
-
-
-def _trunk(model: Any, pixel_BCHW: Tensor, recipe: Recipe) -> dict[str, Tensor]:
-    """`inputs`, what the trained part reads, and `cells` (B, P, H)."""
-    if recipe.frozen_stages is None:
-        cells_BPH, pooled_BH, _ = model.encode_image(pixel_BCHW)
-        return {"inputs": pooled_BH, "cells": cells_BPH}
-    if cells_are_trained(model, recipe):
-        return {"inputs": pixel_BCHW, "cells": pixel_BCHW.new_zeros(len(pixel_BCHW), 0, 1)}
-    hidden_BCHW, stages = model.vision_model.forward_trunk(pixel_BCHW, recipe.frozen_stages)
-    return {"inputs": hidden_BCHW, "cells": stages[model.config.vision_feature_stage].flatten(2).transpose(1, 2)}
-
-
-def _arithmetic(recipe: Recipe) -> Any:
-    return torch.autocast("cpu", torch.bfloat16, enabled=recipe.feature_dtype == "bfloat16")
-
-
 @dataclass(frozen=True)
 class _ImageJob:
-    """Images to embed: `data` of N rows, `present` (N,) bool, and the file of each output of `_trunk` to `keep`."""
+    """Images to embed: `data` of N rows, `present` (N,) bool, and the outputs of `trunk` to keep in `home`."""
 
-    title: str
+    name: str
     data: Any
     present: np.ndarray
-    keep: dict[str, Path]
+    home: Path
+    keep: tuple[str, ...]
 
 
-def _write_images(model: Any, job: _ImageJob, *, recipe: Recipe, workers: int) -> None:
+def _fill_images(model: Any, job: _ImageJob, *, recipe: Recipe, workers: int, crew: Crew) -> None:
     """Embed every row; keep the `inputs` of all views and the `cells` of the clean one."""
-    arrays: dict[str, np.ndarray] = {}
-    row = 0
-    for pixel_BVCHW in pixel_batches(job.data, workers=workers, title=job.title):
-        batch, num_views = pixel_BVCHW.shape[:2]
-        flat = pixel_BVCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), _arithmetic(recipe):
-            found = _trunk(model, flat, recipe)
-        for name, path in job.keep.items():
-            value = found[name].unflatten(0, (batch, num_views))
-            part = (value if name == "inputs" else value[:, 0]).to(torch.float16).numpy()
-            if name not in arrays:
-                arrays[name] = _create(path, (len(job.data), *part.shape[1:]))
-            arrays[name][row : row + batch] = part
-            arrays[name][row : row + batch][~job.present[row : row + batch]] = 0
-        row += batch
+    shapes = _shapes(model, job.data, recipe)
+    files = {
+        name: RowFile(job.home / f"{job.name}_{name}.npy", (len(job.data), *shapes[name]), np.float16)
+        for name in job.keep
+    }
+
+    def batches(rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        part, place = Subset(job.data, rows.tolist()), 0
+        for pixel_BVCHW in pixel_batches(part, workers=workers, title=f"{job.name} features"):
+            present = job.present[rows[place : place + len(pixel_BVCHW)]]
+            place += len(pixel_BVCHW)
+            yield {name: _kept(value, present) for name, value in _embedded(model, pixel_BVCHW, recipe).items()}
+
+    fill_rows(files, Progress(job.home / f"{job.name}.progress", len(job.data)), crew=crew, batches=batches)
 
 
-def _create(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    if 0 in shape:  # nothing can be mapped
-        empty = np.zeros(shape, np.float16)
-        np.save(path, empty)
-        return empty
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+def _embedded(model: Any, pixel_BVCHW: Tensor, recipe: Recipe) -> dict[str, np.ndarray]:
+    """`inputs` (B, V, ...) and the clean view's `cells` (B, P, H), fp16."""
+    shape = pixel_BVCHW.shape[:2]
+    flat = pixel_BVCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(), arithmetic(recipe):
+        found = {name: value.unflatten(0, shape) for name, value in trunk(model, flat, recipe).items()}
+    return {
+        "inputs": found["inputs"].to(torch.float16).numpy(),
+        "cells": found["cells"][:, 0].to(torch.float16).numpy(),
+    }
 
 
-def _write_texts(model: Any, processor: Any, texts: list[str], *, recipe: Recipe, folder: Path) -> None:
+def _kept(values: np.ndarray, present_B: np.ndarray) -> np.ndarray:
+    values[~present_B] = 0
+    return values
+
+
+def _shapes(model: Any, data: Any, recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """Shape of a row of each output: what an image of zeros gives."""
+    views, size = (data.views + 1, data.processor.size) if isinstance(data, Views) else (1, data.clean.processor.size)
+    found = _embedded(model, torch.zeros(1, views, 3, size, size), recipe)
+    return {name: value.shape[1:] for name, value in found.items()}
+
+
+def _fill_texts(model: Any, processor: Any, texts: list[str], *, recipe: Recipe, folder: Path, crew: Crew) -> None:
     """Token features of every document; a document without text keeps an all-False mask row."""
     if model.config.text_config is None:
-        np.save(folder / "tokens.npy", np.zeros((len(texts), 1, 1), np.float16))
-        np.save(folder / "mask.npy", np.zeros((len(texts), 1), bool))
+        crew.on_main(lambda: np.save(folder / "tokens.npy", np.zeros((len(texts), 1, 1), np.float16)))
+        crew.on_main(lambda: np.save(folder / "mask.npy", np.zeros((len(texts), 1), bool)))
         return
-    rows: list[tuple[np.ndarray, np.ndarray]] = []
-    for start in tqdm(range(0, len(texts), TEXTS_PER_BATCH), desc="texts", unit="batch"):
-        batch = processor(text=texts[start : start + TEXTS_PER_BATCH])
-        with torch.inference_mode(), _arithmetic(recipe):
-            tokens_BTH, mask_BT = model.encode_text(batch["input_ids"], batch["attention_mask"])
-        rows.append((tokens_BTH.to(torch.float16).numpy(), (mask_BT & batch["has_text"][:, None]).numpy()))
-    longest = max(mask.shape[1] for _, mask in rows)
-    width = rows[0][0].shape[2]
-    tokens = np.zeros((len(texts), longest, width), np.float16)
-    masks = np.zeros((len(texts), longest), bool)
-    row = 0
-    for part, known in rows:
-        tokens[row : row + len(part), : part.shape[1]], masks[row : row + len(part), : part.shape[1]] = part, known
-        row += len(part)
-    np.save(folder / "tokens.npy", tokens)
-    np.save(folder / "mask.npy", masks)
+    longest = _longest(processor, texts, crew=crew)
+    width = model.config.text_config.hidden_size
+    files = {
+        "tokens": RowFile(folder / "tokens.npy", (len(texts), longest, width), np.float16),
+        "mask": RowFile(folder / "mask.npy", (len(texts), longest), bool),
+    }
+
+    def batches(rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        for start in tqdm(range(0, len(rows), TEXTS_PER_BATCH), desc="texts", unit="batch"):
+            part = [texts[row] for row in rows[start : start + TEXTS_PER_BATCH]]
+            tokens = np.zeros((len(part), longest, width), np.float16)
+            mask = np.zeros((len(part), longest), bool)
+            batch = processor(text=part)
+            with torch.inference_mode(), arithmetic(recipe):
+                tokens_BTH, mask_BT = model.encode_text(batch["input_ids"], batch["attention_mask"])
+            tokens[:, : tokens_BTH.shape[1]] = tokens_BTH.to(torch.float16).numpy()
+            mask[:, : mask_BT.shape[1]] = (mask_BT & batch["has_text"][:, None]).numpy()
+            yield {"tokens": tokens, "mask": mask}
+
+    fill_rows(files, Progress(folder / "texts.progress", len(texts)), crew=crew, batches=batches)
+
+
+def _longest(processor: Any, texts: list[str], *, crew: Crew) -> int:
+    """Tokens of the longest text, special ones included; each process looks at its part."""
+    starts = crew.share_of(np.arange(0, len(texts), TEXTS_PER_BATCH)).tolist()
+    lengths = [processor(text=texts[start : start + TEXTS_PER_BATCH])["input_ids"].shape[1] for start in starts]
+    longest = torch.tensor(max(lengths, default=1))
+    return int(max_over_ranks(longest) if crew.together else longest)
 
 
 def cache_features(
     model: Any,
     processor: Any,
-    samples: Any,
+    samples: SampleTable,
     *,
     recipe: Recipe,
     folder: Path,
     seed: int,
     workers: int | None = None,
+    together: bool = False,
 ) -> FeatureCache:
     """Compute, or find again, the features of every governed sample.
 
     Args:
         model: an `OclearModel`; its frozen part is run in inference mode.
-        samples: the governed samples, a `datasets.Dataset` with undecoded images.
+        samples: the governed samples.
         recipe: how many stages are frozen, how many views per side, the feature dtype.
-        folder: parent of the keyed cache folders.
+        folder: parent of the keyed cache folders; with several ranks on a disk that all see.
         workers: processes that decode and augment; None = `decode_workers()`.
+        together: all ranks call it, and each embeds its part of the rows.
 
     Raises:
-        ValueError: the backbone cannot be cut there, the cells are taken from a stage that is trained, or an image
-            cannot be decoded.
+        ValueError: the backbone cannot be cut there, the cells are taken from a stage that is trained, an image
+            cannot be decoded, or the disk refuses.
     """
-    _check_stages(model, recipe)
-    queries, documents = Side.of(samples, "query"), Side.of(samples, "document")
-    layouts = page_layouts(documents.labels, usable=documents.has_image, has_text=documents.has_text, seed=seed)
+    check_stages(model, recipe)
+    crew = Crew(together=together)
+    queries, documents = Side(samples, "query"), Side(samples, "document")
+    texts = documents.texts()
+    has_text = np.array([bool(text.strip()) for text in texts], dtype=bool)
+    layouts = page_layouts(documents.labels, usable=documents.has_image, has_text=has_text, seed=seed)
     workers = decode_workers() if workers is None else workers
-    images_key, texts_key = cache_keys(model, processor, samples, recipe=recipe, seed=seed)
-    images, texts = folder / images_key, folder / texts_key
+    images_key, texts_key = crew.on_main(lambda: cache_keys(model, processor, samples, recipe=recipe, seed=seed))
     model.eval()
-    if not (images / WHOLE).exists():
-        images.mkdir(parents=True, exist_ok=True)
-        query_views = Views(queries, processor, views=recipe.query_views, seed=seed)
-        document_views = Views(documents, processor, views=recipe.document_views, seed=seed)
-        for job in (
-            _image_job("query", query_views, queries.has_image, images, ("inputs",)),
-            _image_job("document", document_views, documents.has_image, images, ("inputs", "cells")),
+    has_pages = model.config.text_config is not None and len(layouts.named) and not cells_are_trained(model, recipe)
+    with _unfinished(folder / images_key, crew=crew) as images:
+        for name, rows, views, keep in (
+            ("query", queries, recipe.query_views, ("inputs",)),
+            ("document", documents, recipe.document_views, ("inputs", "cells")),
         ):
-            _write_images(model, job, recipe=recipe, workers=workers)
-        (images / WHOLE).touch()
-    if not (texts / WHOLE).exists():
-        texts.mkdir(parents=True, exist_ok=True)
-        if model.config.text_config is not None and len(layouts.named) and not cells_are_trained(model, recipe):
+            if images.is_needed:
+                data = Views(rows, processor, views=views, seed=seed)
+                job = _ImageJob(name, data, rows.has_image, images.home, keep)
+                _fill_images(model, job, recipe=recipe, workers=workers, crew=crew)
+    with _unfinished(folder / texts_key, crew=crew) as pages:
+        if pages.is_needed and has_pages:
             everywhere = np.ones(len(layouts.named), dtype=bool)
-            job = _image_job("page", Pages(documents, layouts, processor), everywhere, texts, ("cells",))
-            _write_images(model, job, recipe=recipe, workers=workers)
-        _write_texts(model, processor, documents.texts, recipe=recipe, folder=texts)
-        (texts / WHOLE).touch()
-    return _read(images, texts, queries, documents, layouts)
+            job = _ImageJob("page", Pages(documents, layouts, processor), everywhere, pages.home, ("cells",))
+            _fill_images(model, job, recipe=recipe, workers=workers, crew=crew)
+        if pages.is_needed:
+            _fill_texts(model, processor, texts, recipe=recipe, folder=pages.home, crew=crew)
+    return _read(images.home, pages.home, documents, layouts)
 
 
-def _image_job(name: str, data: Any, present: np.ndarray, home: Path, keep: tuple[str, ...]) -> _ImageJob:
-    return _ImageJob(f"{name} features", data, present, {kind: home / f"{name}_{kind}.npy" for kind in keep})
+@dataclass(frozen=True)
+class _Folder:
+    """A cache folder, and whether something in it is still to be computed."""
+
+    home: Path
+    is_needed: bool
 
 
-def _read(images: Path, texts: Path, queries: Side, documents: Side, layouts: PageLayout) -> FeatureCache:
+@contextlib.contextmanager
+def _unfinished(home: Path, *, crew: Crew) -> Iterator[_Folder]:
+    """Lock the folder unless it is whole; mark it whole on leaving without an error."""
+    if crew.on_main(lambda: (home / WHOLE).exists()):
+        yield _Folder(home, is_needed=False)
+        return
+    with locked(home, crew=crew):
+        needed = crew.on_main(lambda: not (home / WHOLE).exists())  # another run may have been faster
+        if needed:
+            crew.on_main(lambda: home.mkdir(parents=True, exist_ok=True))
+        yield _Folder(home, is_needed=needed)
+        if needed:
+            crew.on_main(lambda: _finish(home))
+
+
+def _finish(home: Path) -> None:
+    (home / WHOLE).touch()
+    for path in home.glob("*.progress"):
+        path.unlink()
+
+
+def _read(images: Path, texts: Path, documents: Side, layouts: PageLayout) -> FeatureCache:
     def load(home: Path, name: str) -> np.ndarray:
         return np.load(home / f"{name}.npy", mmap_mode="r")
 
@@ -264,8 +251,6 @@ def _read(images: Path, texts: Path, queries: Side, documents: Side, layouts: Pa
     has_pages = (texts / "page_cells.npy").exists()
     return FeatureCache(
         home=images,
-        query_ids=queries.ids,
-        document_ids=documents.ids,
         query_inputs=load(images, "query_inputs"),
         document_inputs=load(images, "document_inputs"),
         document_has_image=documents.has_image,

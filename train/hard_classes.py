@@ -55,6 +55,9 @@ class HardClasses(Protocol):
     def find(self, positives: Tensor, *, step: int) -> HardSet:
         """Hard classes of the distinct positives (P,) of a step's global batch; equal on every rank."""
 
+    def renew(self) -> None:
+        """Forget what a run resumed from a checkpoint written now would not know."""
+
 
 class LeafClasses:
     """Classes that share a coarse category with a positive.
@@ -83,6 +86,9 @@ class LeafClasses:
         ids = np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
         return HardSet(torch.from_numpy(ids), self.per_positive * len(positives))
 
+    def renew(self) -> None:
+        """Nothing is remembered."""
+
 
 class NearestClasses:
     """Classes whose prototypes are nearest to those of the positives; all of them take part.
@@ -110,6 +116,10 @@ class NearestClasses:
         own[~own.any(axis=1), -1] = True
         ids = np.setdiff1d(id_PK[~own & (id_PK >= 0)], positives.numpy())
         return HardSet(torch.from_numpy(ids.astype(np.int64)), None)
+
+    def renew(self) -> None:
+        """The next step builds a new index."""
+        self.index = None
 
     def _prototypes_of(self, class_ids: Tensor) -> np.ndarray:
         """(P, D) unit rows of classes of any rank, on every rank."""

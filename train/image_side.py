@@ -7,7 +7,7 @@ In: governed samples and cached features. Out: trained weights in the model, pro
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,31 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from train.adapters import add_adapters, trained_share
 from train.batches import StepSampler, piece
 from train.category_changes import resume_classes
-from train.checkpoint import check_identity, load_checkpoint, newest_checkpoint, same_categories, save_checkpoint
-from train.class_start import SideRowsOfClass, at_start, start_from_means
+from train.checkpoint import check_identity, load_checkpoint, same_categories
+from train.checkpoint_folder import checkpoint_to_resume, newest_checkpoint, read_state
+from train.checkpointer import Checkpointer
+from train.class_start import SideRowsOfClass, at_start, first_rows, start_from_means
 from train.class_storage import ClassStorage
 from train.class_table import ClassTable
 from train.collectives import gather_rows, on_main, rank, world_size
-from train.encoders import EncoderPair, parameter_groups, start_image_head
+from train.encoders import EncoderPair, start_image_head
+from train.evaluator import Evaluator, load_best, stopped_early, summary
+from train.feature_stream import looking_ahead
 from train.hard_classes import HardClasses, LeafClasses, NearestClasses
 from train.journal import Journal
+from train.model_identity import model_identity
+from train.parameter_groups import parameter_groups
 from train.prototypes import export_prototypes
 from train.recipe import MACHINE_FIELDS, TEXT_FIELDS, Recipe
+from train.recompute import recompute_blocks
 from train.samples import GovernedSamples, leaf_ids
 from train.shard import ClassShard, class_range
 from train.step import ImageSide, optimiser_step
+from train.watchdog import Watchdog
+from train.weight_average import WeightAverage
 
 TORCH_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -44,12 +54,14 @@ class ImageResult:
         weights: state of the `EncoderPair` on the main process, empty elsewhere.
         class_weights: (C, D) float32 unit rows, one per trained class, on the main process; empty elsewhere.
         steps: steps done in all. seconds: time of the steps of this call.
+        evaluation: the best line of evaluation.jsonl and the number of lines; None without evaluations.
     """
 
     weights: dict[str, Tensor]
     class_weights: Tensor
     steps: int
     seconds: float
+    evaluation: dict[str, Any] | None = None
 
 
 def trained_rows(samples: GovernedSamples) -> dict[str, SideRowsOfClass]:
@@ -69,7 +81,7 @@ def trained_rows(samples: GovernedSamples) -> dict[str, SideRowsOfClass]:
     return found
 
 
-def run_identity(samples: GovernedSamples, recipe: Recipe, *, seed: int) -> dict[str, Any]:
+def run_identity(model: Any, samples: GovernedSamples, recipe: Recipe, *, seed: int) -> dict[str, Any]:
     """What a checkpoint and the run that resumes it must have in common."""
     categories = {
         "fingerprint": samples.fingerprint,
@@ -77,7 +89,7 @@ def run_identity(samples: GovernedSamples, recipe: Recipe, *, seed: int) -> dict
         "all": samples.num_categories,
         "samples": len(samples.table),
     }
-    return {"recipe": recipe.to_json(), "categories": categories, "seed": seed}
+    return {"recipe": recipe.to_json(), "model": model_identity(model), "categories": categories, "seed": seed}
 
 
 def train_image_side(
@@ -92,6 +104,7 @@ def train_image_side(
     max_steps: int | None,
     resume: bool,
     trained: Path | None = None,
+    when_saved: Callable[[], None] = lambda: None,
 ) -> ImageResult:
     """Train, journal and checkpoint; all ranks call it.
 
@@ -99,30 +112,48 @@ def train_image_side(
         model: the `OclearModel` at its start, equal on every rank. cache: see features.py.
         folder: the run. max_steps: stop after so many steps of the recipe's schedule.
         trained: another run, whose finished image side is taken over instead of training the same again.
+        when_saved: is called after each checkpoint.
 
     Raises:
         ValueError: a checkpoint of another run, a loss that is not finite, a layout that does not divide.
     """
+    checkpoints, identity = folder / "checkpoints", run_identity(model, samples, recipe, seed=seed)
     side = _prepare(model, cache, samples, recipe=recipe, accelerator=accelerator, folder=folder, seed=seed)
     _print_ranges(side.shard)
-    checkpoints, identity = folder / "checkpoints", run_identity(samples, recipe, seed=seed)
     classes = class_table(samples)
+    checkpointer = Checkpointer(side, checkpoints, identity=identity, classes=classes)
     start = _resume(side, checkpoints, identity, samples) if resume else 0
     end = recipe.steps if max_steps is None else min(max_steps, recipe.steps)
-    start = _take_over(side, trained, identity, steps=end) if trained is not None else start
+    if trained is not None:
+        start = end = _take_over(side, trained, identity, steps=end)
+    evaluator, done = Evaluator(side, samples, folder=folder, start=start), start
     rows = recipe.queries_per_step + recipe.documents_per_step
     begun = time.perf_counter()
-    with Journal(accelerator, folder, steps=end, start=start, rows_per_step=rows) as journal:
+    journal = Journal(accelerator, folder, steps=end, start=start, rows_per_step=rows)
+    with journal, Watchdog(folder) as watchdog:
         for step in range(start, end):
+            if evaluator.should_stop:
+                break
+            watchdog.step = step
             journal.write(step, optimiser_step(side, step))
             done = step + 1
-            if done == end or done % recipe.checkpoint_every == 0:
-                save_checkpoint(side, checkpoints, step=done, identity=identity, classes=classes)
+            figure = evaluator.after(done)
+            last = done if evaluator.should_stop else end
+            if checkpointer.due(done, end=last) or (recipe.export_best and evaluator.is_best(done)):
+                checkpointer.save(done, figure=figure)
+                when_saved()
+        checkpointer.wait()
     seconds = time.perf_counter() - begun
+    if recipe.export_best:
+        load_best(side, trained or folder, done=done)
     if recipe.publish_prototypes:
         export_prototypes(folder / "prototypes", side.shard, _class_lines(samples, classes))
     return ImageResult(
-        weights=_weights(side), class_weights=_class_weights(side.shard), steps=max(start, end), seconds=seconds
+        weights=_weights(side),
+        class_weights=_class_weights(side.shard),
+        steps=done,
+        seconds=seconds,
+        evaluation=summary(trained or folder, done=done),
     )
 
 
@@ -168,26 +199,33 @@ def _prepare(
     seed: int,
 ) -> ImageSide:
     """Standardisation, projection and prototypes at their start; encoders and optimiser prepared."""
-    if accelerator.mixed_precision != "no" and recipe.dtype != "float32":
-        raise ValueError(
-            f"mixed precision {accelerator.mixed_precision} was asked for with recipe.dtype {recipe.dtype}; use float32"
-        )
+    _check_precision(recipe, accelerator)
     rows = trained_rows(samples)
     inputs = {"query": cache.query_inputs, "document": cache.document_inputs}
     dtype = TORCH_DTYPES[recipe.dtype]
-    encoders = EncoderPair(model, frozen_stages=recipe.frozen_stages).to(device=accelerator.device, dtype=dtype)
+    encoders = EncoderPair(model, frozen_stages=recipe.frozen_stages, mixed_precision=recipe.mixed_precision)
+    if recipe.vision_lora_rank:
+        add_adapters(model.vision_model, recipe, seed=seed)
+    encoders.to(device=accelerator.device, dtype=dtype)
     # Nothing here has a mode: norms use running statistics and dropout comes in as masks.
     encoders.eval()
+    if rank() == 0 and recipe.vision_lora_rank:
+        print(trained_share(encoders), flush=True)
     start_image_head(
         encoders, inputs=inputs, rows={name: part.rows for name, part in rows.items()}, projection=recipe.projection
     )
     shard = class_shard(recipe, num_classes=len(samples.classes), device=accelerator.device, folder=folder, seed=seed)
     shard.check_rows()
-    start_from_means(shard, at_start(encoders, inputs), rows)
+    first = {name: first_rows(part, most=recipe.start_rows) for name, part in rows.items()}
+    start_from_means(shard, at_start(encoders, inputs), first)
     optimizer = torch.optim.AdamW(parameter_groups(encoders, recipe))
+    if recipe.activation_checkpointing:
+        recompute_blocks(model.vision_model)
+    if recipe.compile:
+        encoders.compile()  # in place: no wrapper, so names in checkpoints stay what they are
     prepared, optimizer = accelerator.prepare(encoders, optimizer)
     prepared.eval()
-    sampler = StepSampler(
+    drawn = StepSampler(
         rows["query"].as_tuple(),
         rows["document"].as_tuple(),
         query_views=recipe.query_views,
@@ -199,14 +237,25 @@ def _prepare(
         encoders=prepared,
         optimizer=optimizer,
         shard=shard,
-        sampler=sampler,
+        sampler=looking_ahead(drawn, cache, recipe),
         query_inputs=cache.query_inputs,
         document_inputs=cache.document_inputs,
         recipe=recipe,
         seed=seed,
         hard=_hard_classes(recipe, shard, samples, seed=seed),
         leaf_N=leaf_ids(samples.class_leaves) if recipe.label_smoothing else None,
+        average=None if recipe.ema_decay is None else WeightAverage(prepared, decay=recipe.ema_decay),
     )
+
+
+def _check_precision(recipe: Recipe, accelerator: Accelerator) -> None:
+    """The launch may leave the precision to the recipe, or say the same; nothing else."""
+    asked = accelerator.mixed_precision
+    if asked not in ("no", recipe.mixed_precision):
+        raise ValueError(
+            f"the launch asks for mixed precision {asked}, the recipe for {recipe.mixed_precision}; set "
+            "mixed_precision in the recipe ('no' or 'bf16'), and 'no' in the accelerate file"
+        )
 
 
 def _hard_classes(recipe: Recipe, shard: ClassShard, samples: GovernedSamples, *, seed: int) -> HardClasses | None:
@@ -233,7 +282,7 @@ def _print_ranges(shard: ClassShard) -> None:
 
 def _resume(side: ImageSide, checkpoints: Path, identity: dict[str, Any], samples: GovernedSamples) -> int:
     """Steps done in the newest whole checkpoint, loaded; 0 when there is none."""
-    path = on_main(lambda: newest_checkpoint(checkpoints))
+    path = on_main(lambda: checkpoint_to_resume(checkpoints))
     if path is None:
         return 0
     done = on_main(
@@ -256,22 +305,28 @@ def _take_over(side: ImageSide, trained: Path, identity: dict[str, Any], *, step
         if path is None:
             raise ValueError(f"--image-side {trained} holds no whole checkpoint; name the folder of a finished run")
         done = check_identity(path, identity, ignored=(*TEXT_FIELDS, *MACHINE_FIELDS))
-        if done != steps:
+        if done != steps and not stopped_early(trained, patience=side.recipe.early_stopping, done=done):
             raise ValueError(f"--image-side {trained} did {done} of {steps} steps; finish it first with --resume")
         return path
 
-    load_checkpoint(side, on_main(finished))
+    path = on_main(finished)
+    load_checkpoint(side, path)
+    done = int(on_main(lambda: read_state(path)["step"]))
     if rank() == 0:
-        print(f"image side taken from {trained}: {steps} steps done there", flush=True)
-    return steps
+        print(f"image side taken from {trained}: {done} steps done there", flush=True)
+    return done
 
 
 def _weights(side: ImageSide) -> dict[str, Tensor]:
-    """Whole state of the encoders on the main process, under the names of `EncoderPair`."""
+    """Whole state of the encoders, averaged where the recipe says so, under the names of `EncoderPair`.
+
+    On the main process; empty elsewhere.
+    """
     state = side.accelerator.get_state_dict(side.encoders)
+    average = {} if side.average is None else side.average.whole()
     if rank() != 0:
         return {}
-    return {name: value.detach().cpu() for name, value in state.items()}
+    return {name: average.get(name, value).detach().cpu() for name, value in state.items()}
 
 
 def _class_weights(shard: ClassShard) -> Tensor:
@@ -284,11 +339,18 @@ def _class_weights(shard: ClassShard) -> Tensor:
 
 
 def check_layout(recipe: Recipe, *, processes: int) -> None:
-    """Stop before features are computed when a step cannot be cut into ranks x micro-steps.
+    """Stop before features are computed when a step cannot be cut into ranks x micro-steps, or nothing be trained.
 
     Raises:
-        ValueError: fewer rows than pieces.
+        ValueError: fewer rows than pieces; a setting of the trained backbone, where none is trained.
     """
+    if recipe.frozen_stages is None:
+        for field, off in (("activation_checkpointing", False), ("layer_decay", None), ("vision_lora_rank", 0)):
+            if getattr(recipe, field) != off:
+                raise ValueError(
+                    f"recipe.{field} is {getattr(recipe, field)} with frozen_stages null, where nothing of the "
+                    f"backbone is trained; give frozen_stages a number, or leave {field} at {off}"
+                )
     parts = recipe.gradient_accumulation * processes
     piece(recipe.queries_per_step, 0, parts)
     piece(recipe.documents_per_step, 0, parts)

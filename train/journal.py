@@ -3,7 +3,8 @@
 Why: cards and tables are rendered from these files and nothing else, so they hold what a reader needs to judge a
 number (versions, processor, cores, memory) and nothing about who ran it or where.
 
-In: figures of each step. Out: train.jsonl, environment.json, recipe.json, training.json. Next: hub_cards reads them.
+In: figures of each step. Out: train.jsonl, environment.json, recipe.json, training.json, calls.json.
+Next: hub_cards reads them.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from train.step import StepFigures
 
 PACKAGES = ("oclear", "torch", "transformers", "datasets", "accelerate", "numpy", "safetensors", "pillow", "pyarrow")
-STEPS_FILE = "train.jsonl"
+STEPS_FILE, CALLS_FILE = "train.jsonl", "calls.json"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -79,17 +80,41 @@ def cpu_model() -> str:
 
 
 class Stopwatch:
-    """Seconds by stage: `with stopwatch.stage("features"): ...`."""
+    """Seconds by stage: `with stopwatch.stage("features"): ...`; those of earlier calls of the same run beside them.
 
-    def __init__(self) -> None:
+    Args:
+        folder: the run, where `calls.json` keeps them; None keeps nothing (ranks other than the main one).
+        resume: go on from the calls that are there. A killed call counts up to its last note.
+    """
+
+    def __init__(self, folder: Path | None = None, *, resume: bool = False) -> None:
+        self.path = None if folder is None else folder / CALLS_FILE
+        known = resume and self.path is not None and self.path.is_file()
+        self.earlier: list[dict[str, float]] = json.loads(self.path.read_text()) if known and self.path else []
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what runs inside."""
+    def stage(self, name: str) -> Iterator[Callable[[], None]]:
+        """Time what runs inside, which may call what it is given to note the time until then."""
         begun = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - begun, 2)
+
+        def note() -> None:
+            self.seconds[name] = round(time.perf_counter() - begun, 2)
+            if self.path is not None:
+                write_json(self.path, self.calls)
+
+        yield note
+        note()
+
+    @property
+    def calls(self) -> list[dict[str, float]]:
+        """Seconds by stage of every call, this one last."""
+        return [*self.earlier, self.seconds]
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """Seconds by stage of this call's stages, summed over all calls."""
+        return {name: round(sum(call.get(name, 0.0) for call in self.calls), 2) for name in self.seconds}
 
 
 class Journal:
@@ -105,9 +130,12 @@ class Journal:
         self.main = accelerator.is_main_process
         self.path = folder / STEPS_FILE
         if self.main:
+            # A process killed while it cuts must not lose the lines before: a new file takes the place of the old one.
             kept = self.path.read_text().splitlines(keepends=True)[:start] if self.path.exists() else []
-            self.file = self.path.open("w")
-            self.file.writelines(kept)
+            partial = self.path.with_name(f".{self.path.name}.partial")
+            partial.write_text("".join(kept))
+            os.replace(partial, self.path)
+            self.file = self.path.open("a")
         self.bar = tqdm(total=steps, initial=start, unit="step", desc="image side", disable=not self.main)
         self.clock = time.perf_counter()
 

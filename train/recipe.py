@@ -12,16 +12,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from train.catalogue_recipes import CATALOGUE_RECIPES
+from train.recipe_checks import check_encoders, check_margin
+
 MARGINS = ("cosface", "arcface", "combined")
 DTYPES = ("float32", "float64")
 FEATURE_DTYPES = ("bfloat16", "float32")
+MIXED_PRECISIONS = ("no", "bf16")
 PROJECTIONS = ("pca", "orthogonal", "identity")
 HEAD_OPTIMIZERS = ("adamw", "rowwise_adam", "rowwise_adagrad", "adagrad", "momentum", "sgd")
 HEAD_DTYPES = (None, "float32", "float64", "bfloat16")
 HEAD_STORAGES = ("device", "memory", "disk")
 HARD_CLASSES = ("none", "nearest", "leaf")
-# Where class rows live: a run may be resumed with other values.
-MACHINE_FIELDS = ("head_storage", "head_storage_folder")
+FEATURE_STORAGES = ("cache", "stream")
+# Where class rows live and how the same numbers are computed: a run may be resumed with other values.
+MACHINE_FIELDS = (
+    "head_storage",
+    "head_storage_folder",
+    "activation_checkpointing",
+    "compile",
+    "checkpoint_minutes",
+    "checkpoint_keep",
+    "checkpoint_async",
+    "feature_storage",
+)
 # What the training of the image side never reads: runs that differ in these alone have the same image side.
 TEXT_FIELDS = ("name", "text", "max_text_tokens", "text_folds", "text_strengths", "calibration_queries")
 
@@ -38,6 +52,7 @@ class Recipe:
         hidden_size: width D of the embedding.
         projection: start of the shared projection: "pca" of the standardised features, "orthogonal", or "identity"
             (needs hidden_size equal to the width of the features).
+        start_rows: at most so many rows of each side of a class make the mean that it starts from; None is all of them.
         frozen_stages: EfficientNet stages whose output is cached and never trained; 0 trains the whole backbone
             from pixel values; None freezes the whole backbone and caches its pooled output.
         vision_feature_stage: stage whose cells the text attends to (index into the backbone's hidden states; at most
@@ -59,6 +74,8 @@ class Recipe:
         sample_log_q: correct logits of drawn classes for their chance to be drawn.
         head_learning_rate: projection and residual MLPs. prototype_learning_rate: class weights.
         encoder_learning_rate: trained part of the image backbone.
+        layer_decay: each layer of the backbone learns at this share of the rate of the one above it, the topmost at
+            encoder_learning_rate; None is one rate for all (parameter_groups.py).
         weight_decay: decoupled, on matrices and class weights.
         embed_dropout: dropout on the projected embedding while training.
         encoder_max_grad_norm, head_max_grad_norm: two clippings, of encoder and class weights; None only measures.
@@ -70,11 +87,31 @@ class Recipe:
             weights to each positive; "leaf", drawn from the coarse categories of the positives.
         hard_per_positive: how many per positive. hard_refresh_every: steps between indexes of "nearest".
         publish_prototypes: write `prototypes/` in the run folder (prototypes.py), for more classes than `hub/` holds.
+        ema_decay: what is published, judged and read by the text side are the encoders' weights averaged over the
+            steps, a step's share shrinking by this factor with each later one; None is the weights of the last step
+            (weight_average.py).
+        mixed_precision: "no", or "bf16": the encoders' forward pass under autocast; weights, gradients, sums over
+            ranks and class weights keep their type.
+        activation_checkpointing: keep only the input of each block of the backbone, compute the rest again backwards.
+        compile: torch.compile on the encoders.
+        vision_lora_rank: train low-rank adapters on the backbone's trained stages instead of the stages themselves
+            (adapters.py); 0 is off. text_lora_rank: refused above 0, see there. lora_alpha: they count alpha / rank.
+        lora_dropout: must be 0. lora_targets: ends of the names of layers that get adapters; None takes the 1x1
+            convolutions of EfficientNet-Lite, the query and value projections of a transformer.
         dtype: arithmetic of training, "float32" or "float64".
         feature_dtype: arithmetic of the frozen part while features are cached, "bfloat16" or "float32".
+        feature_storage: "cache" keeps the frozen part's output of every view on disk; "stream" decodes and embeds the
+            rows of each step while the step before it runs (feature_stream.py), for data whose views do not fit there.
+        evaluate_every: steps between two evaluations of held-out queries against all documents by image (evaluator.py);
+            None is never.
+        early_stopping: training ends after so many evaluations without a better mrr_at_10; None goes to the end.
+        export_best: publish the weights of the best evaluation instead of the last ones.
         text_folds, text_strengths: out-of-fold folds over categories, and the strengths of text to choose from.
         calibration_queries: at most so many training queries are published for CSLS.
         checkpoint_every: steps between checkpoints; one more is written at the end of the image side.
+        checkpoint_minutes: one more as soon as the newest is so old by the main process's clock; None is off.
+        checkpoint_keep: how many of the newest stay; the one with the best figure stays beside them.
+        checkpoint_async: training goes on while a checkpoint is written from a copy in main memory.
     """
 
     name: str
@@ -90,6 +127,7 @@ class Recipe:
     max_text_tokens: int = 32
     steps: int = 400
     warmup_steps: int = 50
+    start_rows: int | None = None
     queries_per_step: int = 128
     documents_per_step: int = 128
     gradient_accumulation: int = 1
@@ -106,6 +144,7 @@ class Recipe:
     head_learning_rate: float = 2e-3
     prototype_learning_rate: float = 6e-3
     encoder_learning_rate: float = 5e-4
+    layer_decay: float | None = None
     weight_decay: float = 0.02
     embed_dropout: float = 0.1
     encoder_max_grad_norm: float | None = None
@@ -119,12 +158,28 @@ class Recipe:
     hard_per_positive: int = 10
     hard_refresh_every: int = 100
     publish_prototypes: bool = False
+    ema_decay: float | None = None
+    mixed_precision: str = "no"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    vision_lora_rank: int = 0
+    text_lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    lora_targets: tuple[str, ...] | None = None
     dtype: str = "float32"
     feature_dtype: str = "bfloat16"
+    feature_storage: str = "cache"
+    evaluate_every: int | None = None
+    early_stopping: int | None = None
+    export_best: bool = False
     text_folds: int = 5
     text_strengths: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6)
     calibration_queries: int = 4096
     checkpoint_every: int = 100
+    checkpoint_minutes: float | None = None
+    checkpoint_keep: int = 2
+    checkpoint_async: bool = False
 
     def __post_init__(self) -> None:
         for field, choices in _CHOICES.items():
@@ -135,13 +190,15 @@ class Recipe:
             value = getattr(self, field)
             if value < least:
                 raise ValueError(f"recipe.{field} is {value}; it must be at least {least}")
-        for field in ("sample_rate", "scale", "head_learning_rate", "prototype_learning_rate", "encoder_learning_rate"):
+        for field in _ABOVE_ZERO:
             if not getattr(self, field) > 0:
                 raise ValueError(f"recipe.{field} is {getattr(self, field)}; it must be above 0")
         for field, most in _MOST.items():
             if getattr(self, field) > most:
                 raise ValueError(f"recipe.{field} is {getattr(self, field)}; it must be at most {most}")
-        self._check_margin()
+        check_margin(self)
+        check_encoders(self)
+        self._check_evaluation()
         if not self.text_strengths or min(self.text_strengths) < 0:
             raise ValueError(
                 f"recipe.text_strengths is {list(self.text_strengths)}; give at least one number, none below 0"
@@ -150,22 +207,29 @@ class Recipe:
             raise ValueError(
                 f"recipe.head_dtype is {self.head_dtype} with dtype {self.dtype}; float64 goes with float64 alone"
             )
+        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+            raise ValueError(
+                f"recipe.checkpoint_minutes is {self.checkpoint_minutes}; it must be above 0, or null for off"
+            )
+        if self.checkpoint_async and self.head_storage == "disk":
+            raise ValueError(
+                "recipe.checkpoint_async is true with head_storage disk; the copy of the class rows that it writes "
+                "needs main memory: use false, or head_storage device or memory"
+            )
         if self.frozen_stages is not None and self.frozen_stages < 0:
             raise ValueError(f"recipe.frozen_stages is {self.frozen_stages}; use 0 to train the whole backbone")
 
-    def _check_margin(self) -> None:
-        is_triple = isinstance(self.margin_value, tuple)
-        if is_triple != (self.margin == "combined") or (is_triple and len(self.margin_value) != 3):  # type: ignore[arg-type]
-            raise ValueError(
-                f"recipe.margin_value is {self.margin_value!r} with margin {self.margin!r}; give one number to cosface "
-                "and arcface, and (m1, m2, m3) to combined"
-            )
-        if min(self.margin_value if isinstance(self.margin_value, tuple) else (self.margin_value,)) < 0:
-            raise ValueError(f"recipe.margin_value is {self.margin_value}; it must be at least 0")
-        if self.conflict_delta is not None and not self.conflict_delta >= 0:
-            raise ValueError(f"recipe.conflict_delta is {self.conflict_delta}; it must be at least 0, or null for off")
-        if self.conflict_tau is not None and not -1 <= self.conflict_tau <= 1:
-            raise ValueError(f"recipe.conflict_tau is {self.conflict_tau}; it is a cosine: -1 to 1, or null for off")
+    def _check_evaluation(self) -> None:
+        for field in ("evaluate_every", "early_stopping", "start_rows"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"recipe.{field} is {value}; it must be at least 1, or null")
+        for field, asked in (("early_stopping", self.early_stopping is not None), ("export_best", self.export_best)):
+            if asked and self.evaluate_every is None:
+                raise ValueError(
+                    f"recipe.{field} is {getattr(self, field)} with evaluate_every null; there is nothing to compare: "
+                    "set evaluate_every to a number of steps"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON holds them (tuples become lists)."""
@@ -177,12 +241,26 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "margin": MARGINS,
     "dtype": DTYPES,
     "feature_dtype": FEATURE_DTYPES,
+    "feature_storage": FEATURE_STORAGES,
+    "export_best": (False, True),
+    "mixed_precision": MIXED_PRECISIONS,
+    "activation_checkpointing": (False, True),
+    "compile": (False, True),
+    "checkpoint_async": (False, True),
     "projection": PROJECTIONS,
     "head_optimizer": HEAD_OPTIMIZERS,
     "head_dtype": HEAD_DTYPES,
     "head_storage": HEAD_STORAGES,
     "hard_classes": HARD_CLASSES,
 }
+_ABOVE_ZERO = (
+    "sample_rate",
+    "scale",
+    "head_learning_rate",
+    "prototype_learning_rate",
+    "encoder_learning_rate",
+    "lora_alpha",
+)
 _MOST = {"sample_rate": 1.0, "class_balance": 1.0, "embed_dropout": 0.99, "label_smoothing": 0.99}
 _LEAST: dict[str, float] = {
     "image_size": 8,
@@ -202,9 +280,12 @@ _LEAST: dict[str, float] = {
     "embed_dropout": 0,
     "hard_per_positive": 1,
     "hard_refresh_every": 1,
+    "vision_lora_rank": 0,
+    "text_lora_rank": 0,
     "text_folds": 2,
     "calibration_queries": 0,
     "checkpoint_every": 1,
+    "checkpoint_keep": 1,
 }
 
 
@@ -216,6 +297,11 @@ def emoji() -> Recipe:
 def emoji_image_only() -> Recipe:
     """`emoji` with text switched off: what the documents' text is compared with."""
     return dataclasses.replace(emoji(), name="emoji_image_only", text=None)
+
+
+def emoji_lora() -> Recipe:
+    """`emoji` with low-rank adapters on the layers that it trains, instead of the layers themselves."""
+    return dataclasses.replace(emoji(), name="emoji_lora", vision_lora_rank=16, encoder_learning_rate=2e-3)
 
 
 def emoji_zero_shot() -> Recipe:
@@ -264,8 +350,10 @@ def tiny() -> Recipe:
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "emoji": emoji,
     "emoji_image_only": emoji_image_only,
+    "emoji_lora": emoji_lora,
     "emoji_zero_shot": emoji_zero_shot,
     "tiny": tiny,
+    **CATALOGUE_RECIPES,
 }
 
 
@@ -298,7 +386,7 @@ def _from_file(path: Path) -> Recipe:
     missing = {"name", "vision", "text"} - set(values)
     if missing:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; a recipe needs name, vision and text")
-    for field in ("text_strengths", "margin_value"):
+    for field in ("text_strengths", "margin_value", "lora_targets"):
         if isinstance(values.get(field), list):
             values[field] = tuple(values[field])
     return Recipe(**values)

@@ -8,6 +8,7 @@ In: the governed folder. Out: the run folder with `hub/`, ready to publish. Next
 import os
 import sys
 
+from train.adapters import export_adapter
 from train.backbones import build_model, with_image_weights
 from train.command import Options, read_options
 from train.encoders import EncoderPair
@@ -42,11 +43,11 @@ def train(options: Options) -> None:
     check_layout(recipe, processes=accelerator.num_processes)
     samples = read_samples(options.data)
     open_run(options.out, recipe, accelerator, resume=options.resume, seed=options.seed)
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(options.out if accelerator.is_main_process else None, resume=options.resume)
     model, processor = build_model(recipe, seed=options.seed)
     with stopwatch.stage("features"):
         cache = features_of(model, processor, samples, recipe=recipe, folder=options.features, seed=options.seed)
-    with stopwatch.stage("image_side"):
+    with stopwatch.stage("image_side") as note:
         image = train_image_side(
             model,
             cache,
@@ -58,6 +59,7 @@ def train(options: Options) -> None:
             max_steps=options.max_steps,
             resume=options.resume,
             trained=options.image_side,
+            when_saved=note,
         )
     if accelerator.is_main_process:
         finish(options, recipe, samples, cache, image, stopwatch)
@@ -88,13 +90,18 @@ def finish(
             categories=options.data / "categories.parquet",
             recipe=recipe,
         )
+        if recipe.vision_lora_rank:
+            base, _ = build_model(recipe, seed=options.seed)
+            export_adapter(
+                options.out, base=base, model=model, processor=processor, weights=image.weights, recipe=recipe
+            )
     close_run(
         options.out,
         recipe=recipe,
         samples=samples,
         image=image,
         text=text,
-        seconds=stopwatch.seconds,
+        stopwatch=stopwatch,
         seed=options.seed,
     )
     print(f"published folder: {options.out / 'hub'}", flush=True)

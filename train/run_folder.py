@@ -11,10 +11,12 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from train.checkpoint import check_identity
+from train.checkpoint_folder import newest_checkpoint
 from train.collectives import on_main
 from train.image_side import ImageResult, trained_rows
-from train.journal import STEPS_FILE, environment, write_json
-from train.recipe import Recipe
+from train.journal import STEPS_FILE, Stopwatch, environment, write_json
+from train.recipe import MACHINE_FIELDS, Recipe
 from train.samples import GovernedSamples
 
 
@@ -22,9 +24,10 @@ def open_run(folder: Path, recipe: Recipe, accelerator: Accelerator, *, resume: 
     """Claim the folder and write recipe.json and environment.json; all ranks call it.
 
     Raises:
-        ValueError: the folder holds a run already and `resume` is off.
+        ValueError: the folder holds a run already and `resume` is off, or it is on and the run is one of another recipe
+            or seed; nothing has been written then.
     """
-    on_main(lambda: _claim(folder, resume=resume))
+    on_main(lambda: _claim(folder, recipe, resume=resume, seed=seed))
     if accelerator.is_main_process:
         write_json(folder / "recipe.json", recipe.to_json())
         write_json(folder / "environment.json", environment(accelerator))
@@ -32,7 +35,7 @@ def open_run(folder: Path, recipe: Recipe, accelerator: Accelerator, *, resume: 
         accelerator.init_trackers("tracker")
 
 
-def _claim(folder: Path, *, resume: bool) -> None:
+def _claim(folder: Path, recipe: Recipe, *, resume: bool, seed: int) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} is a file; name a folder")
     taken = [name for name in (STEPS_FILE, "checkpoints") if (folder / name).exists()]
@@ -41,6 +44,9 @@ def _claim(folder: Path, *, resume: bool) -> None:
             f"--out {folder} holds a run already ({', '.join(taken)}); add --resume to go on with it, or name another "
             "folder"
         )
+    found = newest_checkpoint(folder / "checkpoints")
+    if found is not None:
+        check_identity(found, {"recipe": recipe.to_json(), "seed": seed}, ignored=MACHINE_FIELDS)
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -51,10 +57,10 @@ def close_run(
     samples: GovernedSamples,
     image: ImageResult,
     text: dict[str, Any],
-    seconds: dict[str, float],
+    stopwatch: Stopwatch,
     seed: int,
 ) -> None:
-    """Write training.json: counts, timings and what the text side chose. Main process only."""
+    """Write training.json: counts, timings of all calls and what the text side chose. Main process only."""
     rows = trained_rows(samples)
     counts = {
         "categories": samples.num_categories,
@@ -66,5 +72,8 @@ def close_run(
         "steps": image.steps,
         "recipe_steps": recipe.steps,
     }
-    training = {"recipe": recipe.name, "seed": seed, "counts": counts, "seconds": seconds, "text": text}
+    seconds = {"seconds": stopwatch.totals, "calls": stopwatch.calls}
+    training = {"recipe": recipe.name, "seed": seed, "counts": counts, **seconds, "text": text}
+    if image.evaluation is not None:
+        training["evaluation"] = image.evaluation
     write_json(folder / "training.json", training)

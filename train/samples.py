@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+
+from train.sample_table import SIDES, SampleTable
 
 COLUMNS = ("sample_id", "side", "image", "text", "category_id", "weight", "split")
 CATEGORY_COLUMNS = ("category_id", "category_key")
@@ -45,7 +47,7 @@ class GovernedSamples:
     """The governed samples and what the image side needs to know of them.
 
     Attributes:
-        table: every sample, images undecoded ({"bytes", "path"} or None).
+        table: every sample, where it lies.
         labels: category and split of every row of each side.
         query_weights, document_weights: (Nq,), (Nd,) float64.
         document_has_image: (Nd,) bool.
@@ -56,7 +58,7 @@ class GovernedSamples:
         events: (old_key, event, new_key) of category_map.parquet; empty without that file.
     """
 
-    table: datasets.Dataset
+    table: SampleTable
     labels: Labels
     query_weights: np.ndarray
     document_weights: np.ndarray
@@ -82,17 +84,14 @@ def read_samples(folder: Path) -> GovernedSamples:
     """
     keys, leaves = _categories(folder)
     table = _sample_table(folder)
-    columns = {name: np.asarray(table[name][:]) for name in ("side", "category_id", "weight", "split", "sample_id")}
-    _check_values(columns, num_categories=len(keys))
-    image = table.data.column("image")
-    has_image = np.asarray(pa.compute.is_valid(pa.compute.struct_field(image, "bytes")).to_pylist(), dtype=bool)
-    query, document = columns["side"] == "query", columns["side"] == "document"
-    validation = columns["split"] == "validation"
+    facts = _facts(table, num_categories=len(keys))
+    has_image = table.has_image()
+    query, document, validation = facts.query, ~facts.query, facts.validation
     if not has_image[query].all():
-        row = str(columns["sample_id"][query & ~has_image][0])
-        raise ValueError(f"samples: query {row!r} has no image; a query is an image; {REMEDY}")
+        name = _name_of(table, int(np.flatnonzero(query & ~has_image)[0]))
+        raise ValueError(f"samples: query {name!r} has no image; a query is an image; {REMEDY}")
     trained = ~validation & has_image
-    classes = np.unique(columns["category_id"][trained])
+    classes = np.unique(facts.category_ids[trained])
     if not (trained & query).any() or not (trained & document).any():
         raise ValueError(f"samples: split 'train' needs queries and documents with images; {REMEDY}")
     if len(classes) < 2:
@@ -100,13 +99,13 @@ def read_samples(folder: Path) -> GovernedSamples:
     return GovernedSamples(
         table=table,
         labels=Labels(
-            query=columns["category_id"][query],
-            document=columns["category_id"][document],
+            query=facts.category_ids[query],
+            document=facts.category_ids[document],
             query_validation=validation[query],
             document_validation=validation[document],
         ),
-        query_weights=columns["weight"][query].astype(np.float64),
-        document_weights=columns["weight"][document].astype(np.float64),
+        query_weights=facts.weights[query],
+        document_weights=facts.weights[document],
         document_has_image=has_image[document],
         classes=classes,
         num_categories=len(keys),
@@ -145,20 +144,18 @@ def _events(folder: Path) -> tuple[tuple[str | None, str, str | None], ...]:
     return tuple(zip(*(table.column(name).to_pylist() for name in MAP_COLUMNS), strict=True))
 
 
-def _sample_table(folder: Path) -> datasets.Dataset:
-    files = sorted(str(path) for path in (folder / "samples").glob("*.parquet"))
+def _sample_table(folder: Path) -> SampleTable:
+    files = sorted((folder / "samples").glob("*.parquet"))
     if not files:
         raise ValueError(f"{folder / 'samples'} holds no Parquet file; {REMEDY}")
     rows = 0
-    for name in files:
-        described = _described(Path(name))
-        _need_columns(described.schema.to_arrow_schema().names, COLUMNS, f"samples/{Path(name).name}")
+    for path in files:
+        described = _described(path)
+        _need_columns(described.schema.to_arrow_schema().names, COLUMNS, f"samples/{path.name}")
         rows += described.num_rows
     if rows == 0:
         raise ValueError(f"samples of {folder} hold no row; {REMEDY}")
-    table = datasets.Dataset.from_parquet(files)
-    assert isinstance(table, datasets.Dataset)
-    return table.cast_column("image", datasets.Image(decode=False))
+    return SampleTable(files)
 
 
 def _parquet(path: Path) -> pa.Table:
@@ -181,28 +178,81 @@ def _need_columns(present: list[str], needed: tuple[str, ...], table: str) -> No
         raise ValueError(f"{table} lacks the column(s) {', '.join(missing)}; it has {', '.join(present)}; {REMEDY}")
 
 
-def _check_values(columns: dict[str, np.ndarray], *, num_categories: int) -> None:
+@dataclass(frozen=True)
+class _Facts:
+    """Checked columns of all rows: is a query (else a document), is held out, category id int64, weight float64."""
+
+    query: np.ndarray
+    validation: np.ndarray
+    category_ids: np.ndarray
+    weights: np.ndarray
+
+
+def _facts(table: SampleTable, *, num_categories: int) -> _Facts:
+    """Read and check every column but images and texts, one at a time."""
+
     def refuse(wrong: np.ndarray, what: str) -> None:
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
-            name = str(columns["sample_id"][row])
-            raise ValueError(f"samples: row {row} ({name!r}): {what}; {int(wrong.sum())} such row(s); {REMEDY}")
+            said = f"samples: row {row} ({_name_of(table, row)!r}): {what}; {int(wrong.sum())} such row(s); {REMEDY}"
+            raise ValueError(said)
 
-    ids = columns["category_id"]
-    if ids.dtype.kind not in "iu":
-        raise ValueError(f"samples: category_id must be whole numbers without nulls, not {ids.dtype}; {REMEDY}")
+    def one_of(name: str, first: str, second: str) -> np.ndarray:
+        is_first, is_second = _equal_to(table, name, first), _equal_to(table, name, second)
+        refuse(~is_first & ~is_second, f"{name} is neither {first!r} nor {second!r}")
+        return is_first
+
+    ids = _numbers(table, "category_id", whole=True).astype(np.int64, copy=False)
     refuse((ids < 0) | (ids >= num_categories), f"category_id lies outside 0 to {num_categories - 1}")
-    refuse(~np.isin(columns["side"], ("query", "document")), "side is neither 'query' nor 'document'")
-    refuse(~np.isin(columns["split"], ("train", "validation")), "split is neither 'train' nor 'validation'")
-    weight = columns["weight"]
-    if weight.dtype.kind not in "iuf":
-        raise ValueError(f"samples: weight must be numbers, not {weight.dtype}; {REMEDY}")
-    refuse(~np.isfinite(weight) | (weight <= 0), "weight is not a number above 0")
-    order = np.argsort(columns["sample_id"], kind="stable")
-    same = columns["sample_id"][order][1:] == columns["sample_id"][order][:-1]
-    twice = np.zeros(len(order), dtype=bool)
-    twice[order[1:][same]] = True
-    refuse(twice, "sample_id stands there twice")
+    query = one_of("side", *SIDES)
+    validation = one_of("split", "validation", "train")
+    weights = _numbers(table, "weight", whole=False).astype(np.float64, copy=False)
+    refuse(~np.isfinite(weights) | (weights <= 0), "weight is not a number above 0")
+    refuse(_comes_twice(table), "sample_id stands there twice")
+    return _Facts(query, validation, ids, weights)
+
+
+def _equal_to(table: SampleTable, name: str, value: str) -> np.ndarray:
+    """(rows,) bool; a null is equal to nothing."""
+    parts = [pc.fill_null(pc.equal(values, value), False).to_numpy() for values in table.column(name)]
+    return np.concatenate(parts).astype(bool)
+
+
+def _numbers(table: SampleTable, name: str, *, whole: bool) -> np.ndarray:
+    parts = []
+    for values in table.column(name):
+        kind = values.type
+        fits = pa.types.is_integer(kind) or (pa.types.is_floating(kind) and not whole)
+        if not fits or values.null_count:
+            said = f"{kind} with {values.null_count} null(s)"
+            what = "whole numbers" if whole else "numbers"
+            raise ValueError(f"samples: {name} must be {what} without nulls, not {said}; {REMEDY}")
+        parts.append(values.to_numpy())
+    return np.concatenate(parts)
+
+
+def _comes_twice(table: SampleTable) -> np.ndarray:
+    """(rows,) bool: an earlier row has the same sample id. Hashes say where to look; the ids themselves decide."""
+    hashes = np.empty(len(table), np.int64)
+    first = 0
+    for values in table.column("sample_id"):
+        hashes[first : first + len(values)] = np.fromiter(map(hash, values.to_pylist()), np.int64, len(values))
+        first += len(values)
+    ordered = np.sort(hashes)
+    same = ordered[1:][ordered[1:] == ordered[:-1]]
+    twice = np.zeros(len(hashes), dtype=bool)
+    if not len(same):
+        return twice
+    seen: set[str] = set()
+    for row in np.flatnonzero(np.isin(hashes, same)):
+        name = _name_of(table, int(row))
+        twice[row] = name in seen
+        seen.add(name)
+    return twice
+
+
+def _name_of(table: SampleTable, row: int) -> str:
+    return str(table.image(row)[0])
 
 
 def _fingerprint(keys: list[str], classes: np.ndarray) -> str:

@@ -38,6 +38,7 @@ from train.encoders import rows_of
 from train.hard_classes import HardClasses
 from train.recipe import Recipe
 from train.shard import ClassShard, GatheredRows
+from train.weight_average import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class ImageSide:
         query_inputs, document_inputs: (N, V, ...) cached inputs.
         hard: finds classes that take part beside the drawn ones; None = none do.
         leaf_N: from `leaf_ids`, for label smoothing within a coarse category; None = over all that take part.
+        average: average of the encoders' weights over the steps; None = none is kept.
     """
 
     accelerator: Accelerator
@@ -63,6 +65,7 @@ class ImageSide:
     seed: int
     hard: HardClasses | None = None
     leaf_N: Tensor | None = None
+    average: WeightAverage | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ def optimiser_step(side: ImageSide, step: int) -> StepFigures:
     if not math.isfinite(loss):
         raise _diverged(f"the loss is {loss}", step)
     norm = _update_encoders(side, factor, step=step)
+    if side.average is not None:
+        side.average.update(step)
     head_norm = side.shard.update(
         gathered, learning_rate=recipe.prototype_learning_rate * factor, max_grad_norm=recipe.head_max_grad_norm
     )

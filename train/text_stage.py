@@ -1,6 +1,6 @@
 """Features before, text after: how the two neighbours of the image side are called.
 
-Why apart: features are computed by one process and read by all; the text side runs on the main process alone, on a
+Why apart: features are computed by all ranks together, or on demand; the text side runs on the main process alone, on a
 whole model, and needs a prototype of EVERY category, held-out ones included.
 
 In: model, samples, trained class weights. Out: `FeatureCache`; all prototypes and the text side's report.
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from train.backbones import build_model
-from train.collectives import barrier, on_main
 from train.encoders import EncoderPair, embed_rows
-from train.features import FeatureCache, cache_features, cells_are_trained
+from train.feature_stream import stream_features
+from train.features import FeatureCache, cache_features
+from train.frozen_part import cells_are_trained
 from train.recipe import Recipe
 from train.samples import GovernedSamples
 from train.text_side import fit_text_side
@@ -27,14 +28,10 @@ from train.text_side import fit_text_side
 def features_of(
     model: Any, processor: Any, samples: GovernedSamples, *, recipe: Recipe, folder: Path, seed: int
 ) -> FeatureCache:
-    """Features of every sample: the main process computes them, the others read its folder."""
-
-    def compute() -> None:
-        cache_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
-
-    on_main(compute)
-    barrier()
-    return cache_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
+    """Features of every sample, cached by all ranks together or streamed, as the recipe says; all ranks call it."""
+    if recipe.feature_storage == "stream":
+        return stream_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
+    return cache_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed, together=True)
 
 
 def category_prototypes(
@@ -72,9 +69,11 @@ def fit_text(
     """
     if recipe.text is None:
         return {"text": False, "strength": 0.0}
-    if cells_are_trained(model, recipe):
-        # The text looks at cells of the trained backbone, which there were none of before; clean views are enough.
-        recipe = dataclasses.replace(recipe, frozen_stages=None, query_views=0, document_views=0)
+    is_streamed, is_trained = recipe.feature_storage == "stream", cells_are_trained(model, recipe)
+    if is_streamed or is_trained:
+        # The text looks at cells, of a backbone trained whole or not cached before; clean views are enough.
+        frozen = None if is_trained else recipe.frozen_stages
+        recipe = dataclasses.replace(recipe, frozen_stages=frozen, query_views=0, document_views=0)
         _, processor = build_model(recipe, seed=seed)
         cache = cache_features(model, processor, samples.table, recipe=recipe, folder=cache.home.parent, seed=seed)
     return fit_text_side(model, cache, labels=samples.labels, prototypes=prototypes, recipe=recipe, seed=seed)

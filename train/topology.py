@@ -19,8 +19,11 @@ from accelerate.commands.config.config_args import default_config_file, load_con
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import InitProcessGroupKwargs
 
+from train.watchdog import limit_minutes
+
 THREADS_VARIABLE = "OCLEAR_THREADS"
-WAIT = datetime.timedelta(hours=2)  # other ranks wait this long while the main one caches features
+# Other ranks wait this long while the main one caches features; in the loop the limit is that of watchdog.py.
+LEAST_WAIT = datetime.timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def start_topology(*, tracker: str, folder: Path, seed: int) -> Accelerator:
     _same_processes(asked, really)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=group_timeout())],
         log_with=None if tracker == "none" else tracker,
         project_dir=str(folder),
     )
@@ -60,6 +63,15 @@ def start_topology(*, tracker: str, folder: Path, seed: int) -> Accelerator:
     if accelerator.is_main_process:
         print(describe(accelerator, threads=threads), flush=True)
     return accelerator
+
+
+def group_timeout() -> datetime.timedelta:
+    """How long a collective waits before the library gives up; longer than the watchdog, which knows names.
+
+    Raises:
+        ValueError: `OCLEAR_COLLECTIVE_MINUTES` is no number above 0.
+    """
+    return max(LEAST_WAIT, datetime.timedelta(minutes=2 * limit_minutes()))
 
 
 def describe(accelerator: Accelerator, *, threads: int) -> str:

@@ -11,7 +11,7 @@ Letters: N rows of a side, B batch, V views, C channels, H height, W width.
 import io
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,36 +25,49 @@ from tqdm import tqdm
 from modeling_oclear.image_processing_oclear import DECODE_ERRORS, split_alpha
 from train import augment
 from train.pages import PageLayout, made_page, white_pixel
+from train.sample_table import SampleTable
 
 ROWS_PER_BATCH = 16
 MOST_WORKERS = 4
 
 
-@dataclass(frozen=True)
 class Side:
-    """Governed rows of one side: sample ids, texts, encoded images (None where missing), category ids."""
+    """Governed rows of one side; ids, texts and images are read when somebody asks for them.
 
-    ids: list[str]
-    texts: list[str]
-    images: list[bytes | None]
-    labels: np.ndarray
+    Args:
+        table: all samples. side: "query" or "document".
+    """
 
-    @classmethod
-    def of(cls, samples: Any, side: str) -> "Side":
-        """Pick the rows of `side` in their order."""
-        part = samples.select(np.flatnonzero(np.asarray(samples["side"][:]) == side))
-        images = [None if cell is None else cell["bytes"] for cell in part["image"][:]]
-        return cls(part["sample_id"][:], part["text"][:], images, np.asarray(part["category_id"][:]))
+    def __init__(self, table: SampleTable, side: str) -> None:
+        self.table, self.rows = table, table.rows_of(side)
+        self.side = side
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def image(self, row: int) -> tuple[str, bytes | None]:
+        """Sample id and encoded image, None where it is missing, of one row of this side."""
+        return self.table.image(int(self.rows[row]))
+
+    def texts(self) -> list[str]:
+        """(N,) texts, "" where one is missing."""
+        return [text or "" for text in self.table.of_side("text", self.side).to_pylist()]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64 category ids."""
+        found: np.ndarray = self.table.of_side("category_id", self.side).to_numpy()
+        return found
 
     @property
     def has_image(self) -> np.ndarray:
         """(N,) bool."""
-        return np.array([image is not None for image in self.images], dtype=bool)
+        return self.table.has_image()[self.rows]
 
     @property
     def has_text(self) -> np.ndarray:
         """(N,) bool; blanks are no text."""
-        return np.array([bool(text.strip()) for text in self.texts], dtype=bool)
+        return np.array([bool(text.strip()) for text in self.texts()], dtype=bool)
 
 
 def decode(data: bytes, *, sample_id: str, max_pixels: int) -> Image.Image:
@@ -93,18 +106,26 @@ class Views(Dataset[Tensor | Refused]):
         self.processor = processor.image_processor
 
     def __len__(self) -> int:
-        return len(self.side.ids)
+        return len(self.side)
 
     def __getitem__(self, row: int) -> Tensor | Refused:
-        data, sample_id = self.side.images[row], self.side.ids[row]
+        return self.of(row, range(1 + self.views))
+
+    def of(self, row: int, wanted: Sequence[int]) -> Tensor | Refused:
+        """Pixel values (len(wanted), 3, H, W) of some views; each is the same whichever others are asked for."""
+        sample_id, data = self.side.image(row)
         if data is None:
-            return torch.zeros(1 + self.views, 3, self.processor.size, self.processor.size)
+            return torch.zeros(len(wanted), 3, self.processor.size, self.processor.size)
         try:
             clean = decode(data, sample_id=sample_id, max_pixels=self.processor.max_image_pixels)
         except ValueError as error:
             return Refused(str(error))
-        keys = (augment.keyed_generator(self.seed, sample_id, view) for view in range(1, 1 + self.views))
-        return self.processor([clean, *(augment.style_view(clean, key) for key in keys)])["pixel_values"]
+        pictures = [
+            augment.style_view(clean, augment.keyed_generator(self.seed, sample_id, view)) if view else clean
+            for view in wanted
+        ]
+        pixels: Tensor = self.processor(pictures)["pixel_values"]
+        return pixels
 
 
 class Pages(Dataset[Tensor | Refused]):
@@ -128,8 +149,9 @@ class Pages(Dataset[Tensor | Refused]):
 
 
 def decode_workers() -> int:
-    """Processes that decode beside this one: the cores that it may use, at most 4; none on one core or without fork."""
+    """Processes that decode beside this one: its share of the cores, at most 4; none on one core or without fork."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     can_fork = "fork" in multiprocessing.get_all_start_methods()
     return min(MOST_WORKERS, cores) if cores > 1 and can_fork else 0
 

@@ -11,6 +11,15 @@ from benchmarks import outcome, render_governance
 MACHINE = {"cores": 2, "cpu": "made processor", "memory_gib": 8.0}
 FACTS = {"command": "python -m benchmarks.x", "commit": "abc", "environment": MACHINE, "threads": 1}
 
+ROUND = {
+    "label_accuracy_before": 0.8,
+    "label_accuracy_after": 0.97,
+    "kept_share": 0.9,
+    "category_pair_precision": 0.92,
+    "category_pair_recall": 0.88,
+    "category_pair_f1": 0.899,
+}
+
 
 def files(folder: Path) -> None:
     cell = {"precision": 0.5, "recall": 0.25, "f1": 0.3333, "seconds": 7.0}
@@ -33,6 +42,28 @@ def files(folder: Path) -> None:
             "plain": {"seconds": 2.0, "peak_gib": 0.25},
             "seconds_ours_over_plain": 1.5,
         },
+        "governance_loop_m": {"settings": [{"noise": 0.2, "first": ROUND, "second": ROUND}]},
+        "incremental_m": {
+            "queries_new": 1_200,
+            "documents_new": 27,
+            "full_cpu_seconds": 200.0,
+            "incremental_cpu_seconds": 20.0,
+            "cpu_share": 0.1,
+            "keys_kept": 0.995,
+            "keys_kept_same_clicks": 0.987,
+            "untouched": 2_500,
+            "pair_f1": 0.985,
+        },
+        "killed_m": {
+            "behaviour": 900,
+            "queries": 800,
+            "kills": 20,
+            "last_whole_stage": {"nothing": 15, "admit": 5},
+            "tables": 30,
+            "rows": 12_000,
+            "unequal_tables": [],
+            "figures_equal": True,
+        },
         "near_duplicates_m": {"hash": {**hashes, "seconds": 3.25, "peak_gib": 0.5}},
     }
     for name, figures in made.items():
@@ -48,6 +79,9 @@ def test_figures_of_the_files_are_shown(tmp_path: Path) -> None:
     assert "| uniform, 0.000 | - | - | - | - | refused |" in found["governance-cleaning"]
     assert "| cleanlab batched | 0.700 | 12,345 | 1.50 |" in found["governance-cleanlab"]
     assert "| 1,000 | 6 | 28 | 9 | 1.000 | 1.000 | 3.2 | 0.50 |" in found["governance-near-duplicates"]
+    assert "| 0.800 | second | 0.970 | 0.900 | 0.920 | 0.880 | **0.899** |" in found["governance-loop"]
+    assert "| 1,200 | 27 | 200 | 20 | **0.100** | **0.995** of 2,500 | 0.987 |" in found["governance-incremental"]
+    assert "| 900 | 800 | 20 | nothing 15, admit 5 | 30 with 12,000 rows | 0 | equal |" in found["governance-killed"]
     assert all("made processor" in block for block in found.values())
 
 
@@ -57,6 +91,14 @@ def test_a_missing_file_stops_the_rendering_and_names_the_command(tmp_path: Path
     (tmp_path / f"{missing}_202611.json").unlink()
     with pytest.raises(ValueError, match=r"no result file\. Run python -m benchmarks\."):
         render_governance.blocks(tmp_path)
+
+
+def test_a_run_that_nobody_has_measured_is_said_to_be_so(tmp_path: Path) -> None:
+    files(tmp_path)
+    (tmp_path / "killed_m_202611.json").unlink()
+    found = render_governance.blocks(tmp_path)
+    assert found["governance-killed"] == "Not measured yet: `python -m benchmarks.killed --data runs/demo/data`."
+    assert "0.899" in found["governance-loop"]
 
 
 def test_a_result_names_no_absolute_path(tmp_path: Path) -> None:

@@ -121,6 +121,10 @@ def test_an_incremental_run_without_anything_to_take_over_is_an_error(
     shutil.copytree(governed / "samples", bare / "samples")
     assert main([*words, "--out", str(tmp_path / "out"), "--previous", str(bare)]) == 2
     assert "lacks the stage admit" in capsys.readouterr().err
+    shutil.copytree(governed / "stages", bare / "stages")
+    (bare / "stages" / "organise" / "lens.parquet").unlink()
+    assert main([*words, "--out", str(tmp_path / "out"), "--previous", str(bare)]) == 2
+    assert "kept no learned space" in capsys.readouterr().err
 
 
 def key_of_documents(governed: Path) -> dict[str, str]:

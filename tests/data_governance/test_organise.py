@@ -7,6 +7,7 @@ from scipy.sparse import csr_array
 from data_governance import (
     content,
     matching,
+    shares,
 )
 from data_governance.policy import Policy
 
@@ -46,7 +47,8 @@ def test_blocks_are_rooted_if_marked_and_scaled_to_equal_strength_and_missing_im
 def test_reducing_to_principal_axes_keeps_the_products_that_matter() -> None:
     rng = np.random.default_rng(5)
     values = (rng.normal(size=(40, 3)) @ rng.normal(size=(3, 10))).astype(np.float32)
-    queries, documents = content.reduced(values[:25], values[25:], width=3)
+    axes = content.principal_axes(values[:25], values[25:], width=3)
+    queries, documents = (content.reduced(side, axes) for side in (values[:25], values[25:]))
     assert queries.shape == (25, 3)
     np.testing.assert_allclose(queries @ documents.T, values[:25] @ values[25:].T, atol=1e-3)
 
@@ -77,7 +79,7 @@ def test_reciprocal_rank_counts_only_documents_of_the_leaf() -> None:
 
 def test_softmax_is_taken_within_each_group() -> None:
     logit = np.log(np.array([1.0, 3.0, 5.0]))
-    np.testing.assert_allclose(matching.grouped_softmax(logit, np.array([7, 7, 9])), [0.25, 0.75, 1.0])
+    np.testing.assert_allclose(shares.grouped_softmax(logit, np.array([7, 7, 9])), [0.25, 0.75, 1.0])
 
 
 def dense(rows: list[list[float]]) -> csr_array:

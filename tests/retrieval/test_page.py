@@ -16,6 +16,7 @@ from tiny_retrieval import Evaluated, World, call
 
 from retrieval.answer_cards import Shown, card
 from retrieval.charts import Bar, horizontal
+from retrieval.figures import governance_panels
 from retrieval.page import Judged, choose
 
 BROWSER = shutil.which("chromium") or ""
@@ -72,6 +73,16 @@ def test_the_page_shows_queries_marks_figures_and_governance(report: Path, evalu
     ):
         assert words in text
     assert "<b>odd</b>" not in text
+
+
+def test_a_second_round_of_governance_stands_beside_the_first() -> None:
+    first = {"label_accuracy_before": 0.8, "label_accuracy_after": 0.96, "kept_share": 0.9, "category_pair_f1": 0.912}
+    second = {"label_accuracy_after": 0.985, "kept_share": 0.93, "category_pair_f1": 0.934}
+    alone = governance_panels(None, first, None)
+    assert "second round" not in alone
+    both = governance_panels(None, first | {"second_round": second}, None)
+    for words in ("96.0%", "98.5%", "second round", "<td>0.912</td><td>0.934</td>", "<td>0.9</td><td>0.93</td>"):
+        assert words in both
 
 
 def test_text_from_a_table_cannot_become_markup() -> None:

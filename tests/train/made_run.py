@@ -8,8 +8,8 @@ import types
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
 
@@ -61,13 +61,27 @@ def small_cache() -> Any:
     return types.SimpleNamespace(query_inputs=side(4), document_inputs=side(3))
 
 
+class MadeTable:
+    """As much of a `SampleTable` as the image side asks for."""
+
+    def __init__(self, *, queries: int, documents: int) -> None:
+        self.counts = {"query": queries, "document": documents}
+
+    def __len__(self) -> int:
+        return sum(self.counts.values())
+
+    def ids(self, side: str) -> pa.Array:
+        """Sample ids of the rows of a side."""
+        return pa.array([f"{side[0]}{row}" for row in range(self.counts[side])])
+
+
 def small_samples() -> GovernedSamples:
     """Seven categories, two of them held out."""
     query, document = np.tile(np.arange(CATEGORIES), 4), np.tile(np.arange(CATEGORIES), 3)
     has_image = np.arange(len(document)) != 2
     rng = np.random.default_rng(1)
     return GovernedSamples(
-        table=datasets.Dataset.from_dict({"row": list(range(len(query) + len(document)))}),
+        table=MadeTable(queries=len(query), documents=len(document)),  # type: ignore[arg-type]
         labels=Labels(query, document, ~np.isin(query, TRAINED), ~np.isin(document, TRAINED)),
         query_weights=rng.uniform(0.5, 2, len(query)),
         document_weights=rng.uniform(0.5, 2, len(document)),

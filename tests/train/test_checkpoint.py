@@ -1,14 +1,23 @@
 """Checkpoints are whole or passed over, of this run or refused, and a resumed run is the uninterrupted one."""
 
+import itertools
 import json
 import shutil
+import threading
+import time
+import types
 from pathlib import Path
+from typing import Any
 
+import made_run
 import pytest
 import torch
 from made_run import small_recipe, train_small
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from train.checkpoint import newest_checkpoint
+from train.checkpoint_folder import newest_checkpoint
+from train.hard_classes import NearestClasses
+from train.image_side import ImageResult
 
 
 def steps_of(folder: Path) -> list[str]:
@@ -84,3 +93,99 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path: Pa
 
 def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
     assert train_small(small_recipe(steps=2), tmp_path, resume=True).steps == 2
+
+
+def equal_runs(ours: ImageResult, theirs: ImageResult) -> bool:
+    return torch.equal(ours.class_weights, theirs.class_weights) and all(
+        torch.equal(ours.weights[name], value) for name, value in theirs.weights.items()
+    )
+
+
+def test_a_checkpoint_written_while_training_goes_on_holds_the_weights_of_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    original = FileSystemWriter.write_data
+
+    def late(self: FileSystemWriter, *given: Any) -> Any:
+        written.append(threading.current_thread().name)
+        time.sleep(0.2)  # steps are done meanwhile
+        return original(self, *given)
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", late)
+    whole = train_small(small_recipe(), tmp_path / "whole")
+    found = train_small(small_recipe(checkpoint_async=True, checkpoint_keep=9), tmp_path / "async")
+    assert written[0] == "MainThread"
+    assert written[-1] != "MainThread"
+    assert equal_runs(found, whole)
+    assert steps_of(tmp_path / "async") == ["step-00000005", "step-00000010", "step-00000012"]
+    for name in ("step-00000010", "step-00000012"):
+        shutil.rmtree(tmp_path / "async" / "checkpoints" / name)
+    assert equal_runs(train_small(small_recipe(), tmp_path / "async", resume=True), whole)
+
+
+def test_a_checkpoint_comes_every_n_minutes_too_and_is_no_part_of_what_is_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(step=20.0)
+    with monkeypatch.context() as patched:
+        patched.setattr("train.checkpointer.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+        recipe = small_recipe(checkpoint_every=1000, checkpoint_minutes=1.5, checkpoint_keep=99)
+        found = train_small(recipe, tmp_path / "minutes")
+    # Each question and each saving moves this clock by 20 s: the fifth question after a saving finds it 100 s old.
+    assert steps_of(tmp_path / "minutes") == ["step-00000005", "step-00000010", "step-00000012"]
+    assert equal_runs(found, train_small(small_recipe(), tmp_path / "steps"))
+    assert train_small(small_recipe(checkpoint_every=1000), tmp_path / "minutes", resume=True).steps == 12
+
+
+def test_a_checkpoint_between_two_indexes_of_hard_classes_resumes_bit_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[int] = []
+    original = NearestClasses._build
+
+    def counted(self: NearestClasses) -> Any:
+        built.append(len(built))
+        return original(self)
+
+    monkeypatch.setattr(NearestClasses, "_build", counted)
+    recipe = small_recipe(
+        hard_classes="nearest",
+        hard_per_positive=1,
+        hard_refresh_every=1000,
+        sample_rate=0.2,
+        queries_per_step=2,
+        documents_per_step=2,
+        checkpoint_every=1000,
+        checkpoint_minutes=1e-9,
+        checkpoint_keep=99,
+    )
+    whole = train_small(recipe, tmp_path)
+    assert len(built) == 12, "a resumed run builds an index at its first step: so must this one after each checkpoint"
+    for step in range(8, 13):
+        shutil.rmtree(tmp_path / "checkpoints" / f"step-{step:08d}")
+    assert equal_runs(train_small(recipe, tmp_path, resume=True), whole)
+
+
+def test_a_checkpoint_of_another_image_encoder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_small(small_recipe(steps=3), tmp_path)
+    other = made_run.small_model(small_recipe(steps=3))
+    with torch.no_grad():
+        next(other.vision_model.parameters()).add_(1e-3)
+    monkeypatch.setattr(made_run, "small_model", lambda recipe: other)
+    with pytest.raises(ValueError, match=r"model differs .weights: '\w{16}' here, '\w{16}' there.; resume with the"):
+        train_small(small_recipe(steps=3), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"checkpoint_minutes": 0.0}, "checkpoint_minutes is 0.0; it must be above 0, or null"),
+        ({"checkpoint_keep": 0}, "checkpoint_keep is 0; it must be at least 1"),
+        ({"checkpoint_async": True, "head_storage": "disk"}, "checkpoint_async is true with head_storage disk"),
+        ({"checkpoint_async": "yes"}, "checkpoint_async is 'yes'; choose one of False, True"),
+    ],
+)
+def test_settings_of_checkpoints_that_cannot_be_honoured_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        small_recipe(**changes)

@@ -8,8 +8,9 @@ import torch
 from made_run import small_cache, small_model, small_recipe, small_samples
 from torch.nn import functional
 
-from train.encoders import EncoderPair, parameter_groups, rows_of, start_image_head
+from train.encoders import EncoderPair, rows_of, start_image_head
 from train.image_side import trained_rows
+from train.parameter_groups import parameter_groups
 
 
 def started(projection: str = "pca", **changes: Any) -> EncoderPair:

@@ -115,8 +115,6 @@ def test_the_gallery_asks_with_held_out_queries_and_calibrates_with_the_others()
     none = np.zeros(0, dtype=int)
     cache = FeatureCache(
         home=Path(),
-        query_ids=list("abcd"),
-        document_ids=list("xyz"),
         query_inputs=nowhere,
         document_inputs=nowhere,
         document_has_image=np.array([True, True, False]),

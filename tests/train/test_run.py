@@ -55,7 +55,8 @@ def curve(out: Path, name: str) -> np.ndarray:
 
 def test_a_run_leaves_everything_that_the_next_stages_read(alone: Path) -> None:
     names = {path.name for path in alone.iterdir()}
-    assert names == {"hub", "checkpoints", "train.jsonl", "environment.json", "recipe.json", "training.json"}
+    files = {"train.jsonl", "environment.json", "recipe.json", "training.json", "calls.json"}
+    assert names == {"hub", "checkpoints", *files}
     hub = alone / "hub"
     assert not [path for path in hub.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".distcp")]
     model = AutoModel.from_pretrained(hub)

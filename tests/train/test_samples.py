@@ -39,8 +39,10 @@ def test_sides_splits_and_classes_are_read_in_the_order_of_the_samples(tmp_path:
     assert samples.classes.tolist() == [c for c in range(CATEGORIES) if c not in VALIDATION]
     assert np.flatnonzero(~samples.document_has_image).tolist() == [1]
     assert samples.query_weights[:13].tolist() == [1.0] * 12 + [1.25]
-    image = samples.table[0]["image"]
-    assert image["bytes"].startswith(b"\x89PNG")
+    name, image = samples.table.image(0)
+    assert name == "q0x0"
+    assert image is not None
+    assert image.startswith(b"\x89PNG")
 
 
 def test_other_keys_or_other_training_categories_give_another_fingerprint(tmp_path: Path) -> None:

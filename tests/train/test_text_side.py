@@ -19,6 +19,7 @@ from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 from train import text_side
 from train.backbones import build_model, with_image_weights
 from train.encoders import EncoderPair
+from train.feature_stream import StreamedInputs
 from train.features import FeatureCache
 from train.held_out import Gallery
 from train.image_side import train_image_side
@@ -361,6 +362,19 @@ def test_the_text_side_is_fitted_on_the_features_that_the_image_side_read(
     assert report["strength"] == model.config.text_strength
     assert report["mass_in_named_half"]["trained"] > 0.5
     assert list((tmp_path / "features").glob("images-*")) == [cache.home]
+
+
+def test_a_run_that_streams_its_inputs_fits_the_same_text_side(samples: GovernedSamples, tmp_path: Path) -> None:
+    for name in ("cached", "streamed"):
+        (tmp_path / name).mkdir()
+    theirs, _, report = trained(samples, tmp_path / "cached")
+    ours, cache, said = trained(samples, tmp_path / "streamed", feature_storage="stream")
+    assert isinstance(cache.query_inputs, StreamedInputs)
+    assert {name: said[name] for name in ("rows", "strength")} == {name: report[name] for name in ("rows", "strength")}
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, atol=1e-6, rtol=1e-6, msg=name)
+    (home,) = (tmp_path / "streamed" / "features").glob("images-*")
+    assert np.load(home / "document_inputs.npy").shape[:2] == (36, 1)  # clean views alone
 
 
 def test_cells_of_a_backbone_that_was_trained_whole_are_computed_after_training(

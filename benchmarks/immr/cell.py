@@ -1,0 +1,233 @@
+"""One cell of the grid: a system of a world under one seed, trained and scored, or a search on validation categories.
+
+A cell is a file once it is done: `cells/NAME.json` with its figures, `cells/NAME/TRACK.parquet` with a row a query. A
+search reads the validation task alone; what it chose goes into `choices.json`, where it stays: a later cell reads its
+settings there and nowhere else.
+
+In: a cell's name, a `Stand`. Out: its files. Next: grid.py runs many, summary.py reads them all.
+"""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.immr.rivals import VALUES, Method, Settings, train_rival
+from benchmarks.immr.scores import METRICS, Scores
+from benchmarks.immr.stand import LONG_TRACKS, SHORT_TRACKS, Stand, keep_scores
+from benchmarks.immr.systems import System, published_system, rival_system, train_product
+from train.journal import write_json
+from train.recipe import Recipe
+
+KINDS = ("search", "heads", "final-search", "final")
+PRODUCT, IMAGE_ONLY, ZERO_SHOT = "oclear", "image_only", "zero_shot"
+RATES = (1.0, 0.5, 2.0)
+CHOSEN_BY = "mrr_at_10"
+SEARCH_SHARE = 0.5  # of the steps, with a schedule of that length, while heads alone are searched
+VALIDATION = "validation"
+RUN = "run"  # the training run of the product, removed when it is scored
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What, where, under which seed. `system` is a method's name, "oclear" or "zero_shot".
+
+    A cell "oclear" leaves two results: the image side is the same with and without text, so `image_only` costs nothing.
+    """
+
+    kind: str
+    world: str
+    system: str
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.named(self.system)
+
+    def named(self, system: str) -> str:
+        """The name that this cell has for a system that it scores."""
+        return f"{self.kind}--{self.world}--{system}--s{self.seed}"
+
+    @property
+    def stage(self) -> str:
+        return "heads" if self.kind in ("search", "heads") else "last_block"
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where cells lie, and how many steps they train (None = the recipe's)."""
+
+    out: Path
+    recipe: str
+    max_steps: int | None = None
+
+    @property
+    def cells(self) -> Path:
+        """Cells of a trial with fewer steps lie apart."""
+        return self.out / ("cells" if self.max_steps is None else f"cells-{self.max_steps}-steps")
+
+    def file(self, name: str) -> Path:
+        return self.cells / f"{name}.json"
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What searches chose, by "METHOD@stage"."""
+        path = self.cells / "choices.json"
+        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return found
+
+    def choose(self, key: str, chosen: dict[str, Any]) -> None:
+        """Keep a choice; one that stands there already stays."""
+        write_json(self.cells / "choices.json", {key: chosen} | self.choices)
+
+    def settings(self, method: Method, stage: str) -> Settings:
+        """What was chosen for a method.
+
+        Raises:
+            ValueError: nothing was chosen yet.
+        """
+        key = f"{searched(method).name if stage == 'heads' else method.name}@{stage}"
+        if key not in self.choices:
+            raise ValueError(f"no settings were chosen for {key}; run its search cell first (leave --only out)")
+        return Settings(**self.choices[key]["settings"])
+
+
+def searched(method: Method) -> Method:
+    """The method whose search under heads alone a method shares: one with images, one with text for each loss."""
+    return dataclasses.replace(method, documents="image" if method.documents == "image" else "mean")
+
+
+def run_cell(cell: Cell, stand: Stand, desk: Desk) -> None:
+    """Do one cell and write its files."""
+    desk.cells.mkdir(parents=True, exist_ok=True)
+    begun = time.perf_counter()
+    if cell.kind in ("search", "final-search"):
+        found = _search(cell, stand, desk)
+        desk.choose(f"{cell.system}@{cell.stage}", {**found["chosen"], "cell": cell.name})
+        _write(cell, cell.system, desk, found, begun)
+        return
+    tracks = (*SHORT_TRACKS, VALIDATION) if cell.kind == "heads" else LONG_TRACKS
+    for name, system, record in _systems(cell, stand, desk):
+        scores = stand.scored(system, tracks, stage="heads" if name == ZERO_SHOT else cell.stage)
+        keep_scores(scores, desk.cells / cell.named(name))
+        figures = {track: one.metrics() for track, one in scores.items()}
+        # The last of them closes the cell: a cell that was killed is done again.
+        _write(cell, name, desk, {"tracks": figures, **record}, begun)
+    shutil.rmtree(desk.cells / cell.name / RUN, ignore_errors=True)
+
+
+def _write(cell: Cell, system: str, desk: Desk, found: dict[str, Any], begun: float) -> None:
+    about = {**dataclasses.asdict(cell), "system": system, "name": cell.named(system), "stage": cell.stage}
+    cost = {"seconds": round(time.perf_counter() - begun, 1), "threads": torch.get_num_threads()}
+    write_json(desk.file(cell.named(system)), {**about, "max_steps": desk.max_steps, **cost, **found})
+
+
+def _systems(cell: Cell, stand: Stand, desk: Desk) -> Iterator[tuple[str, System, dict[str, Any]]]:
+    """(name, system, what to keep about its training) of everything that a cell scores, the cell's own last."""
+    if cell.system in (PRODUCT, ZERO_SHOT):
+        hub, recipe = _product(cell, stand, desk)
+        record = json.loads((hub.parent / "training.json").read_text())
+        kept = {"training": {key: record[key] for key in ("counts", "seconds", "text")}}
+        given: dict[str, Any] = {"frozen_stages": recipe.frozen_stages}
+        if cell.system == PRODUCT:
+            yield IMAGE_ONLY, published_system(hub, with_text=False, **given), kept
+        yield cell.system, published_system(hub, with_text=cell.system == PRODUCT, **given), kept
+    else:
+        method = Method.named(cell.system)
+        settings = desk.settings(method, cell.stage)
+        yield cell.system, trained_rival(cell, stand, desk, settings), {"settings": dataclasses.asdict(settings)}
+
+
+def trained_rival(cell: Cell, stand: Stand, desk: Desk, settings: Settings, *, share: float = 1.0) -> System:
+    """A rival of a cell under some settings, its whole schedule shortened to `share` of the recipe's steps."""
+    method, features, recipe = Method.named(cell.system), stand.training(cell.stage), stand.recipe
+    rows = stand.rows[method.labels]
+    steps, warmup = (round(share * count) for count in (recipe.steps, recipe.warmup_steps))
+    rival = train_rival(
+        stand.untrained,
+        features,
+        rows,
+        method=method,
+        settings=settings,
+        recipe=dataclasses.replace(recipe, steps=steps, warmup_steps=warmup),
+        stage=cell.stage,
+        seed=cell.seed,
+        max_steps=desk.max_steps,
+        starts=stand.starts,
+    )
+    return rival_system(rival, rows, features.query_inputs)
+
+
+def _product(cell: Cell, stand: Stand, desk: Desk) -> tuple[Path, Recipe]:
+    """The published folder of the product under the cell's recipe, and that recipe."""
+    home = desk.cells / cell.name
+    recipe, cache = stand.recipe, stand.training(cell.stage).cache
+    if cell.system == ZERO_SHOT:
+        cache = stand.training("heads").cache
+        recipe = _zero_shot(recipe, width=cache.document_inputs.shape[-1])
+    elif cell.stage == "heads":
+        recipe = dataclasses.replace(recipe, frozen_stages=None)
+    desk.cells.mkdir(parents=True, exist_ok=True)
+    words = desk.cells / f"{cell.name}.recipe.json"
+    write_json(words, recipe.to_json())
+    hub = train_product(
+        home / RUN,
+        governed=stand.world.governed,
+        recipe=str(words),
+        cache=cache,
+        seed=cell.seed,
+        max_steps=None if recipe.steps == 0 else desk.max_steps,
+    )
+    words.unlink()
+    return hub, recipe
+
+
+def _zero_shot(recipe: Recipe, *, width: int) -> Recipe:
+    """Frozen features, standardised per side, nothing learned."""
+    nothing: dict[str, Any] = {"text": None, "steps": 0, "frozen_stages": None, "query_views": 0, "document_views": 0}
+    return dataclasses.replace(recipe, name=ZERO_SHOT, hidden_size=width, projection="identity", **nothing)
+
+
+def _search(cell: Cell, stand: Stand, desk: Desk) -> dict[str, Any]:
+    """One coordinate after the other: learning rate, the loss's value, for raw labels the balance of the batches.
+
+    Under heads alone it is done with image documents and with the mean of image and text, at half the steps; what it
+    chooses with text holds for every form that reads text.
+
+    On the last block only the learning rate is searched again, from what the heads chose.
+    """
+    method = Method.named(cell.system)
+    table: list[dict[str, Any]] = []
+
+    share = SEARCH_SHARE if cell.kind == "search" else 1.0
+
+    def tried(settings: Settings) -> float:
+        system = trained_rival(cell, stand, desk, settings, share=share)
+        scores = stand.scored(system, (VALIDATION,), stage=cell.stage)[VALIDATION]
+        table.append({"settings": dataclasses.asdict(settings), "validation": _means(scores)})
+        return float(table[-1]["validation"][CHOSEN_BY])
+
+    best = Settings.usual(method) if cell.kind == "search" else desk.settings(method, "heads")
+    top = tried(best)
+    axes: dict[str, tuple[Any, ...]] = {"rate": RATES}
+    if cell.kind == "search":
+        axes |= {"value": VALUES[method.loss], "balance": (1.0, 0.0) if method.labels == "raw" else (1.0,)}
+    for field, values in axes.items():
+        for value in values:
+            settings = dataclasses.replace(best, **{field: value})
+            if any(row["settings"] == dataclasses.asdict(settings) for row in table):
+                continue
+            if (figure := tried(settings)) > top:
+                best, top = settings, figure
+    return {"table": table, "chosen": max(table, key=lambda row: float(row["validation"][CHOSEN_BY]))}
+
+
+def _means(scores: Scores) -> dict[str, float]:
+    means = scores.values().mean(axis=0)
+    return {name: round(float(value), 6) for name, value in zip(METRICS, means, strict=True)}

@@ -1,0 +1,102 @@
+"""How a rival makes one vector of a document's image and text, learned inside its loss.
+
+    image   u                        text   t
+    mean    unit(u + t)              concat   unit(L [u; t]), L learned, at the start the mean
+
+u is the image embedding of the shared encoder; t = unit(x + MLP(x)) of x = P (sentence - mean) / std, P the leading
+directions of the training texts, as the image side starts. A missing part is 0; a document with no part that its kind
+reads has no vector. The product's own documents are not made here but by the published model.
+
+In: image embeddings, sentence vectors. Out: unit rows. Next: rivals.py.
+
+Letters: B rows, H width of a sentence vector, D width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from modeling_oclear.modeling_oclear import OclearResidual
+
+DOCUMENTS = ("image", "text", "mean", "concat")
+LEAST_DEVIATION = 0.05  # of the mean deviation, as for the image features
+
+
+class TextHead(nn.Module):
+    """Sentence vectors -> unit rows.
+
+    Args:
+        sentences_RH: training texts, for standardisation and the start of the projection.
+        width: D; what it has beyond H starts at 0.
+        dropout: on the projected rows, while training.
+
+    Raises:
+        ValueError: no text.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, sentences_RH: Tensor, *, width: int, dropout: float) -> None:
+        super().__init__()
+        if len(sentences_RH) == 0:
+            raise ValueError("no training document has text; documents of image alone need no text head")
+        wide_RH = sentences_RH.double()
+        std_H = wide_RH.std(0, correction=0)
+        self.register_buffer("mean", wide_RH.mean(0).float())
+        self.register_buffer("std", std_H.clamp_min(LEAST_DEVIATION * float(std_H.mean()) + 1e-12).float())
+        rows_RH = (wide_RH - self.mean) / self.std
+        _, vectors = torch.linalg.eigh(rows_RH.T @ rows_RH / len(rows_RH))
+        self.projection = nn.Linear(sentences_RH.shape[1], width, bias=False)
+        self.transform = OclearResidual(width, width)
+        with torch.no_grad():
+            self.projection.weight.zero_()
+            self.projection.weight[: len(vectors)] = vectors.flip(1)[:, :width].T.float()
+            self.transform.outer.weight.zero_()
+            self.transform.outer.bias.zero_()
+        self.dropout = dropout
+
+    def forward(self, sentence_BH: Tensor) -> Tensor:
+        """(B, H) -> (B, D)."""
+        rows_BD = self.projection((sentence_BH.to(self.mean.dtype) - self.mean) / self.std)
+        rows_BD = functional.dropout(rows_BD, self.dropout, training=self.training)
+        return functional.normalize(self.transform(rows_BD), dim=1)
+
+
+class DocumentForm(nn.Module):
+    """Image embedding and sentence vector -> unit document rows.
+
+    Args:
+        kind: one of DOCUMENTS.
+        head: of the text; None for kind "image".
+        width: D.
+    """
+
+    def __init__(self, kind: str, head: TextHead | None, *, width: int) -> None:
+        super().__init__()
+        if kind not in DOCUMENTS or (head is None) != (kind == "image"):
+            raise ValueError(
+                f"documents are {kind!r} {'without' if head is None else 'with'} a text head; choose one of "
+                f"{DOCUMENTS}, all but image with a head"
+            )
+        self.kind, self.head = kind, head
+        self.mix: nn.Linear | None = None
+        if kind == "concat":
+            self.mix = nn.Linear(2 * width, width, bias=False)
+            with torch.no_grad():
+                self.mix.weight.copy_(torch.cat([torch.eye(width), torch.eye(width)], dim=1))
+
+    def forward(self, image_BD: Tensor, sentence_BH: Tensor, has_image_B: Tensor, has_text_B: Tensor) -> Tensor:
+        """(B, D) unit rows; a row without any part that this kind reads is 0."""
+        image_BD = torch.where(has_image_B[:, None], image_BD, 0.0)
+        if self.head is None:
+            return image_BD
+        text_BD = torch.where(has_text_B[:, None], self.head(sentence_BH), 0.0)
+        if self.kind == "text":
+            return text_BD
+        both_BD = image_BD + text_BD if self.mix is None else self.mix(torch.cat([image_BD, text_BD], dim=1))
+        return functional.normalize(both_BD, dim=1)
+
+    def readable(self, has_image_B: Tensor, has_text_B: Tensor) -> Tensor:
+        """(B,) bool: which documents have a vector at all."""
+        return {"image": has_image_B, "text": has_text_B}.get(self.kind, has_image_B | has_text_B)

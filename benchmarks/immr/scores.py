@@ -1,0 +1,126 @@
+"""Scores of one system on one task: the rank of every query's first relevant document, and the metrics that follow.
+
+Why ranks: recall at any k and the reciprocal rank are functions of that one number, so a cell of a large grid stays
+small and can be compared query by query later.
+
+Letters: Q queries. The metrics are those of retrieval/metrics.py, and the tests hold the two against each other.
+In: ranks from task.evaluate. Out: per-query arrays, means, a table for Parquet. Next: statistics.py, slices.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+
+from retrieval.intervals import intervals
+
+METRICS = ("recall_at_1", "recall_at_10", "mrr_at_10")
+NO_PART = 0  # rank of a query that has nothing to find in a slice
+
+Ranks = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Ranks of one system on one task: a row for each query that has a relevant document in the gallery.
+
+    Attributes:
+        query_ids: (Q,) in the order of the task.
+        category: (Q,) what the bootstrap draws as one.
+        rank: (Q,) rank of the first relevant document, identical documents counted once; documents + 1 = never found.
+        unmerged: (Q,) the same with identical documents told apart.
+        slice_ranks: {slice of the documents: (Q,) rank with the query's other relevant documents out of the ranking;
+            0 = nothing of this slice is relevant to the query}.
+        documents: documents of the gallery, identical ones counted once.
+        skipped: queries without a relevant document in the gallery.
+        split: number of the split; the bootstrap draws categories within splits.
+    """
+
+    query_ids: tuple[str, ...]
+    category: tuple[str, ...]
+    rank: Ranks
+    unmerged: Ranks
+    slice_ranks: Mapping[str, Ranks] = field(default_factory=dict)
+    documents: int = 0
+    skipped: int = 0
+    split: int = 0
+
+    @property
+    def recall_at_1(self) -> NDArray[np.float64]:
+        """(Q,) 1.0 where the first answer is relevant."""
+        return (self.rank <= 1).astype(np.float64)
+
+    @property
+    def recall_at_10(self) -> NDArray[np.float64]:
+        """(Q,) 1.0 where one of the first ten answers is relevant."""
+        return (self.rank <= 10).astype(np.float64)
+
+    @property
+    def mrr_at_10(self) -> NDArray[np.float64]:
+        """(Q,) 1 / rank of the first relevant answer, 0 beyond rank 10."""
+        return np.where(self.rank <= 10, 1.0 / np.maximum(self.rank, 1), 0.0)
+
+    def values(self) -> NDArray[np.float64]:
+        """(Q, 3): the metrics in the order of METRICS."""
+        return np.stack([getattr(self, name) for name in METRICS], axis=1)
+
+    def subset(self, rows: ArrayLike) -> "Scores":
+        """The scores of some queries; `rows` is a mask (Q,) or row numbers."""
+        index = np.arange(len(self.query_ids))[np.asarray(rows)]
+        return replace(
+            self,
+            query_ids=tuple(self.query_ids[row] for row in index),
+            category=tuple(self.category[row] for row in index),
+            rank=self.rank[index],
+            unmerged=self.unmerged[index],
+            slice_ranks={name: ranks[index] for name, ranks in self.slice_ranks.items()},
+        )
+
+    def metrics(self, *, draws: int = 2000) -> dict[str, Any]:
+        """Means with 95% intervals over categories, the means on unmerged drawings, and counts: JSON-ready."""
+        found: dict[str, Any] = {"queries": len(self.query_ids), "documents": self.documents, "skipped": self.skipped}
+        if not self.query_ids:
+            return found
+        values_QM = self.values()
+        spans = intervals(values_QM, np.asarray(self.category), draws=draws)
+        apart = replace(self, rank=self.unmerged).values().mean(axis=0)
+        means = zip(METRICS, values_QM.mean(axis=0), strict=True)
+        return {
+            **{name: round(float(mean), 6) for name, mean in means},
+            "intervals": {n: [round(low, 6), round(high, 6)] for n, (low, high) in zip(METRICS, spans, strict=True)},
+            "unmerged": {name: round(float(mean), 6) for name, mean in zip(METRICS, apart, strict=True)},
+            **found,
+        }
+
+    def table(self) -> pa.Table:
+        """One row a query: query_id, category, rank, unmerged, and a column `slice NAME` for each slice of documents.
+
+        The counts travel in the schema, so that from_table gives equal scores back.
+        """
+        columns: dict[str, Any] = {
+            "query_id": pa.array(self.query_ids, pa.string()),
+            "category": pa.array(self.category, pa.string()),
+            "rank": pa.array(self.rank, pa.int64()),
+            "unmerged": pa.array(self.unmerged, pa.int64()),
+        }
+        columns |= {f"slice {name}": pa.array(ranks, pa.int64()) for name, ranks in self.slice_ranks.items()}
+        counts = {name: str(getattr(self, name)) for name in ("documents", "skipped", "split")}
+        return pa.table(columns).replace_schema_metadata(counts)
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> "Scores":
+        """The scores that table() wrote, for example read back from Parquet."""
+        counts = {key.decode(): int(value) for key, value in (table.schema.metadata or {}).items() if value.isdigit()}
+        column = {name: table.column(name) for name in table.schema.names}
+        sliced = {name.removeprefix("slice "): column[name].to_numpy() for name in column if name.startswith("slice ")}
+        return cls(
+            tuple(column["query_id"].to_pylist()),
+            tuple(column["category"].to_pylist()),
+            column["rank"].to_numpy(),
+            column["unmerged"].to_numpy(),
+            sliced,
+            **{name: counts[name] for name in ("documents", "skipped", "split")},
+        )

@@ -1,0 +1,207 @@
+"""The grid on a made world: one path from data to result file, cells that are done once, settings that stay frozen."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import made_world
+import numpy as np
+import pytest
+
+from benchmarks.immr import grid
+from benchmarks.immr.cell import Cell, Desk, run_cell
+from benchmarks.immr.rivals import METHODS
+from benchmarks.immr.stand import LONG_TRACKS, Stand, kept_scores
+from benchmarks.immr.summary import summarised
+from benchmarks.immr.systems import published_system, train_product
+from benchmarks.immr.worlds import open_world, parse_name
+from retrieval.__main__ import main as retrieval_main
+from retrieval.index import load_index
+from train.recipe import tiny
+
+STEPS = 4
+RIVAL, SEARCHED = "infonce.raw.concat", "infonce.raw.mean"  # the second one's search is the first one's too
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_world.write_world(tmp_path_factory.mktemp("immr"))
+
+
+@pytest.fixture(scope="module")
+def stand(out: Path) -> Stand:
+    return Stand(open_world("hard-0", out), tiny())
+
+
+@pytest.fixture(scope="module")
+def desk(out: Path, stand: Stand) -> Desk:
+    """With the cells of a rival, the product and zero-shot done."""
+    found = Desk(out, "tiny", STEPS)
+    for kind, system in (("search", SEARCHED), ("heads", RIVAL), ("final-search", RIVAL), ("final", RIVAL)):
+        run_cell(Cell(kind, "hard-0", system), stand, found)
+    for system in ("oclear", "zero_shot"):
+        run_cell(Cell("final", "hard-0", system), stand, found)
+    return found
+
+
+def test_a_search_chooses_on_validation_queries_and_the_cell_after_it_reads_the_choice(
+    stand: Stand, desk: Desk, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="no settings were chosen for infonce.raw.mean@heads"):
+        run_cell(Cell("heads", "hard-0", RIVAL), stand, Desk(tmp_path, "tiny", STEPS))
+    found = json.loads(desk.file(Cell("search", "hard-0", SEARCHED).name).read_text())
+    tried = [row["settings"] for row in found["table"]]
+    assert len(tried) == 6  # three rates, two more temperatures, one more balance
+    best = max(row["validation"]["mrr_at_10"] for row in found["table"])
+    assert found["chosen"]["validation"]["mrr_at_10"] == best
+    assert "tracks" not in found
+    scored = json.loads(desk.file(Cell("heads", "hard-0", RIVAL).name).read_text())
+    assert scored["settings"] == found["chosen"]["settings"]
+    assert set(scored["tracks"]) == {"unseen", "unseen.small", "seen", "validation"}
+
+
+def test_a_choice_that_stands_is_not_changed_by_another_search(desk: Desk) -> None:
+    before = desk.choices[f"{SEARCHED}@heads"]
+    desk.choose(f"{SEARCHED}@heads", {"settings": {"rate": 99.0}})
+    assert desk.choices[f"{SEARCHED}@heads"] == before
+
+
+def test_on_the_last_block_a_rival_searches_its_learning_rate_again(desk: Desk) -> None:
+    heads, last = desk.choices[f"{SEARCHED}@heads"]["settings"], desk.choices[f"{RIVAL}@last_block"]["settings"]
+    assert {key: last[key] for key in ("value", "balance")} == {key: heads[key] for key in ("value", "balance")}
+    found = json.loads(desk.file(Cell("final", "hard-0", RIVAL).name).read_text())
+    assert (found["settings"], found["stage"]) == (last, "last_block")
+    assert set(found["tracks"]) == set(LONG_TRACKS)
+
+
+def test_the_product_is_scored_through_its_published_folder_on_every_track(desk: Desk) -> None:
+    for system in ("oclear", "image_only", "zero_shot"):
+        name = Cell("final", "hard-0", system).name
+        found = json.loads(desk.file(name).read_text())
+        assert set(found["tracks"]) == set(LONG_TRACKS)
+        scores = kept_scores(desk.cells / name, "unseen")
+        assert found["tracks"]["unseen"]["recall_at_10"] == pytest.approx(scores.recall_at_10.mean(), abs=1e-6)
+        assert {"document.text=empty", "query.style=noto"} <= set(scores.slice_ranks)
+    missing = kept_scores(desk.cells / Cell("final", "hard-0", "image_only").name, "missing")
+    assert (missing.rank > missing.documents).all()  # a document that cannot be indexed is never found
+    assert not list(desk.cells.glob("*/run"))
+
+
+def test_a_cell_equals_the_evaluation_of_its_published_folder_by_retrieval(
+    stand: Stand, tmp_path: Path, out: Path
+) -> None:
+    cache = stand.training("last_block").cache
+    # A strength above 0, so that text and its imputation count.
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(dataclasses.replace(tiny(), text_strengths=(0.4,)).to_json()))
+    given: dict[str, Any] = {
+        "governed": stand.world.governed,
+        "recipe": "tiny",
+        "cache": cache,
+        "seed": 0,
+        "max_steps": STEPS,
+    }
+    hub = train_product(tmp_path / "run", **given)
+    system = published_system(hub, frozen_stages=tiny().frozen_stages, with_text=True)
+    scores = stand.scored(system, ("unseen", "seen"), stage="last_block")
+    data = out / "hard-0" / "data"
+    assert (
+        retrieval_main(
+            [
+                "index",
+                "--model",
+                str(hub),
+                "--catalogue",
+                str(data / "catalogue.parquet"),
+                "--out",
+                str(tmp_path / "index"),
+            ]
+        )
+        == 0
+    )
+    index, task = load_index(tmp_path / "index"), stand.tasks["unseen"]
+    place = [task.doc_ids.index(name) for name in index.doc_ids]
+    vectors = system.document_vectors(stand.task_features("last_block").documents(task.documents))[place]
+    assert np.allclose(index.searcher.vectors(), vectors, atol=2e-3)  # features are kept in half precision
+    assert index.info["imputed"] > 0
+    for track, name in (("unseen", "test"), ("seen", "seen")):
+        words = ["evaluate", "--model", str(hub), "--index", str(tmp_path / "index")]
+        words += ["--catalogue", str(data / "catalogue.parquet"), "--queries", str(data / f"{name}_queries.parquet")]
+        words += ["--qrels", str(data / f"{name}_qrels.parquet"), "--merge", str(data / "merged.parquet")]
+        assert retrieval_main([*words, "--out", str(tmp_path / "metrics.json")]) == 0
+        theirs, ours = json.loads((tmp_path / "metrics.json").read_text()), scores[track].metrics()
+        for key in ("recall_at_1", "recall_at_10", "mrr_at_10", "queries", "documents"):
+            assert ours[key] == pytest.approx(theirs[key], abs=1e-6), (track, key)
+
+
+def test_the_summary_compares_the_product_on_the_cells_that_both_systems_have(desk: Desk) -> None:
+    found = summarised(desk)
+    assert found["grid"] == "final"
+    assert set(found["summary"]) == {"oclear", "image_only", "best_raw_rival", "zero_shot"}
+    assert found["summary"]["best_raw_rival"]["name"] == RIVAL
+    track = found["comparisons"]["image_only"]["unseen"]
+    gap = track["product"]["mrr_at_10"] - track["other"]["mrr_at_10"]
+    assert track["mrr_at_10"]["difference"] == pytest.approx(gap, abs=2e-6)
+    assert {"document.text=wrong", "document.image=missing", "query.training=never"} <= set(
+        found["slices"]["recall_at_10"]
+    )
+    assert found["styles"]["styles"]["zero_shot"]["cells"] == 3  # it stands under every seed
+    assert found["styles"]["styles"]["gain"]["cells"] == 1
+    assert found["heads"][RIVAL]["settings"] == found["choices"][f"{SEARCHED}@heads"]["settings"]
+    json.dumps(found)
+
+
+def test_the_grid_runs_what_is_left_and_nothing_twice(desk: Desk, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = grid.heads_cells()
+    assert [cell.kind for cell in cells[:25]] == ["search"] * 24 + ["heads"]
+    done = Cell("heads", "hard-0", RIVAL)
+    assert done in cells
+    assert done not in grid.todo(cells, desk, None)
+    other = [cell for cell in cells if cell.system in (RIVAL, "zero_shot")]
+    assert [cell.name for cell in grid.todo(other, desk, "zero")] == ["heads--hard-0--zero_shot--s0"]
+    ran = []
+    monkeypatch.setattr(grid, "run_cell", lambda cell, stand, desk: ran.append(cell.name))
+    grid.run_grid("heads", desk, only=f"({RIVAL}|zero_shot)")
+    assert ran == ["heads--hard-0--zero_shot--s0"]
+    with pytest.raises(ValueError, match="matches none"):
+        grid.todo(cells, desk, "nothing like that")
+    with pytest.raises(ValueError, match="no regular expression"):
+        grid.todo(cells, desk, "(")
+
+
+def test_the_finalists_are_two_governed_rivals_and_one_raw_by_validation(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, "tiny")
+    desk.cells.mkdir()
+    for place, method in enumerate(METHODS):
+        assert grid.finalists(desk) == []
+        figure = 0.9 if method.name == "siglip.raw.mean" else place / 100
+        tracks = {"validation": {"mrr_at_10": figure}, "unseen": {"mrr_at_10": -figure}}
+        desk.file(Cell("heads", "hard-0", method.name).name).write_text(json.dumps({"tracks": tracks}))
+    assert grid.finalists(desk) == ["cosface.governed.concat", "cosface.governed.mean", "siglip.raw.mean"]
+    cells = grid.final_cells(grid.finalists(desk))
+    assert len({cell.name for cell in cells}) == len(cells) == 3 + 3 * (1 + 4 * 3) + 4 * 3
+
+
+def test_a_world_is_known_by_its_name_and_refuses_data_of_other_settings(out: Path) -> None:
+    assert parse_name("main-2") == ("main", 2, 0.2)
+    assert parse_name("hard-0-noise40") == ("hard", 0, 0.4)
+    with pytest.raises(ValueError, match="is no world"):
+        parse_name("hard-3")
+    (out / "main-1").mkdir()
+    (out / "main-1" / "data").symlink_to(out / "hard-0" / "data")
+    with pytest.raises(ValueError, match="data of other settings"):
+        open_world("main-1", out)
+
+
+def test_rows_of_all_queries_are_known_whether_governance_kept_them_or_not(stand: Stand) -> None:
+    for stage in ("heads", "last_block"):
+        found = stand.training(stage)
+        assert found.query_ids[-1] == made_world.ASIDE
+        assert len(found.query_ids) == len(found.query_inputs) == 40
+        assert len(found.document_ids) == len(found.document_inputs) == 20
+        assert np.isfinite(np.asarray(found.query_inputs, np.float32)).all()
+        assert np.asarray(found.query_inputs[-1]).any()
+    raw, governed = stand.rows["raw"], stand.rows["governed"]
+    assert (len(raw.query.rows), len(governed.query.rows)) == (40, 31)
+    assert governed.num_classes == 8

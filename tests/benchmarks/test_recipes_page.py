@@ -1,0 +1,38 @@
+"""The page of the recipes for real catalogues: every figure follows from the planner."""
+
+import pytest
+
+from benchmarks import recipes_page
+from train.catalogue_recipes import CATALOGUE_RECIPES
+from train.plan import GPUS, largest_batch, plan, read_run
+
+
+def test_every_recipe_is_planned_on_every_gpu_and_marked_as_not_run() -> None:
+    plans, commands = recipes_page.plans(), recipes_page.commands()
+    for name in CATALOGUE_RECIPES:
+        assert plans.count(f"| `{name}` |") == len(recipes_page.GPU_KINDS)
+        assert f"### `{name}`: not yet run" in commands
+
+
+@pytest.mark.parametrize("gpu", recipes_page.GPU_KINDS)
+def test_a_step_is_cut_until_a_piece_fits_and_no_further(gpu: str) -> None:
+    recipe = CATALOGUE_RECIPES["siglip2_base"]()
+    step, count = recipe.queries_per_step + recipe.documents_per_step, recipes_page.pieces(recipe, gpu)
+    assert largest_batch(recipes_page.run_of(recipe, gpu, rows=step)).value >= step // count
+    assert count == 1 or largest_batch(recipes_page.run_of(recipe, gpu, rows=step)).value < 2 * step // count
+
+
+def test_the_shown_planner_command_plans_what_the_table_shows() -> None:
+    recipe = CATALOGUE_RECIPES["dinov2_base"]()
+    command = recipes_page._commands(recipe)[-1]
+    run, _ = read_run(command.removeprefix("python -m train.plan ").split())
+    step = recipe.queries_per_step + recipe.documents_per_step
+    assert plan(run) == plan(recipes_page.run_of(recipe, "h100", rows=step))
+
+
+def test_the_start_counts_at_most_what_the_catalogue_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = CATALOGUE_RECIPES["siglip2_base"]()
+    few = recipes_page.Catalogue(queries=10, documents=10, categories=100_000)
+    monkeypatch.setattr(recipes_page, "SHOP", few)
+    flops = recipes_page.encoder(recipe.name).flops
+    assert recipes_page.floor_seconds(recipe, "h100")[1] == pytest.approx(20 * flops / GPUS["h100"].bf16)

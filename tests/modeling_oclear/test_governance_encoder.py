@@ -1,0 +1,31 @@
+"""A model of ours as encoder of governance: its embedding, and the later stages where its network has maps."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_oclear import small_config
+
+from data_governance.encoder import Encoder
+from modeling_oclear import OclearModel
+
+
+@pytest.mark.parametrize(("vision", "stages"), [("efficientnet_lite", True), ("vit", False)])
+def test_blocks_are_pooled_output_embedding_stages_and_colour(tmp_path: Path, vision: str, stages: bool) -> None:
+    torch.manual_seed(0)
+    model = OclearModel(small_config(vision)).eval()
+    model.save_pretrained(tmp_path / "hub")
+    encoder = Encoder(tmp_path / "hub", threads=1)
+    squares = np.random.default_rng(0).integers(0, 256, (3, 37, 37, 3), dtype=np.uint8)
+    found = np.split(encoder.features(squares), np.cumsum(encoder.blocks)[:-1], axis=1)
+    pixels = (torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255 - 0.498) / 0.502
+    with torch.no_grad():
+        output = model.vision_model(pixels)
+        expected = [model.encode_image(pixels)[1], model.get_query_embeds(pixels)]
+    if stages:
+        expected += [state.mean(dim=(2, 3)) for state in output.hidden_states[-3:]]
+    assert len(found) == len(expected) + 1
+    for block, values in zip(found, expected, strict=False):
+        np.testing.assert_allclose(block, values.numpy(), atol=2e-3)
+    assert encoder.features(squares[:1]).shape == (1, sum(encoder.blocks))

@@ -1,0 +1,173 @@
+"""Low-rank adapters (LoRA) on the trained stages of the image encoder, through peft, and their published form.
+
+Why: a product trains one model per shop or season; an adapter is a few per cent of an encoder to train, to keep and to
+send, and folds into the plain weights afterwards (Hu et al. 2021, 2106.09685: W + alpha / rank x B A, B starting at 0).
+Frozen stages stay cached as ever: adapters sit on layers behind them.
+
+The text encoder gets none here: the text side is fitted out of fold on fixed token features (text_side.py), so no
+gradient reaches it, and the recipe refuses `text_lora_rank`. On the published model itself peft works on both encoders.
+
+peft takes seconds to import: only functions that need it do so.
+
+In: a backbone and the recipe. Out: the same backbone with adapters; `adapter/` and `base/` in the run folder. Next:
+`AutoPeftModelForFeatureExtraction.from_pretrained("runs/x/adapter", trust_remote_code=True)`.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modeling_oclear import publish
+from train.recipe import Recipe
+
+ATTENTION = ("q_proj", "v_proj", "query", "value")  # the layers that Hu et al. adapt, as transformers names them
+ADAPTER = "default"
+
+
+def adapter_layers(vision: nn.Module, recipe: Recipe) -> list[str]:
+    """Names of the layers behind the frozen stages that get adapters.
+
+    Raises:
+        ValueError: `lora_targets` names none, or a convolution that looks at more than one cell; or it is None and the
+            backbone has neither query and value projections nor 1x1 convolutions.
+    """
+    frozen: tuple[str, ...] = ()
+    if hasattr(vision, "forward_tail"):
+        frozen = ("stem.", *(f"stages.{stage}." for stage in range(recipe.frozen_stages or 0)))
+    layers: dict[str, nn.Module] = {
+        name: module
+        for name, module in vision.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and not name.startswith(frozen)
+    }
+    if recipe.lora_targets is not None:
+        return _named(layers, recipe.lora_targets, type(vision).__name__)
+    found = [name for name in layers if name.rpartition(".")[2] in ATTENTION]
+    found = found or [name for name, module in layers.items() if _is_pointwise(module)]
+    if not found:
+        raise ValueError(
+            f"recipe.vision_lora_rank is {recipe.vision_lora_rank}, but the trained part of {type(vision).__name__} "
+            "has neither query and value projections nor 1x1 convolutions; name its layers in lora_targets"
+        )
+    return found
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and (module.kernel_size, module.stride, module.groups) == ((1, 1), (1, 1), 1)
+
+
+def _named(layers: dict[str, nn.Module], targets: tuple[str, ...], model: str) -> list[str]:
+    found = []
+    for target in targets:
+        names = [name for name in layers if name == target or name.endswith(f".{target}")]
+        if not names:
+            raise ValueError(
+                f"recipe.lora_targets has {target!r}, which is the end of no trained layer's name in {model}; such "
+                f"layers are {', '.join(list(layers)[:4])}, ..."
+            )
+        found += names
+    wide = [name for name in found if isinstance(layers[name], nn.Conv2d) and not _is_pointwise(layers[name])]
+    if wide:
+        raise ValueError(
+            f"recipe.lora_targets takes in {wide[0]}, a convolution over more than one cell or by groups; name linear "
+            "layers and 1x1 convolutions"
+        )
+    return list(dict.fromkeys(found))
+
+
+def add_adapters(vision: nn.Module, recipe: Recipe, *, seed: int) -> Any:
+    """Put adapters on the backbone, in place, and freeze everything else of it.
+
+    The model computes what it did before, as B starts at 0; A is drawn from the seed, equal on every rank.
+
+    Returns:
+        peft's `LoraModel` around the backbone, whose `merge_and_unload` folds the adapters in.
+
+    Raises:
+        ValueError: see `adapter_layers`.
+    """
+    from peft import LoraConfig, LoraModel
+
+    config = LoraConfig(target_modules=adapter_layers(vision, recipe), **_settings(recipe))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LoraModel(vision, config, ADAPTER)
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    return {"r": recipe.vision_lora_rank, "lora_alpha": recipe.lora_alpha, "lora_dropout": 0.0, "bias": "none"}
+
+
+def load_and_merge(vision: nn.Module, weights: dict[str, Tensor], recipe: Recipe, *, seed: int) -> None:
+    """Load the state of a backbone with adapters into one without, folding them into its plain weights."""
+    tuner = add_adapters(vision, recipe, seed=seed)
+    vision.load_state_dict(weights)
+    tuner.merge_and_unload()
+    vision.requires_grad_(True)
+
+
+def trained_share(encoders: nn.Module) -> str:
+    """One line: how much of the image encoder is trained, and how much beside it."""
+    trained, total = trained_and_all(encoders.get_submodule("vision"))
+    head, _ = trained_and_all(encoders.get_submodule("image_head"))
+    return (
+        f"adapters: {trained:,} of {total:,} parameters of the image encoder are trained ({trained / total:.1%}); the "
+        f"image head, which starts from nothing, is trained whole ({head:,})"
+    )
+
+
+def trained_and_all(module: nn.Module) -> tuple[int, int]:
+    """Numbers of trained parameters and of all."""
+    sizes = [(value.numel(), value.requires_grad) for value in module.parameters()]
+    return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
+
+
+def export_adapter(
+    run: Path, *, base: Any, model: Any, processor: Any, weights: dict[str, Tensor], recipe: Recipe
+) -> None:
+    """Write `run/base`, the model that training started from, and `run/adapter`, all that training has added to it.
+
+    The adapter names its base by the path of `run` as it was given; whoever publishes both sets
+    `base_model_name_or_path` of adapter_config.json to the Hub id of the base. Several adapters share one base.
+
+    Args:
+        base: what `build_model` gives. model: the trained model with adapters folded in.
+        weights: state of the `EncoderPair`, adapters apart.
+
+    Raises:
+        ValueError: something else than adapters, image head and fusion differs between base and model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    modules = [name for name in ("image_head", "fusion") if getattr(base, name) is not None]
+    _check_rest(base, model, modules)
+    _replace(run / "base", lambda folder: publish(base, processor, folder))
+    layers = [f"vision_model.{name}" for name in adapter_layers(base.vision_model, recipe)]
+    settings = {**_settings(recipe), "task_type": "FEATURE_EXTRACTION", "modules_to_save": modules}
+    adapted = get_peft_model(base, LoraConfig(target_modules=layers, **settings))
+    inner: Any = adapted.get_base_model()
+    lora = {name.removeprefix("vision."): value for name, value in weights.items() if ".lora_" in name}
+    unknown = inner.vision_model.load_state_dict(lora, strict=False).unexpected_keys
+    assert not unknown, unknown
+    for name in modules:
+        getattr(inner, name).modules_to_save[ADAPTER].load_state_dict(getattr(model, name).state_dict())
+    adapted.peft_config[ADAPTER].base_model_name_or_path = str(run / "base")
+    _replace(run / "adapter", adapted.save_pretrained)
+
+
+def _check_rest(base: Any, model: Any, modules: list[str]) -> None:
+    ours, kept = model.state_dict(), ("vision_model.", *(f"{name}." for name in modules))
+    for name, value in base.state_dict().items():
+        if not name.startswith(kept) and not torch.equal(value, ours[name]):
+            raise ValueError(f"{name} was trained, but adapters publish {', '.join(modules)} and adapters alone")
+
+
+def _replace(folder: Path, write: Any) -> None:
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    write(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)

@@ -1,0 +1,164 @@
+"""Governed samples as they lie on disk: columns are read whole, images only when somebody asks for them.
+
+Why: labels and weights of a billion samples fit into memory, their pictures do not, and neither does a second copy of
+them on disk. A column is read shard by shard without its neighbours. An image comes with its row group, of which a
+process keeps the last few, so that memory does not grow with the number of samples. Reading one image costs its whole
+row group: groups of a few hundred rows suit a draw at random, one group per shard suits reading in order alone.
+
+In: Parquet shards. Out: columns, ids and image bytes by row. Next: samples.py checks them, views.py decodes.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+SIDES = ("query", "document")
+BYTES_KEPT = 2**24  # of row groups, in each process that reads images
+FILES_KEPT = 8
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Row group `place` of shard `file`; its rows are `first` to `first + rows` of the whole table."""
+
+    file: int
+    place: int
+    first: int
+    rows: int
+
+
+class SampleTable:
+    """All shards of `samples/`, in the order of their names.
+
+    Args:
+        files: the shards; their columns are checked (samples.py).
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = list(files)
+        self.groups: list[RowGroup] = []
+        first = 0
+        for file, path in enumerate(self.files):
+            described = pq.read_metadata(path)
+            for place in range(described.num_row_groups):
+                rows = described.row_group(place).num_rows
+                if rows:
+                    self.groups.append(RowGroup(file, place, first, rows))
+                first += rows
+        self._rows = first
+        self._firsts = np.array([group.first for group in self.groups], np.int64)
+        self._of_side: dict[str, np.ndarray] = {}
+        self._has_image: np.ndarray | None = None
+        self._process = os.getpid()
+        self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._kept: OrderedDict[int, pa.Table] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def column(self, name: str) -> Iterator[pa.ChunkedArray]:
+        """The values of one column, shard by shard."""
+        for path in self.files:
+            values = pq.read_table(path, columns=[name], use_threads=False).column(name)
+            is_coded = pa.types.is_dictionary(values.type)
+            yield values.cast(values.type.value_type) if is_coded else values
+
+    def rows_of(self, side: str) -> np.ndarray:
+        """Rows of the table that are of `side`, ascending, in as few bytes as they need."""
+        if side not in self._of_side:
+            is_side = [pc.equal(values, side).to_numpy() for values in self.column("side")]
+            rows = np.flatnonzero(np.concatenate([part.astype(bool) for part in is_side]))
+            self._of_side[side] = rows.astype(np.uint32) if self._rows < 2**32 else rows
+        return self._of_side[side]
+
+    def of_side(self, name: str, side: str) -> pa.ChunkedArray:
+        """One column of the rows of `side`; read anew at each call."""
+        first, parts, rows = 0, [], self.rows_of(side)
+        for values in self.column(name):
+            low, high = np.searchsorted(rows, (first, first + len(values)))
+            parts.append(values.take(pa.array(rows[low:high].astype(np.int64) - first)))
+            first += len(values)
+        return pa.chunked_array([chunk for part in parts for chunk in part.chunks], type=parts[0].type)
+
+    def ids(self, side: str) -> pa.ChunkedArray:
+        """Sample ids of the rows of `side`."""
+        return self.of_side("sample_id", side)
+
+    def has_image(self) -> np.ndarray:
+        """(rows,) bool. A row group whose statistics settle it is not read, and none is read twice."""
+        if self._has_image is None:
+            self._has_image = self._find_images()
+        return self._has_image
+
+    def _find_images(self) -> np.ndarray:
+        found = np.zeros(self._rows, dtype=bool)
+        for number, group in enumerate(self.groups):
+            missing = self._images_missing(group)
+            if missing is None or 0 < missing < group.rows:
+                part = pc.is_valid(_image_bytes(self._group(number))).to_numpy()
+            else:
+                part = np.full(group.rows, missing == 0)
+            found[group.first : group.first + group.rows] = part
+        return found
+
+    def image(self, row: int) -> tuple[str, bytes | None]:
+        """Sample id and encoded image (None = missing) of one row of the table."""
+        number = int(np.searchsorted(self._firsts, row, side="right")) - 1
+        place = row - self.groups[number].first
+        table = self._group(number)
+        return table.column("sample_id")[place].as_py(), table.column("image")[place].as_py()
+
+    def in_order(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Row groups one after the other, for a pass over everything; `image` is a column of bytes."""
+        for group in self.groups:
+            yield _flat(self._file(group.file).read_row_group(group.place, columns=list(columns), use_threads=False))
+
+    def _images_missing(self, group: RowGroup) -> int | None:
+        described = self._file(group.file).metadata.row_group(group.place)
+        for place in range(described.num_columns):
+            column = described.column(place)
+            if column.path_in_schema in ("image", "image.bytes"):
+                statistics = column.statistics
+                return statistics.null_count if statistics is not None and statistics.has_null_count else None
+        return None
+
+    def _file(self, number: int) -> pq.ParquetFile:
+        if self._process != os.getpid():  # after a fork: an open file has one place, which two processes would share
+            self._open, self._process = OrderedDict(), os.getpid()
+        if number not in self._open:
+            self._open[number] = pq.ParquetFile(self.files[number])
+            if len(self._open) > FILES_KEPT:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(number)
+        return self._open[number]
+
+    def _group(self, number: int) -> pa.Table:
+        """Ids and images of a row group, kept while there is room."""
+        if number not in self._kept:
+            group = self.groups[number]
+            columns = ["sample_id", "image"]
+            read = self._file(group.file).read_row_group(group.place, columns=columns, use_threads=False)
+            self._kept[number] = _flat(read)
+            while len(self._kept) > 1 and sum(table.nbytes for table in self._kept.values()) > BYTES_KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(number)
+        return self._kept[number]
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """`table` with its image column as plain bytes."""
+    if "image" not in table.column_names:
+        return table
+    return table.set_column(table.column_names.index("image"), "image", _image_bytes(table))
+
+
+def _image_bytes(table: pa.Table) -> pa.ChunkedArray:
+    image = table.column("image")
+    return pc.struct_field(image, "bytes") if pa.types.is_struct(image.type) else image
