@@ -322,24 +322,7 @@ def stage_result(
     lead = found.share - found.next_share
     category = np.where(found.best < 0, -1, found.best)
     reason = np.where(category < 0, "no_evidence", np.where(lead < policy.min_query_margin, "ambiguous", ""))
-    of_query = {row_id: i for i, row_id in enumerate(evidence.query_ids)}
-    rows = workspace.table("dedupe", "queries")
-    ids, entities = rows.column("query_id").to_pylist(), rows.column("entity").to_pylist()
-    at = np.array([of_query[entity] for entity in entities])
-    gone = np.flatnonzero(reason[at] != "")
-    first = _representatives(evidence.doc_ids, found.group)
-    named = [[first.get(int(found.best[at[i]]), ""), first.get(int(found.second[at[i]]), "")] for i in gone]
-    result.decide(
-        "queries",
-        [ids[i] for i in gone],
-        "dropped",
-        [str(reason[at[i]]) for i in gone],
-        lead=lead[at[gone]],
-        share=found.share[at[gone]],
-        candidate=[n[0] for n in named],
-        other_candidate=[n[1] for n in named],
-    )
-    result.counts["queries"] = (len(ids), len(ids) - len(gone))
+    _set_aside(result, workspace, evidence, found, reason, lead)
     kept = np.flatnonzero(reason == "")
     result.tables["queries"] = pa.table(
         {
@@ -363,6 +346,35 @@ def stage_result(
     )
     result.notes["categories"] = int(found.group.max()) + 1
     return result
+
+
+def _set_aside(
+    result: StageResult,
+    workspace: Workspace,
+    evidence: Evidence,
+    found: Organised,
+    reason: np.ndarray,
+    lead: np.ndarray,
+) -> None:
+    """Decide the queries that have a reason, each with the two categories that it may belong to."""
+    of_query = {row_id: i for i, row_id in enumerate(evidence.query_ids)}
+    rows = workspace.table("dedupe", "queries")
+    ids, entities = rows.column("query_id").to_pylist(), rows.column("entity").to_pylist()
+    at = np.array([of_query[entity] for entity in entities])
+    gone = np.flatnonzero(reason[at] != "")
+    first = _representatives(evidence.doc_ids, found.group)
+    named = [[first.get(int(found.best[at[i]]), ""), first.get(int(found.second[at[i]]), "")] for i in gone]
+    result.decide(
+        "queries",
+        [ids[i] for i in gone],
+        "dropped",
+        [str(reason[at[i]]) for i in gone],
+        lead=lead[at[gone]],
+        share=found.share[at[gone]],
+        candidate=[n[0] for n in named],
+        other_candidate=[n[1] for n in named],
+    )
+    result.counts["queries"] = (len(ids), len(ids) - len(gone))
 
 
 def _representatives(doc_ids: list[str], group: np.ndarray) -> dict[int, str]:

@@ -194,13 +194,8 @@ def cache_features(
     model.eval()
     has_pages = model.config.text_config is not None and len(layouts.named) and not cells_are_trained(model, recipe)
     with _unfinished(folder / images_key, crew=crew) as images:
-        for name, rows, views, keep in (
-            ("query", queries, recipe.query_views, ("inputs",)),
-            ("document", documents, recipe.document_views, ("inputs", "cells")),
-        ):
-            if images.is_needed:
-                data = Views(rows, processor, views=views, seed=seed)
-                job = _ImageJob(name, data, rows.has_image, images.home, keep)
+        if images.is_needed:
+            for job in _sample_jobs(queries, documents, processor, recipe=recipe, home=images.home, seed=seed):
                 _fill_images(model, job, recipe=recipe, workers=workers, crew=crew)
     with _unfinished(folder / texts_key, crew=crew) as pages:
         if pages.is_needed and has_pages:
@@ -210,6 +205,17 @@ def cache_features(
         if pages.is_needed:
             _fill_texts(model, processor, texts, recipe=recipe, folder=pages.home, crew=crew)
     return _read(images.home, pages.home, documents, layouts)
+
+
+def _sample_jobs(
+    queries: Side, documents: Side, processor: Any, *, recipe: Recipe, home: Path, seed: int
+) -> Iterator[_ImageJob]:
+    """What there is to embed of the samples, side by side: all views of each, and the cells of documents."""
+    for name, rows, views, keep in (
+        ("query", queries, recipe.query_views, ("inputs",)),
+        ("document", documents, recipe.document_views, ("inputs", "cells")),
+    ):
+        yield _ImageJob(name, Views(rows, processor, views=views, seed=seed), rows.has_image, home, keep)
 
 
 @dataclass(frozen=True)

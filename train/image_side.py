@@ -126,10 +126,36 @@ def train_image_side(
     end = recipe.steps if max_steps is None else min(max_steps, recipe.steps)
     if trained is not None:
         start = end = _take_over(side, trained, identity, steps=end)
-    evaluator, done = Evaluator(side, samples, folder=folder, start=start), start
-    rows = recipe.queries_per_step + recipe.documents_per_step
+    evaluator = Evaluator(side, samples, folder=folder, start=start)
     begun = time.perf_counter()
-    journal = Journal(accelerator, folder, steps=end, start=start, rows_per_step=rows)
+    done = _run_steps(side, checkpointer, evaluator, folder=folder, steps=(start, end), when_saved=when_saved)
+    seconds = time.perf_counter() - begun
+    if recipe.export_best:
+        load_best(side, trained or folder, done=done)
+    if recipe.publish_prototypes:
+        export_prototypes(folder / "prototypes", side.shard, _class_lines(samples, classes))
+    return ImageResult(
+        weights=_weights(side),
+        class_weights=_class_weights(side.shard),
+        steps=done,
+        seconds=seconds,
+        evaluation=summary(trained or folder, done=done),
+    )
+
+
+def _run_steps(
+    side: ImageSide,
+    checkpointer: Checkpointer,
+    evaluator: Evaluator,
+    *,
+    folder: Path,
+    steps: tuple[int, int],
+    when_saved: Callable[[], None],
+) -> int:
+    """Train from the first of `steps` to before the last, or until nothing gets better; the number of steps done."""
+    (start, end), recipe = steps, side.recipe
+    done, rows = start, recipe.queries_per_step + recipe.documents_per_step
+    journal = Journal(side.accelerator, folder, steps=end, start=start, rows_per_step=rows)
     with journal, Watchdog(folder) as watchdog:
         for step in range(start, end):
             if evaluator.should_stop:
@@ -143,18 +169,7 @@ def train_image_side(
                 checkpointer.save(done, figure=figure)
                 when_saved()
         checkpointer.wait()
-    seconds = time.perf_counter() - begun
-    if recipe.export_best:
-        load_best(side, trained or folder, done=done)
-    if recipe.publish_prototypes:
-        export_prototypes(folder / "prototypes", side.shard, _class_lines(samples, classes))
-    return ImageResult(
-        weights=_weights(side),
-        class_weights=_class_weights(side.shard),
-        steps=done,
-        seconds=seconds,
-        evaluation=summary(trained or folder, done=done),
-    )
+    return done
 
 
 def class_table(samples: GovernedSamples) -> ClassTable:
@@ -202,15 +217,7 @@ def _prepare(
     _check_precision(recipe, accelerator)
     rows = trained_rows(samples)
     inputs = {"query": cache.query_inputs, "document": cache.document_inputs}
-    dtype = TORCH_DTYPES[recipe.dtype]
-    encoders = EncoderPair(model, frozen_stages=recipe.frozen_stages, mixed_precision=recipe.mixed_precision)
-    if recipe.vision_lora_rank:
-        add_adapters(model.vision_model, recipe, seed=seed)
-    encoders.to(device=accelerator.device, dtype=dtype)
-    # Nothing here has a mode: norms use running statistics and dropout comes in as masks.
-    encoders.eval()
-    if rank() == 0 and recipe.vision_lora_rank:
-        print(trained_share(encoders), flush=True)
+    encoders = _encoders(model, recipe, accelerator, seed=seed)
     start_image_head(
         encoders, inputs=inputs, rows={name: part.rows for name, part in rows.items()}, projection=recipe.projection
     )
@@ -246,6 +253,17 @@ def _prepare(
         leaf_N=leaf_ids(samples.class_leaves) if recipe.label_smoothing else None,
         average=None if recipe.ema_decay is None else WeightAverage(prepared, decay=recipe.ema_decay),
     )
+
+
+def _encoders(model: Any, recipe: Recipe, accelerator: Accelerator, *, seed: int) -> EncoderPair:
+    """The pair on its device, with adapters where the recipe asks for them."""
+    encoders = EncoderPair(model, frozen_stages=recipe.frozen_stages, mixed_precision=recipe.mixed_precision)
+    if recipe.vision_lora_rank:
+        add_adapters(model.vision_model, recipe, seed=seed)
+        if rank() == 0:
+            print(trained_share(encoders), flush=True)
+    # Nothing here has a mode: norms use running statistics and dropout comes in as masks.
+    return encoders.to(device=accelerator.device, dtype=TORCH_DTYPES[recipe.dtype]).eval()
 
 
 def _check_precision(recipe: Recipe, accelerator: Accelerator) -> None:

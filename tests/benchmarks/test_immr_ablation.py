@@ -137,7 +137,7 @@ def test_what_is_switched_off_no_longer_counts(hub: Path, stand: Stand) -> None:
 
         return published_system(hub, frozen_stages=None, with_text=True, edit=edit, imputes=imputes).documents(cache)
 
-    usual, no_text = vectors(), ~np.asarray(cache.document_mask).any(1)
+    usual, no_text = vectors(), torch.from_numpy(~np.asarray(cache.document_mask).any(1))
     for edit in ablated.EDITS.values():
         assert not torch.allclose(vectors(edit), usual)
 

@@ -97,7 +97,7 @@ def test_a_cell_equals_the_evaluation_of_its_published_folder_by_retrieval(
     recipe.write_text(json.dumps(dataclasses.replace(tiny(), text_strengths=(0.4,)).to_json()))
     given: dict[str, Any] = {
         "governed": stand.world.governed,
-        "recipe": "tiny",
+        "recipe": str(recipe),
         "cache": cache,
         "seed": 0,
         "max_steps": STEPS,

@@ -58,8 +58,6 @@ def made_cache(tokens_NTH: Tensor, **changes: Any) -> FeatureCache:
     count = len(tokens_NTH)
     values: dict[str, Any] = {
         "home": Path(),
-        "query_ids": [],
-        "document_ids": [str(row) for row in range(count)],
         "query_inputs": np.zeros((0, 1, 24), np.float16),
         "document_inputs": np.zeros((count, 1, 24), np.float16),
         "document_has_image": np.ones(count, dtype=bool),
