@@ -81,6 +81,8 @@ def run_trial(name: str, size: HeadSize, *, steps: int, threads: int) -> dict[st
     command = [sys.executable, "-m", "benchmarks.head_trial", "--head", name, "--size", as_json(size)]
     command += ["--steps", str(steps), "--threads", str(threads)]
     limits = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    # What `train` asks for in its own process, for every contestant: pages of 2 MiB.
+    limits["THP_MEM_ALLOC_ENABLE"] = "1"
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=limits, cwd=ROOT)
     if done.returncode:
         why = "it was killed, most likely for want of memory" if done.returncode < 0 else done.stderr[-2000:]

@@ -108,13 +108,13 @@ class DenseUpdate:
 class DenseParameter:
     """Sampled rows of a parameter: autograd fills a gradient of every row, torch's fused SGD moves every row."""
 
-    moves_bytes = 0
-
     def __init__(self, size: HeadSize) -> None:
         needs_memory(size, tables=3, logits=0)
         self.size = size
         self.weight_CD = torch.nn.Parameter(random_rows(size))
         self.optimizer = sgd(size, self.weight_CD)
+        # Weight, momentum and gradient are read, weight and momentum written.
+        self.moves_bytes = 5 * self.weight_CD.numel() * self.weight_CD.element_size()
 
     def forward(self, embeds_BD: Tensor, labels_B: Tensor, step: int) -> Tensor:
         self.optimizer.zero_grad()

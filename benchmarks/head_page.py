@@ -15,6 +15,7 @@ COMMANDS = {
     f"{FULL_SPEED} --steps 10 --rounds 2 --json benchmarks/results/head_speed_1m_HARDWARE_YYYYMM.json",
     "fixed_rows": "python -m benchmarks.head --classes 1_000_000 10_000_000 --fixed-rows 100_000 --optimizer momentum "
     "rowwise_adagrad --rounds 3 --json benchmarks/results/head_fixed_rows_HARDWARE_YYYYMM.json",
+    "nearest": "python -m benchmarks.head_nearest --json benchmarks/results/head_nearest_HARDWARE_YYYYMM.json",
     "large": "python -m benchmarks.head_large --classes 100_000_000 --hidden-size 64 --storage memory --dtype bf16 "
     "--json benchmarks/results/head_large_memory_bf16_HARDWARE_YYYYMM.json",
     "quality": "python -m benchmarks.head_quality --json benchmarks/results/head_quality_HARDWARE_YYYYMM.json",
@@ -88,6 +89,18 @@ def against_dense(result: dict[str, Any]) -> list[str]:
                 f"{dense['step_s'] / ours['step_s']:.1f} times as long as ours with {ours['optimizer']} (update alone "
                 f"{dense['update_s'] / ours['update_s']:.1f} times){moved}."
             )
+    for floor in (row for row in timed if row["head"] == "floor"):
+        same = [row for row in timed if row["classes"] == floor["classes"] and row["dtype"] == floor["dtype"]]
+        ours_said = ", ".join(
+            f"{row['step_s'] / floor['step_s']:.2f} with {row['optimizer']}" for row in same if row["head"] == "ours"
+        )
+        dense_said = ", ".join(
+            f'"{HEAD_TITLES[row["head"]]}" {row["step_s"] / floor["step_s"]:.1f}'
+            for row in same
+            if row["head"] in ("dense_update", "dense_parameter")
+        )
+        behind = f"; {dense_said}: no head that scores these rows in fp32 could be further ahead" if dense_said else ""
+        lines.append(f"{floor['classes']:,} classes, in steps of the floor: ours {ours_said}{behind}.")
     return lines
 
 
@@ -116,6 +129,24 @@ def fixed_rows() -> str:
             )
         lines += ["", source(result), ""]
     return "\n".join(lines[:-1]) if lines else missing("fixed_rows")
+
+
+def nearest() -> str:
+    """What hard classes cost, of the newest file."""
+    found = results("nearest")
+    if not found:
+        return missing("nearest")
+    result = found[-1]
+    lines = [
+        "| classes | index | built in s | built, in steps of the head | 256 positives asked in s | "
+        "recall of the 10 nearest | index GiB |",
+        "|---" * 7 + "|",
+    ]
+    for row in result["rows"]:
+        cells = [f"{row['classes']:,}", "**ours**" if row["index"] == "ours" else f"`{row['index']}` of FAISS"]
+        cells += [f"{row['build_s']:.1f}", f"{row['build_s'] / row['step_s']:.0f}", f"{row['find_s']:.3f}"]
+        lines.append("| " + " | ".join([*cells, f"{row['recall']:.3f}", f"{row['index_gib']:.3f}"]) + " |")
+    return "\n".join([*lines, "", source(result)])
 
 
 def large() -> str:
@@ -203,6 +234,7 @@ def bias() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "speed": speed,
     "fixed_rows": fixed_rows,
+    "nearest": nearest,
     "large": large,
     "quality": quality,
     "bias": bias,

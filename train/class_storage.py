@@ -1,18 +1,27 @@
 """Where class weights and their optimiser state live: beside the arithmetic, in main memory, or in mapped files.
 
 Why: at 100 million classes the rows outgrow an accelerator first and main memory next, while a step touches few of
-them. The numbers are the same wherever they live. A file is sparse: rows that were never written take no space.
+them. The numbers are the same wherever they live. A file is sparse: rows that were never written take no space. A step
+reads rows that lie far apart: the system is told so, else it reads 32 pages for one, and the pages of a step are asked
+for together before the first is read, so that the disk works on many at a time.
 
 In: names and shapes. Out: zeroed tensors. Next: shard.py and row_optimizers.py fill them.
+
+Letters: R rows of a rank, S rows of a step.
 """
 
-from dataclasses import dataclass
+import math
+import mmap
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 STORAGES = ("device", "memory", "disk")
+# Windows has mapped files, and no advice about them.
+CAN_ADVISE = hasattr(mmap.mmap, "madvise")
 
 
 @dataclass(frozen=True)
@@ -24,12 +33,14 @@ class ClassStorage:
         device: where the arithmetic happens.
         folder: of the files; needed for "disk". Files of an earlier run there are replaced.
         part: tells the files of one rank from those of another.
+        mapped: the files of "disk" and the bytes of a row in each, filled by `zeros`.
     """
 
     kind: str = "device"
     device: torch.device = torch.device("cpu")
     folder: Path | None = None
     part: int = 0
+    mapped: dict[str, tuple[mmap.mmap, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in STORAGES:
@@ -41,15 +52,40 @@ class ClassStorage:
         """Zeros of a shape; a file `part-00000.NAME.rows` on disk."""
         if self.kind == "device":
             return torch.zeros(shape, dtype=dtype, device=self.device)
-        count = 1
-        for length in shape:
-            count *= length
-        if self.kind == "memory" or count == 0:
+        if self.kind == "memory" or 0 in shape:
             return torch.zeros(shape, dtype=dtype)
         assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"part-{self.part:05d}.{name}.rows"
         path.unlink(missing_ok=True)
-        with path.open("wb") as file:
-            file.truncate(count * dtype.itemsize)
-        return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
+        size = math.prod(shape) * dtype.itemsize
+        with path.open("w+b") as file:
+            file.truncate(size)
+            pages = mmap.mmap(file.fileno(), size)
+        if CAN_ADVISE:
+            pages.madvise(mmap.MADV_RANDOM)
+        self.mapped[name] = (pages, size // shape[0])
+        return torch.frombuffer(pages, dtype=dtype).view(shape)
+
+    def will_read(self, places_S: Tensor) -> None:
+        """Ask the disk for the pages of these rows in every file, and go on without waiting for them."""
+        if not CAN_ADVISE or not self.mapped or not len(places_S):
+            return
+        places = np.sort(places_S.numpy())
+        for pages, row_bytes in self.mapped.values():
+            for first, last in page_runs(places, row_bytes=row_bytes, page=mmap.PAGESIZE).tolist():
+                length = min((last + 1) * mmap.PAGESIZE, len(pages)) - first * mmap.PAGESIZE
+                pages.madvise(mmap.MADV_WILLNEED, first * mmap.PAGESIZE, length)
+
+
+def page_runs(places_S: np.ndarray, *, row_bytes: int, page: int) -> np.ndarray:
+    """(N, 2) first and last page of every run of neighbouring pages that ascending rows lie on.
+
+    >>> page_runs(np.array([0, 1, 9]), row_bytes=8, page=16).tolist()
+    [[0, 0], [4, 4]]
+    """
+    first_S = places_S * row_bytes // page
+    last_S = ((places_S + 1) * row_bytes - 1) // page
+    starts = np.flatnonzero(np.concatenate([[True], first_S[1:] > last_S[:-1] + 1]))
+    ends = np.concatenate([starts[1:] - 1, [len(places_S) - 1]])
+    return np.stack([first_S[starts], last_S[ends]], axis=1)

@@ -4,9 +4,9 @@ Why: of a million classes a uniform draw of one in a hundred seldom holds the fe
 and those alone teach where the border runs. The nearest prototypes as active classes: Song et al., Large-Scale Training
 System for 100-Million Classification at Alibaba (KDD 2020). Two choices:
 
-- `NearestClasses`: prototypes nearest to those of the positives, by a coarse FAISS index that is built again every few
-  steps. It holds one byte per number; each rank indexes its own range with one shared coarse partition, and the best of
-  all ranks are merged, so that every rank knows the same classes.
+- `NearestClasses`: prototypes nearest to those of the positives, by a FAISS index that is built again every few steps
+  (nearest_index.py). Each rank indexes its own range with one shared partition, and the best of all ranks are merged,
+  so that every rank knows the same classes.
 - `LeafClasses`: classes of the same coarse category as a positive, from the governed table; drawn by `sample_classes`.
 
 In: the positives of a step. Out: `HardSet`. Next: step.py hands it to sample_classes.
@@ -25,16 +25,12 @@ import torch
 from torch import Tensor
 
 from train.collectives import gather_rows, on_main, sum_over_ranks, world_size
+from train.nearest_index import ROWS_PER_CELL, NearestIndex, cells_for, empty_index
 from train.samples import leaf_ids
 from train.shard import ClassShard, class_range
 
 # Below so many classes the search is exact.
 EXACT_BELOW = 20_000
-ROWS_PER_LIST = 32  # rows that each cell of the partition is trained on
-PROBES = 8
-ROWS_AT_ONCE = 2**16
-# Cells from which on a graph finds the nearest one faster than looking at all.
-GRAPH_FROM = 2048
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,13 @@ class HardSet:
 
     class_ids: Tensor
     draws: int | None
+
+
+class Index(Protocol):
+    """What finds the nearest classes of a rank."""
+
+    def search(self, query_PD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(P, K) cosines, best first, and class ids, -1 where nothing is left."""
 
 
 class HardClasses(Protocol):
@@ -102,7 +105,7 @@ class NearestClasses:
         self.shard, self.seed = shard, seed
         self.neighbours = min(per_positive + 1, shard.num_classes)
         self.refresh_every, self.also_every = refresh_every, also_every
-        self.index: faiss.Index | None = None
+        self.index: Index | None = None
 
     def find(self, positives: Tensor, *, step: int) -> HardSet:
         """The K nearest classes of each positive that are no positives themselves."""
@@ -130,48 +133,32 @@ class NearestClasses:
         found: np.ndarray = sum_over_ranks(rows_PD).cpu().numpy()
         return found
 
-    def _build(self) -> faiss.Index:
-        """This rank's classes in the partition that all ranks share."""
+    def _build(self) -> Index:
+        """This rank's classes: as they are where they are few, else in the partition that all ranks share."""
         shard = self.shard
         if shard.num_classes < EXACT_BELOW:
-            index: faiss.Index = faiss.IndexIDMap2(faiss.IndexFlatIP(shard.hidden_size))
-        else:
-            index = self._partition()
-        for low in range(shard.start, shard.end, ROWS_AT_ONCE):
-            ids = torch.arange(low, min(low + ROWS_AT_ONCE, shard.end))
-            index.add_with_ids(shard.prototypes(ids).cpu().numpy(), ids.numpy())
-        return index
+            exact: Index = faiss.IndexIDMap2(faiss.IndexFlatIP(shard.hidden_size))
+            ids = torch.arange(shard.start, shard.end)
+            exact.add_with_ids(self._unit_rows(ids).numpy(), ids.numpy())
+            return exact
+        return NearestIndex(self._partition(), self._unit_rows, start=shard.start, end=shard.end, device=shard.device)
+
+    def _unit_rows(self, class_ids: Tensor) -> Tensor:
+        return self.shard.prototypes(class_ids).cpu()
 
     def _partition(self) -> faiss.Index:
         """An empty index, trained by the main process on a keyed sample of all classes."""
         total = self.shard.num_classes
-        lists = 2 ** round(math.log2(math.sqrt(total)))
+        wanted = min(total, ROWS_PER_CELL * math.prod(cells_for(total)))
         stream = np.random.default_rng([self.seed, total])
-        chosen = torch.from_numpy(np.sort(stream.choice(total, min(total, ROWS_PER_LIST * lists), replace=False)))
+        chosen = torch.from_numpy(np.sort(stream.choice(total, wanted, replace=False)))
         bounds = [class_range(total, part=part, parts=world_size()) for part in range(world_size())]
         counts = [int(((chosen >= start) & (chosen < end)).sum()) for start, end in bounds]
         mine = chosen[(chosen >= self.shard.start) & (chosen < self.shard.end)]
         sample = gather_rows(self.shard.prototypes(mine).to(self.shard.device), counts).cpu().numpy()
-        return faiss.deserialize_index(on_main(lambda: faiss.serialize_index(_trained(sample, lists))))
-
-
-def _trained(sample: np.ndarray, lists: int) -> faiss.Index:
-    width = sample.shape[1]
-    flat = faiss.IndexFlatIP(width)
-    coarse = faiss.Clustering(width, lists)
-    coarse.niter, coarse.seed, coarse.spherical, coarse.verbose = 4, 1, True, False
-    coarse.max_points_per_centroid, coarse.min_points_per_centroid = ROWS_PER_LIST, 1
-    coarse.train(sample, flat)
-    quantizer: faiss.Index = flat
-    if lists >= GRAPH_FROM:
-        quantizer = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
-        quantizer.add(flat.reconstruct_n(0, lists))
-    index = faiss.IndexIVFScalarQuantizer(
-        quantizer, width, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
-    )
-    index.train(sample)
-    index.nprobe = min(PROBES, lists)
-    return index
+        # In another order than that of the classes: the code book learns from the first rows.
+        sample = sample[stream.permutation(wanted)]
+        return faiss.deserialize_index(on_main(lambda: faiss.serialize_index(empty_index(sample, classes=total))))
 
 
 def _best_of_ranks(score_PK: np.ndarray, id_PK: np.ndarray, *, device: torch.device) -> tuple[np.ndarray, np.ndarray]:

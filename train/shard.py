@@ -90,10 +90,10 @@ class ClassShard:
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.start, self.end = class_range(num_classes, part=rank(), parts=world_size())
         rows, width = self.end - self.start, sub_centres * hidden_size
-        place = ClassStorage(device=device) if storage is None else storage
-        make = row_optimizer(optimizer)
-        self.weight = place.zeros("weight", (rows, width), dtype)
-        self.optimizer = make(place.zeros, rows, width, dtype=self.dtype, weight_decay=weight_decay, momentum=momentum)
+        self.storage = ClassStorage(device=device) if storage is None else storage
+        make, zeros = row_optimizer(optimizer), self.storage.zeros
+        self.weight = zeros("weight", (rows, width), dtype)
+        self.optimizer = make(zeros, rows, width, dtype=self.dtype, weight_decay=weight_decay, momentum=momentum)
         self._factors = column_factors(width, device=device)
 
     @property
@@ -119,6 +119,7 @@ class ClassShard:
 
     def _read(self, places_S: Tensor) -> Tensor:
         """(S, W) copy of rows, up to date, in the dtype and on the device of the arithmetic."""
+        self.storage.will_read(places_S)
         rows_SW = self.weight.index_select(0, places_S).to(device=self.device, dtype=self.dtype)
         for part in self._parts(len(places_S)):
             self.optimizer.catch_up(places_S[part], rows_SW[part])

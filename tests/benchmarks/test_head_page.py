@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import head, head_large, head_page, head_quality
+from benchmarks import head, head_large, head_nearest, head_page, head_quality
 
 MACHINE = {"cores": 2, "cpu": "a processor", "memory_gib": 24, "torch": "2.0"}
 FROM = {"command": "python -m benchmarks.x", "environment": MACHINE, "threads": 2}
@@ -26,14 +26,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_page_without_results_names_the_command_of_each(folder: Path) -> None:
     blocks = head_page.blocks()
-    assert set(blocks) == {"speed", "fixed_rows", "large", "quality", "bias"}
+    assert set(blocks) == {"speed", "fixed_rows", "nearest", "large", "quality", "bias"}
     for block in blocks.values():
         assert block.startswith("Not measured yet. Made by `python -m benchmarks.head")
 
 
 @pytest.mark.parametrize(
     ("theme", "module"),
-    [("speed", head), ("fixed_rows", head), ("large", head_large), ("quality", head_quality)],
+    [
+        ("speed", head),
+        ("fixed_rows", head),
+        ("nearest", head_nearest),
+        ("large", head_large),
+        ("quality", head_quality),
+    ],
 )
 def test_the_commands_of_the_page_are_commands(theme: str, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     words = head_page.COMMANDS[theme].split()
@@ -56,14 +62,25 @@ def test_speed_is_shown_with_its_ratio_to_the_dense_update_and_what_was_left_out
         row("ours", 0.1),
         row("dense_update", 0.45, bandwidth_share=0.8),
         row("full_softmax", 0, left_out="too large"),
+        row("floor", 0.05),
     ]
     del rows[2]["step_s"]
     (folder / "head_speed_x.json").write_text(json.dumps(FROM | {"rows": rows}))
     block = head_page.blocks()["speed"]
     assert "| **ours** | momentum | 1,000 | 8 | 0.1 | 4 | fp32 | 0.1000 | 0.1000 | 0.2000 | 0.0500 | 1.25 |" in block
     assert "takes 4.5 times as long as ours with momentum (update alone 4.5 times)" in block
+    assert 'in steps of the floor: ours 2.00 with momentum; "sampled, dense update" 9.0: no head' in block
     assert "left out: too large" in block
     assert "`head_speed_x.json`, made by `python -m benchmarks.x` on 2 cores (a processor" in block
+
+
+def test_hard_classes_are_shown_in_steps_of_the_head(folder: Path) -> None:
+    figures = {"classes": 100, "build_s": 2.0, "find_s": 0.01, "recall": 0.75, "index_gib": 0.5, "step_s": 0.1}
+    rows = [{"index": "ours", **figures}, {"index": "IVF,SQ8", **figures, "build_s": 9.0}]
+    (folder / "head_nearest_x.json").write_text(json.dumps(FROM | {"rows": rows}))
+    block = head_page.blocks()["nearest"]
+    assert "| 100 | **ours** | 2.0 | 20 | 0.010 | 0.750 | 0.500 |" in block
+    assert "| 100 | `IVF,SQ8` of FAISS | 9.0 | 90 |" in block
 
 
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.3, "1.3: holds"), (1.31, "does NOT hold")])

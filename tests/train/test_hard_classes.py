@@ -9,6 +9,7 @@ import torch
 from test_shard import shard
 
 from train.hard_classes import LeafClasses, NearestClasses
+from train.nearest_index import NearestIndex, cells_for, nearest_cells
 from train.shard import ClassShard
 
 EVERY = 1000
@@ -49,10 +50,8 @@ def test_the_index_is_new_every_few_steps_and_at_every_checkpoint() -> None:
         assert (farthest in found) == (step == 6)
 
 
-@pytest.mark.parametrize("graph_from", [8, 2048])
-def test_the_coarse_index_finds_planted_neighbours(monkeypatch: pytest.MonkeyPatch, graph_from: int) -> None:
+def test_the_coarse_index_finds_planted_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.hard_classes.EXACT_BELOW", 10)
-    monkeypatch.setattr("train.hard_classes.GRAPH_FROM", graph_from)
     faiss.omp_set_num_threads(1)
     rows = shard(3000, 16)
     stream = np.random.default_rng(0)
@@ -63,8 +62,38 @@ def test_the_coarse_index_finds_planted_neighbours(monkeypatch: pytest.MonkeyPat
             rows.weight[other] = rows.weight[first] + noise
     hard = nearest(rows, per_positive=2)
     found = set(hard.find(planted[:, 0].sort().values, step=0).class_ids.tolist())
-    assert isinstance(hard.index, faiss.Index)
+    assert isinstance(hard.index, NearestIndex)
     assert len(found & set(planted[:, 1:].flatten().tolist())) >= 38
+
+
+@pytest.mark.parametrize("width", [7, 16, 66])
+def test_with_every_cell_looked_at_the_coarse_index_is_the_exact_search(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr("train.hard_classes.EXACT_BELOW", 10)
+    monkeypatch.setattr("train.nearest_index.PROBES", 10**6)
+    monkeypatch.setattr("train.nearest_index.CANDIDATES", 101)
+    monkeypatch.setattr("train.nearest_index.NUMBERS_AT_ONCE", 100 * width)  # several blocks, the last one short
+    faiss.omp_set_num_threads(1)
+    rows = shard(303, width)
+    positives = torch.tensor([0, 17, 302])
+    hard = nearest(rows, per_positive=2)
+    assert hard.find(positives, step=0).class_ids.tolist() == by_hand(rows, positives, 2)
+    rows.weight[5] = 2 * rows.weight[17]  # the row has moved since: candidates are ranked by what it is now
+    assert 5 in hard.find(positives, step=1).class_ids.tolist()
+
+
+def test_a_row_lies_in_the_nearest_cell_of_its_nearest_coarse_centre() -> None:
+    generator = torch.Generator().manual_seed(0)
+    row_ND, fine_ABD = torch.randn(50, 6, generator=generator), torch.randn(4, 3, 6, generator=generator)
+    coarse_AD = fine_ABD.mean(dim=1)
+    cells = nearest_cells(row_ND, coarse_AD, fine_ABD)
+    for row_D, cell in zip(row_ND, cells.tolist(), strict=True):
+        coarse = max(range(4), key=lambda a, row_D=row_D: float(row_D @ coarse_AD[a]))
+        fine = max(range(3), key=lambda b, row_D=row_D, coarse=coarse: float(row_D @ fine_ABD[coarse, b]))
+        assert cell == 3 * coarse + fine
+    assert cells_for(10_000_000) == (64, 64)
+    assert cells_for(2) == (2, 2)
 
 
 @pytest.mark.parametrize("exact_below", [10, 20_000])

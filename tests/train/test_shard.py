@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from train.class_storage import ClassStorage
+from train.class_storage import ClassStorage, page_runs
 from train.row_optimizers import ROW_OPTIMIZERS
 from train.shard import ClassShard, class_range
 
@@ -122,6 +123,22 @@ def test_files_of_rows_never_written_take_no_space(tmp_path: Path) -> None:
     assert file.stat().st_blocks * 512 < 1_000_000
     assert place.zeros("empty", (0, 4), torch.float32).shape == (0, 4)
     assert float(place.zeros("weight", (2, 2), torch.float32).sum()) == 0  # an earlier run's file is not taken over
+
+
+def test_the_pages_of_a_step_are_those_that_hold_its_rows(tmp_path: Path) -> None:
+    stream = np.random.default_rng(0)
+    for row_bytes, page in ((8, 16), (24, 16), (4096, 4096), (10_000, 4096), (3, 4096)):
+        places = np.sort(stream.choice(5000, 300, replace=False))
+        runs = page_runs(places, row_bytes=row_bytes, page=page)
+        asked = {number for first, last in runs.tolist() for number in range(first, last + 1)}
+        needed = {byte // page for row in places.tolist() for byte in range(row * row_bytes, (row + 1) * row_bytes)}
+        assert asked == needed
+        assert (runs[1:, 0] > runs[:-1, 1] + 1).all()  # neighbours are asked for in one call
+    place = ClassStorage("disk", folder=tmp_path)
+    rows = place.zeros("weight", (5000, 3), torch.float32)
+    rows[:] = torch.arange(5000)[:, None]
+    place.will_read(torch.tensor([4999, 0, 2500]))
+    assert rows[[4999, 0, 2500], 0].tolist() == [4999, 0, 2500]
 
 
 def test_what_cannot_be_a_shard_or_a_step_is_refused() -> None:
