@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.head_card import card
+
 RESULTS = Path(__file__).resolve().parent / "results"
 FULL_SPEED = "--heads ours dense_update dense_parameter floor full_softmax pytorch_metric_learning"
 COMMANDS = {
@@ -236,6 +238,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "fixed_rows": fixed_rows,
     "nearest": nearest,
     "large": large,
+    "card": card,
     "quality": quality,
     "bias": bias,
 }

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import head, head_large, head_nearest, head_page, head_quality
+from benchmarks import head, head_card, head_large, head_nearest, head_page, head_quality
+from benchmarks.head_step import HeadSize, make_shard
 
 MACHINE = {"cores": 2, "cpu": "a processor", "memory_gib": 24, "torch": "2.0"}
 FROM = {"command": "python -m benchmarks.x", "environment": MACHINE, "threads": 2}
@@ -26,7 +27,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_page_without_results_names_the_command_of_each(folder: Path) -> None:
     blocks = head_page.blocks()
-    assert set(blocks) == {"speed", "fixed_rows", "nearest", "large", "quality", "bias"}
+    assert set(blocks) == {"speed", "fixed_rows", "nearest", "large", "card", "quality", "bias"}
+    assert blocks.pop("card").startswith("| head, width 512")
     for block in blocks.values():
         assert block.startswith("Not measured yet. Made by `python -m benchmarks.head")
 
@@ -55,6 +57,17 @@ def test_the_commands_of_the_page_are_commands(theme: str, module: Any, monkeypa
     monkeypatch.setattr(head_large, "failures", lambda found: [])
     assert module.main(words[3:]) == 0
     assert len(taken) == 2
+
+
+def test_the_bytes_of_a_class_are_those_of_the_tensors_that_hold_it() -> None:
+    shards = {"ours, bf16, row-wise Adagrad": ("bf16", "rowwise_adagrad"), "ours, fp32, momentum": ("fp32", "momentum")}
+    counted = {name: size for name, size, _ in head_card.kinds()}
+    for name, (dtype, optimizer) in shards.items():
+        size = HeadSize(classes=10, hidden_size=512, rate=1.0, batch_size=1, dtype=dtype, optimizer=optimizer)
+        held = sum(tensor.numel() * tensor.element_size() for tensor in make_shard(size).state().values())
+        assert held == 10 * counted[name]
+    (command,) = [line for line in head_card.card().split("`") if line.startswith("python -m benchmarks.head_large")]
+    assert "--device cuda" in command
 
 
 def test_speed_is_shown_with_its_ratio_to_the_dense_update_and_what_was_left_out(folder: Path) -> None:
