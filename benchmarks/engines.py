@@ -75,7 +75,9 @@ def behaviour(rows: int, asked: np.ndarray, documents: int, rng: np.random.Gener
         "doc_id": [f"d{number:05d}" for number in clicked],
         "clicks": rng.integers(0, 3, rows).astype(float).tolist(),
         "impressions": [None if r < 0.2 else float(r * 20 + 3) // 1 for r in rng.random(rows)],
-        "position": [None if r < 0.2 else float("nan") if r < 0.25 else float(r * 9) // 1 + 1 for r in rng.random(rows)],
+        "position": [
+            None if r < 0.2 else float("nan") if r < 0.25 else float(r * 9) // 1 + 1 for r in rng.random(rows)
+        ],
     }
     nan = float("nan")
     bad = [("query_id", None), ("query_id", "nobody"), ("doc_id", ""), ("doc_id", "nothing"), ("clicks", nan)]
