@@ -357,6 +357,7 @@ def stage_result(
         }
     )
     result.notes["categories"] = int(found.group.max()) + 1
+    result.notes |= matching.clicks_outside(evidence.edges_P2, found.best, found.group)
     return result
 
 
