@@ -1,7 +1,7 @@
 """Documents that nobody clicked form categories by content alone, as far as content is known to be right.
 
 How alike two documents have to be is read from the clicked ones: those are paired by content in the same way, and the
-least cosine is taken at which such pairs are still nearly always of one category by their clicks. Where content is too
+least cosine is taken at which such pairs are still mostly of one category by their clicks. Where content is too
 weak for that, nothing is paired and the notes say so. A document that has a click, or that shares its category
 already, is left where it is.
 
@@ -20,7 +20,7 @@ from data_governance.content import Space
 from data_governance.shares import Nodes, neighbours, same_leaf
 
 # Of pairs of clicked documents made by content alone, the share that clicks must call one category.
-LEAST_PRECISION = 0.9
+LEAST_PRECISION = 0.8
 # Pairs from which a precision is believed.
 LEAST_PAIRS = 20
 NEAREST = 10

@@ -67,6 +67,6 @@ def test_the_least_cosine_is_where_pairs_are_still_right_often_enough() -> None:
     cosine = np.linspace(1, 0, 100)
     right = np.arange(100) < 50
     least = content_pairs.least_cosine(cosine, right)
-    assert least == pytest.approx(cosine[54])  # 50 of the first 55 are right: .909; of 56: .893
+    assert least == pytest.approx(cosine[61])  # 50 of the first 62 are right: .806; of 63: .794
     assert content_pairs.least_cosine(cosine[:10], right[:10]) is None
     assert content_pairs.least_cosine(cosine, ~right) is None
