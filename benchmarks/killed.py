@@ -3,8 +3,9 @@
 The user's command runs once undisturbed. Then it is started again and again in another folder and killed after a time
 drawn evenly from nothing to the length of the undisturbed run; a run that ends before its moment begins anew in an
 empty folder, so that every kill counts, and where it ran from an empty folder its time is the length from then on: a
-machine that has become idle would otherwise hardly ever be in time. After the last kill it runs to its end. Equal means: every table has the same
-rows after sorting, images included, and every figure of ledger.json but the seconds is the same to the bit.
+machine that has become idle would otherwise hardly ever be in time. After the last kill it runs to its end. Equal
+means: every table has the same rows after sorting, images included, and every figure of ledger.json but the seconds is
+the same to the bit.
 
 In: tables of a data folder (e.g. of `python -m examples.emoji`). Out: figures. Next: `benchmarks.render_governance`.
 """
