@@ -19,21 +19,27 @@ from typing import Any
 from benchmarks import cleaning, governance_bars, organising, outcome
 
 DEMO = "runs/demo"
+SMALL = "runs/small"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A measuring command without --json, how its result becomes rows, and whether it reads the demo."""
+    """A measuring command without --json, how its result becomes rows, and the command that makes what it reads."""
 
     words: str
     rows: Callable[[dict[str, Any]], Iterator[governance_bars.Row]]
+    reads: str = ""
+    made_by: str = "make demo"
 
     def command(self, demo: Path) -> list[str]:
         return [word.replace(DEMO, str(demo)) for word in self.words.split()]
 
-    @property
-    def reads_demo(self) -> bool:
-        return DEMO in self.words
+    def lacking(self, demo: Path) -> str | None:
+        """What has to be made first, and how."""
+        read = Path(self.reads.replace(DEMO, str(demo)))
+        if not self.reads or (outcome.ROOT / read).exists():
+            return None
+        return f"reads {read}, which does not exist: {self.made_by}"
 
 
 PARTS = {
@@ -51,10 +57,16 @@ PARTS = {
     "near-duplicates": Part(
         f"near_duplicates --hashes 1000000 --catalogue {DEMO}/data/train_catalogue.parquet --drawings 600",
         governance_bars.near_duplicates,
+        reads=DEMO,
     ),
-    "incremental": Part(f"incremental --data {DEMO}/data", governance_bars.incremental),
-    "killed": Part(f"killed --data {DEMO}/data", governance_bars.killed),
-    "loop": Part(f"governance_loop --demo {DEMO} --out runs/loop", governance_bars.loop),
+    "incremental": Part(f"incremental --data {DEMO}/data", governance_bars.incremental, reads=DEMO),
+    "killed": Part(
+        f"killed --data {SMALL} --kills 20",
+        governance_bars.killed,
+        reads=SMALL,
+        made_by=f"python -m examples.emoji --out {SMALL} --limit-categories 400 --events 2000",
+    ),
+    "loop": Part(f"governance_loop --demo {DEMO} --out runs/loop", governance_bars.loop, reads=DEMO),
     "bad-rows": Part("bad_rows --rows 1000000 --repeats 2", governance_bars.bad_rows),
 }
 
@@ -110,8 +122,9 @@ def rows_of(name: str, *, demo: Path, work: Path, taken_over: Path | None) -> li
     if done or before:
         result = (done or before)[1]  # type: ignore[index]
     else:
-        if part.reads_demo and not demo.exists():
-            raise ValueError(f"{name} reads {demo}, which does not exist. Run `make demo`, or name another --demo.")
+        lacking = part.lacking(demo)
+        if lacking:
+            raise ValueError(f"{name} {lacking}")
         result = measured(name, command, work)
     source = {"command": result["command"], "commit": result["commit"], "machine": result["environment"]["cpu"]}
     origin = {**source, "file": before[0] if before else None}

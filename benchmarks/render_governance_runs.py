@@ -151,7 +151,7 @@ def bars(found: Results) -> str:
 RUNS: dict[str, tuple[str, Callable[[Results], str], str]] = {
     "governance-loop": ("governance_loop", loop, "governance_loop --demo runs/demo --out runs/loop"),
     "governance-incremental": ("incremental", incremental, "incremental --data runs/demo/data"),
-    "governance-killed": ("killed", killed, "killed --data runs/demo/data"),
+    "governance-killed": ("killed", killed, "killed --data runs/small"),
     "governance-engines": ("engines", engines, "engines --rows 50000"),
     "governance-bad-rows": ("bad_rows", bad_rows, "bad_rows --rows 1000000"),
     "governance-bars": ("governance_bars", bars, "governance"),

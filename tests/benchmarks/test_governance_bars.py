@@ -74,12 +74,12 @@ def test_a_finished_part_is_taken_and_one_from_before_says_so(
     monkeypatch.setattr(governance, "generators", lambda seed: {})
     before, work, target = tmp_path / "before", tmp_path / "work", tmp_path / "r.json"
     before.mkdir()
-    killed_file(before / "killed_m.json", "killed --data runs/demo/data --json x.json", [])
+    killed_file(before / "killed_m.json", "killed --data runs/small --kills 20 --json x.json", [])
     words = ["--only", "killed", "--work", str(work), "--json", str(target)]
     assert governance.main([*words, "--taken-over", str(before)]) == 0
     rows = json.loads(target.read_text())["rows"]
     assert [row["from"]["file"] for row in rows] == ["killed_m.json"] * 2
-    killed_file(work / "killed.json", "killed --data runs/demo/data", ["samples"])
+    killed_file(work / "killed.json", "killed --data runs/small --kills 20", ["samples"])
     assert governance.main([*words, "--taken-over", str(before)]) == 1
     rows = json.loads(target.read_text())["rows"]
     assert [(row["from"]["file"], row["ok"]) for row in rows] == [(None, False)] * 2
@@ -94,17 +94,20 @@ def test_what_is_not_there_is_measured_by_its_own_command_and_a_failure_is_told(
 
     def run(words: list[str], **_: object) -> None:
         called.append(words[1:])
-        killed_file(Path(words[-1]), " ".join(words[3:-2]), [])
+        figures = {"share": 0.01, "incremental_cpu_seconds": 9.0, "cpu_share": 0.1, "pair_f1": 0.97, "keys_kept": 0.99}
+        Path(words[-1]).write_text(json.dumps(result(" ".join(words[3:-2]), **figures)))
 
     monkeypatch.setattr(governance.subprocess, "run", run)
     monkeypatch.setattr(outcome, "commit", lambda: "abc")
-    (tmp_path / "demo").mkdir()
-    words = ["--only", "killed", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "r.json")]
-    assert governance.main([*words, "--demo", str(tmp_path / "nowhere")]) == 2
-    assert "make demo" in json.loads((tmp_path / "r.json").read_text())["missing"]["killed"]
+    demo = tmp_path / "demo"
+    words = ["--only", "incremental", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "r.json")]
+    assert governance.main([*words, "--demo", str(demo)]) == 2
+    assert "make demo" in json.loads((tmp_path / "r.json").read_text())["missing"]["incremental"]
     assert not called
-    assert governance.main([*words, "--demo", str(tmp_path / "demo")]) == 0
-    assert called[0][:4] == ["-m", "benchmarks.killed", "--data", f"{tmp_path / 'demo'}/data"]
+    demo.mkdir()
+    assert governance.main([*words, "--demo", str(demo)]) == 1
+    assert called[0][:4] == ["-m", "benchmarks.incremental", "--data", f"{demo}/data"]
+    assert [row["ok"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]] == [True, False, True]
 
 
 def test_worlds_are_described_by_what_their_makers_promise() -> None:

@@ -146,7 +146,7 @@ def test_a_run_that_nobody_has_measured_is_said_to_be_so(tmp_path: Path) -> None
     files(tmp_path)
     (tmp_path / "killed_m_202611.json").unlink()
     found = render_governance.blocks(tmp_path)
-    assert found["governance-killed"] == "Not measured yet: `python -m benchmarks.killed --data runs/demo/data`."
+    assert found["governance-killed"] == "Not measured yet: `python -m benchmarks.killed --data runs/small`."
     assert "0.899" in found["governance-loop"]
 
 
