@@ -30,6 +30,8 @@ RHO = 0.45
 SIZE_DEVIATION = 0.6
 # Products of rows and categories up to which every row is also compared with every true centre.
 MOST_COMPARED = 10**9
+# Centres whose nearest other one is sought to describe the world.
+MOST_ASKED = 2_000
 NOBODY = np.zeros((0, WIDTH), dtype=np.float32), np.zeros(0, dtype=np.int64)
 
 
@@ -71,6 +73,31 @@ def made(rows: int, categories: int, *, kind: str, noise: float, seed: int) -> W
     label = truth.copy()
     label[chosen] = another(truth[chosen], categories, kind, rng)
     return World(vectors, label, truth, centre)
+
+
+def world_figures(world: World) -> dict[str, Any]:
+    """What the made world is like: width, mean cosines of rows to their true centre and to each other, of a centre to
+    the nearest other one, and sizes of the true categories."""
+    size = np.bincount(world.truth, minlength=len(world.centre))
+    total = np.zeros_like(world.centre, dtype=np.float64)
+    np.add.at(total, world.truth, world.rows)
+    pairs = np.maximum(size * (size - 1), 1)
+    within = ((total**2).sum(axis=1) - size) / pairs
+    asked = np.linspace(0, len(world.centre) - 1, min(len(world.centre), MOST_ASKED)).astype(np.int64)
+    cosine = world.centre[asked] @ world.centre.T
+    cosine[np.arange(len(asked)), asked] = -np.inf
+    low, middle, high = (int(value) for value in np.quantile(size, [0.05, 0.5, 0.95]))
+    return {
+        "rows": len(world.rows),
+        "categories": len(world.centre),
+        "width": world.rows.shape[1],
+        "cosine_within": round(float(within[size > 1].mean()), 4),
+        "cosine_to_own_centre": round(float((world.rows * world.centre[world.truth]).sum(axis=1).mean()), 4),
+        "cosine_to_nearest_other_centre": round(float(cosine.max(axis=1).mean()), 4),
+        "sizes_5_50_95": [low, middle, high],
+        "largest": int(size.max()),
+        "wrong": round(float(world.wrong.mean()), 4),
+    }
 
 
 def another(truth: np.ndarray, categories: int, kind: str, rng: np.random.Generator) -> np.ndarray:

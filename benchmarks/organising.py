@@ -79,6 +79,37 @@ def made(documents: int, *, noise: float, seed: int) -> Log:
     return Log(shown(centre[asked], rng), shown(centre[truth], rng), edges, truth, leaf[truth])
 
 
+def log_figures(log: Log) -> dict[str, Any]:
+    """What the made log is like: width, mean cosine of a document to the others of its category and to the nearest
+    category of its leaf, clicks and sizes."""
+    size = np.bincount(log.truth)
+    total = np.zeros((len(size), log.documents.shape[1]))
+    np.add.at(total, log.truth, log.documents)
+    within = ((total**2).sum(axis=1) - size) / np.maximum(size * (size - 1), 1)
+    mean = content.unit_rows(total)
+    leaf = np.zeros(len(size), dtype=np.int64)
+    leaf[log.truth] = log.leaf
+    nearest = np.full(len(size), -1.0)
+    for one in np.unique(leaf):
+        mine = np.flatnonzero(leaf == one)
+        cosine = mean[mine] @ mean[mine].T
+        np.fill_diagonal(cosine, -1.0)
+        nearest[mine] = cosine.max(axis=1)
+    low, middle, high = (int(value) for value in np.quantile(size, [0.05, 0.5, 0.95]))
+    return {
+        "documents": len(log.documents),
+        "categories": len(size),
+        "leaves": len(np.unique(leaf)),
+        "queries": len(log.queries),
+        "edges": len(log.edges),
+        "width": log.documents.shape[1],
+        "cosine_within": round(float(within[size > 1].mean()), 4),
+        "cosine_of_means_to_nearest_other": round(float(nearest.mean()), 4),
+        "sizes_5_50_95": [low, middle, high],
+        "largest": int(size.max()),
+    }
+
+
 def drawn(truth: np.ndarray, popularity: np.ndarray, category: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A document of each given category, by popularity within it (inverse of the running sum)."""
     order = np.argsort(truth, kind="stable")

@@ -50,15 +50,16 @@ CREATE TABLE known AS
     AND doc_id IN (SELECT doc_id FROM read_parquet('{data}/doc_id.parquet'));
 CREATE TABLE edges AS
   SELECT q.entity AS query, d.entity AS doc, sum(clicks)::BIGINT AS clicks,
-         sum(impressions * coalesce(position, 1.0) ** -{power}) AS shown
+         sum(floor(impressions * coalesce(position, 1.0) ** -{power} * 1e6 + 0.5)::BIGINT)::BIGINT / 1e6 AS shown
   FROM known JOIN read_parquet('{data}/query_id.parquet') q USING (query_id)
              JOIN read_parquet('{data}/doc_id.parquet') d USING (doc_id) GROUP BY ALL;
 CREATE TABLE base AS SELECT round(sum(clicks) / sum(shown), 6) AS base FROM edges;
 CREATE TABLE strong AS
-  WITH rated AS (SELECT *, round((clicks + {prior} * base) / (shown + {prior}), 6) AS rate FROM edges, base),
+  WITH rated AS (SELECT *, floor((clicks + {prior} * base) / (shown + {prior}) * 1e6 + 0.5) / 1e6 AS rate
+                 FROM edges, base),
   placed AS (SELECT *, max(rate) OVER (PARTITION BY query) AS best,
                     row_number() OVER (PARTITION BY query ORDER BY rate DESC, doc) AS place FROM rated)
-  SELECT query, doc, clicks, round(shown, 6) AS shown, rate FROM placed
+  SELECT query, doc, clicks, shown, rate FROM placed
   WHERE clicks > 0 AND rate >= {share} * best AND place <= {cap};
 """
 

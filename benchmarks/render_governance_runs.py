@@ -1,6 +1,7 @@
-"""The tables of docs/governance.md about whole runs: the loop with a trained encoder, few new rows, kills.
+"""The tables of docs/governance.md about whole runs, engines and bad rows, and the one table of all bars.
 
-In: results of benchmarks.{governance_loop,incremental,killed}. Out: blocks of Markdown. Next: render_governance.py.
+In: results of benchmarks.{governance,governance_loop,incremental,killed,engines,bad_rows}. Out: blocks of Markdown.
+Next: render_governance.py.
 """
 
 from collections.abc import Callable
@@ -68,12 +69,92 @@ def killed(found: Results) -> str:
     return "\n".join([*table(head, rows), "", *sources]) if rows else ""
 
 
+def engines(found: Results) -> str:
+    """One line a file."""
+    head = ["behaviour rows", "Spark", "worker processes", "tables compared", "rows from the engines", "unequal"]
+    rows = [
+        [
+            f"{result['rows']:,}",
+            f"{result['spark']['spark']}, {result['spark']['master']}",
+            str(result["spark"]["worker_processes"]),
+            f"{result['tables']} with {result['rows_compared']:,} rows",
+            ", ".join(f"{name} {count:,}" for name, count in result["rows_from_the_engine"].items()),
+            ", ".join(result["unequal_tables"]) or "none",
+        ]
+        for result in found
+    ]
+    sources = [f"Simulated log. {source(result)}" for result in found]
+    return "\n".join([*table(head, rows), "", *sources]) if rows else ""
+
+
+def bad_rows(found: Results) -> str:
+    """One line a file."""
+    head = [
+        "good rows",
+        "bad rows",
+        "kinds",
+        "CPU s, good alone",
+        "CPU s with bad",
+        "ratio of least",
+        "found",
+        "good rows",
+    ]
+    rows = [
+        [
+            ", ".join(f"{name} {count:,}" for name, count in result["good_rows"].items()),
+            f"{sum(result['bad_rows'].values()):,}",
+            str(result["kinds"]),
+            *(" / ".join(f"{value:.1f}" for value in result["cpu_seconds"][name]) for name in ("good", "mixed")),
+            f"**{result['seconds_mixed_over_good']:.3f}**",
+            "all, for their reasons" if result["every_bad_row_found_for_its_reason"] else "**not all**",
+            "unchanged" if result["good_rows_equal"] else "**changed**",
+        ]
+        for result in found
+    ]
+    sources = [f"Simulated. {source(result)}" for result in found]
+    return "\n".join([*table(head, rows), "", *sources]) if rows else ""
+
+
+def number(value: float | None) -> str:
+    """Four significant digits at most, thousands apart; - for None."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
+
+
+def bars(found: Results) -> str:
+    """The newest file: every bar, then the commands behind them and the made worlds."""
+    if not found:
+        return ""
+    result = found[-1]
+    words = {True: "yes", False: "**no**", None: "no bar"}
+    rows = [
+        [one["task"], f"{number(one['value'])} {one['unit']}", one["bar"] or "-", words[one["ok"]]]
+        + [number(one["oracle"]), number(one["rival"])]
+        for one in result["rows"]
+    ]
+    parts = {one["part"]: one["from"] for one in result["rows"]}
+    lines = [*table(["task", "value", "bar", "ok", "oracle", "rival"], rows), ""]
+    lines += [f"- Not measured: {name} ({why})" for name, why in result["missing"].items()]
+    for name, origin in parts.items():
+        taken = f", taken over from `{origin['file']}`" if origin["file"] else ""
+        lines.append(f"- {name}: `{origin['command']}`, commit {origin['commit']}, {origin['machine']}{taken}")
+    lines.append("")
+    for name, facts in result["generators"].items():
+        told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items())
+        lines.append(f"- made world of {name}: {told}")
+    return "\n".join([*lines, "", source(result)])
+
+
 # Marker -> (start of the result files, table, the command that measures). These runs take hours on two cores, so a page
 # may stand without one of them: it then says so.
 RUNS: dict[str, tuple[str, Callable[[Results], str], str]] = {
     "governance-loop": ("governance_loop", loop, "governance_loop --demo runs/demo --out runs/loop"),
     "governance-incremental": ("incremental", incremental, "incremental --data runs/demo/data"),
-    "governance-killed": ("killed", killed, "killed --data runs/demo/data"),
+    "governance-killed": ("killed", killed, "killed --data runs/small"),
+    "governance-engines": ("engines", engines, "engines --rows 50000"),
+    "governance-bad-rows": ("bad_rows", bad_rows, "bad_rows --rows 1000000"),
+    "governance-bars": ("governance_bars", bars, "governance"),
 }
 
 

@@ -133,11 +133,18 @@ def dispatch(args: argparse.Namespace) -> int:
     facts = govern(request, policy)
     for table, rows in facts["rows"].items():
         print(f"{table}: {rows['in']} in, {rows['kept']} kept, {rows['dropped']} dropped")
+    print(recall_line(facts["notes"]["clean"]))
     for line in aside_lines(facts["overrides"]):
         print(line)
     counts = ", ".join(f"{value} {name}" for name, value in facts["categories"].items())
     print(f"categories: {counts}; encoder: {facts['encoder']}; details: {request.out / 'ledger.json'}")
     return 0
+
+
+def recall_line(notes: dict[str, Any]) -> str:
+    """How the nearest were searched when labels were cleaned, and the recall that was measured on a sample."""
+    said = f"clean: nearest prototypes by {notes['prototype_search']}, recall {notes['prototype_recall']:.3f}"
+    return f"{said}; neighbours, recall {notes['neighbour_recall']:.3f}; relabelling {notes['relabelling']}"
 
 
 def aside_lines(overrides: dict[str, Any]) -> list[str]:

@@ -6,7 +6,8 @@ In: the documents of the new categories and of a previous governed folder. Out: 
 import hashlib
 from collections import Counter
 
-# Share of a category's documents that must be found in one other category to speak of the same.
+# Share of a category's documents that must be found in one other category to speak of the same: of two, one is enough,
+# so a pair of which one document is exchanged stays what it was.
 SAME = 0.5
 Event = tuple[str | None, str, str | None]
 
@@ -20,14 +21,14 @@ def keys(new: dict[int, list[str]], old: dict[str, list[str]]) -> dict[int, str]
     """Category -> key.
 
     A new category takes the key of the old one with which it shares the most documents (ties: smaller key), if these
-    are more than half of the smaller of the two and no larger overlap claims that key. The others get a fresh key that
+    are at least half of the smaller of the two and no larger overlap claims that key. The others get a fresh key that
     no old category bears.
     """
     overlap = _overlap(new, old)
     key_of: dict[int, str] = {}
     taken: set[str] = set()
     for (category, key), shared in sorted(overlap.items(), key=lambda item: (-item[1], item[0][1], item[0][0])):
-        enough = shared > SAME * min(len(new[category]), len(old[key]))
+        enough = shared >= SAME * min(len(new[category]), len(old[key]))
         if enough and category not in key_of and key not in taken:
             key_of[category] = key
             taken.add(key)

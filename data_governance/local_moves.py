@@ -3,10 +3,11 @@
 `--incremental` with `--previous`: the learned space (lens.py), the resolution, the trust in clicks and the sources of
 documents are taken over, where a full run learns them in rounds and tests them on hidden clicks. Shares and affinities
 are computed once, over all rows; then the documents that are new, that gained or lost a click, or that are tied to
-such a one, and the categories of all these, move to the category that gains most (the local moving step of Louvain and
-Leiden under the constant Potts model, Traag, Waltman, van Eck 2019), until none moves. The others are frozen: they
-begin and stay in the category in which the previous run left them, joined and parted as it was, and merge_split.py
-leaves it alone. Choices age: run in full when much has changed.
+such a one, and the categories of all these, are grouped among themselves as a full run would, and move to the category
+that gains most, a frozen one too (the local moving step of Louvain and Leiden under the constant Potts model, Traag,
+Waltman, van Eck 2019), until none moves. Moves alone would end where a pair that lost a document has drawn another one
+along. The others are frozen: they begin and stay in the category in which the previous run left them, joined and parted
+as it was, and merge_split.py leaves it alone. Choices age: run in full when much has changed.
 
 In: edges, entities, features, the stages of the previous run. Out: the tables of organise.py. Next: clean.py.
 """
@@ -96,7 +97,8 @@ def organise_again(workspace: Workspace, known: Earlier, *, policy: Policy) -> S
     links = organise.paired(evidence, space, found, source, policy=policy)
     first = first_groups(evidence, known)
     touched = touched_documents(evidence, known, links, first)
-    group = settled(first, weights(links), touched, resolution=known.resolution)
+    again = regrouped(first, links, touched, resolution=known.resolution, seed=policy.seed)
+    group = settled(again, weights(links), touched, resolution=known.resolution)
     best = matching.best_two(matching.group_shares(links.shares, group))
     grouped = Organised(space, links.shares, group, source, *best)
     notes: dict[str, object] = {
@@ -156,6 +158,19 @@ def touched_documents(evidence: Evidence, known: Earlier, links: Links, group: n
     ring[pairs[first[pairs[:, 0]], 1]] = True
     ring[pairs[first[pairs[:, 1]], 0]] = True
     return np.flatnonzero(np.isin(group, group[ring]))
+
+
+def regrouped(group: np.ndarray, links: Links, touched: np.ndarray, *, resolution: float, seed: int) -> np.ndarray:
+    """(M,): Leiden over the touched documents and the pairs among them, in groups of their own; the rest as before."""
+    place = np.full(len(group), -1)
+    place[touched] = np.arange(len(touched))
+    pairs = place[links.graph_E2]
+    among = pairs[(pairs >= 0).all(axis=1)]
+    affinity = csr_array(links.affinity[touched][:, touched])
+    found = matching.leiden_groups(affinity, among, resolution=resolution, seed=seed)
+    group = group.copy()
+    group[touched] = int(group.max(initial=-1)) + 1 + found
+    return group
 
 
 def weights(links: Links) -> csr_array:

@@ -189,3 +189,19 @@ def click_fit(edges_P2: np.ndarray, best: np.ndarray, group: np.ndarray, leaf: n
     inside = float((group[clicked] == best[asked]).mean())
     drawn = zip(leaf[clicked].tolist(), best[asked].tolist(), strict=True)
     return inside - float(np.mean([per_group[code, own] / per_leaf[code] for code, own in drawn]))
+
+
+def clicks_outside(edges_P2: np.ndarray, best: np.ndarray, group: np.ndarray) -> dict[str, object]:
+    """Share of clicked pairs (q, d) with d outside the category of q, and its 95% interval.
+
+    An estimate of how many clicks are wrong, as far as categories are right. A query's clicks fall together, so
+    queries are the sample: r = sum of outside / sum of clicks, deviation sqrt(sum over q of (outside - r clicks)^2) /
+    sum of clicks (the ratio estimator; Cochran 1977, chapter 6).
+    """
+    asked, clicked = edges_P2[:, 0], edges_P2[:, 1]
+    outside = np.bincount(asked, group[clicked] != best[asked], len(best))
+    clicks = np.bincount(asked, minlength=len(best))
+    share = outside.sum() / max(clicks.sum(), 1)
+    deviation = float(np.sqrt(((outside - share * clicks) ** 2).sum()) / max(clicks.sum(), 1))
+    ends = [round(float(np.clip(share + side * 1.96 * deviation, 0, 1)), 4) for side in (-1, 1)]
+    return {"clicks_outside": round(float(share), 4), "clicks_outside_interval": ends}

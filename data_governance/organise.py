@@ -27,6 +27,7 @@ from data_governance.content import (
     reciprocal_rank,
     reduced,
 )
+from data_governance.content_pairs import with_content_pairs
 from data_governance.lens import Scale, lens, scale
 from data_governance.policy import Policy
 from data_governance.shares import Nodes, Votes, query_shares, votes
@@ -78,10 +79,21 @@ def organise(workspace: Workspace, *, policy: Policy) -> StageResult:
     entities = gather(workspace)
     scales, axes, evidence = prepared_evidence(entities, workspace.record("admit")["notes"]["blocks"])
     found, notes = rounds(evidence, policy=policy)
+    found, by_content = with_unclicked(found, evidence.nodes)
+    notes |= by_content
     result = stage_result(workspace, evidence, found, notes, policy=policy)
     seen = evidence.nodes.has_image
     result.tables |= lens(*scales, axes, found.space, evidence.documents_MF, found.source, seen).tables()
     return result
+
+
+def with_unclicked(found: Organised, nodes: Nodes) -> tuple[Organised, dict[str, object]]:
+    """The same with documents that nobody clicked in categories by content (content_pairs.py), and what was done."""
+    group, notes = with_content_pairs(found.space, nodes, found.group, found.source)
+    if not notes.get("content_pairs"):
+        return found, notes
+    best = matching.best_two(matching.group_shares(found.shares, group))
+    return Organised(found.space, found.shares, group, found.source, *best), notes
 
 
 def gather(workspace: Workspace) -> Evidence:
@@ -345,6 +357,7 @@ def stage_result(
         }
     )
     result.notes["categories"] = int(found.group.max()) + 1
+    result.notes |= matching.clicks_outside(evidence.edges_P2, found.best, found.group)
     return result
 
 

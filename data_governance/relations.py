@@ -19,6 +19,19 @@ def known_ids(rows: ibis.Table, known: dict[str, ibis.Table]) -> ibis.Table:
     return rows
 
 
+# Parts of one in which rates and impressions are counted.
+UNITS = 1_000_000
+
+
+def in_units(value: ibis.Value) -> ibis.Value:
+    """Whole `UNITS` nearest to a number that is not negative, halves upwards.
+
+    Whole numbers add up to the same in any order, and a floor is the same on every engine: the engines' own `round`
+    differs where seven decimals end in 5.
+    """
+    return (value * UNITS + 0.5).floor().cast("int64")
+
+
 def aggregated(rows: ibis.Table, entities: dict[str, ibis.Table], *, power: float) -> ibis.Table:
     """Behaviour rows -> one row per pair of entities: query, doc, clicks, shown (corrected for position), rows."""
     for key, own in entities.items():
@@ -26,17 +39,19 @@ def aggregated(rows: ibis.Table, entities: dict[str, ibis.Table], *, power: floa
         rows = rows.left_join(named, rows[key] == named[f"{key}_of_entity"]).drop(f"{key}_of_entity")
     shown_times = ibis.coalesce(rows.impressions.nullif(float("nan")), ibis.greatest(rows.clicks, 1).cast("float64"))
     place = ibis.coalesce(rows.position.nullif(float("nan")), 1.0)
-    rows = rows.mutate(shown=shown_times * place ** (-power))
+    rows = rows.mutate(shown=in_units(shown_times * place ** (-power)))
     edges = rows.group_by(["query_id_entity", "doc_id_entity"]).aggregate(
-        clicks=rows.clicks.sum().cast("int64"), shown=rows.shown.sum(), rows=rows["row"].count()
+        clicks=rows.clicks.sum().cast("int64"),
+        shown=rows.shown.sum().cast("int64").cast("float64") / UNITS,
+        rows=rows["row"].count(),
     )
     return edges.rename(query="query_id_entity", doc="doc_id_entity")
 
 
 def ranked(edges: ibis.Table, *, base: float, policy: Policy) -> ibis.Table:
     """Edges with rate, rank within their query, and whether they are strong enough to stay."""
-    rate = ((edges.clicks + policy.click_prior * base) / (edges.shown + policy.click_prior)).round(6)
-    edges = edges.mutate(rate=rate, shown=edges.shown.round(6))
+    rate = (edges.clicks + policy.click_prior * base) / (edges.shown + policy.click_prior)
+    edges = edges.mutate(rate=in_units(rate).cast("float64") / UNITS)
     found = edges.mutate(
         best=edges.rate.max().over(ibis.window(group_by="query")),
         place=ibis.row_number().over(ibis.window(group_by="query", order_by=[ibis.desc("rate"), "doc"])),

@@ -55,7 +55,9 @@ def write_report(governed: Path, target: Path) -> None:
         "<h2>Rows</h2>" + rows_table(facts["rows"]),
         "<h2>Decisions by stage and reason</h2>" + decisions_table(facts["decisions"]),
         "<h2>Stages</h2>" + stages_table(facts["notes"]),
-        "<h2>Noise of the labels</h2>" + noise(governed, facts["notes"]["clean"]),
+        "<h2>Noise of the labels</h2>"
+        + click_noise(facts["notes"]["organise"])
+        + noise(governed, facts["notes"]["clean"]),
         "<h2>Before and after</h2>" + distributions(governed, categories),
         "<h2>Head, body and tail</h2>" + bands_table(categories),
         "<h2>Categories</h2><p>Documents first, then queries; the most clicked, and some of the tail.</p>"
@@ -99,6 +101,15 @@ def bands_table(categories: pa.Table) -> str:
         part = categories.filter(pc.equal(categories.column("band"), band))
         rows.append([band, part.num_rows, *(pc.sum(part.column(c)).as_py() or 0 for c in ("queries", "documents"))])
     return grid(["band", "categories", "queries", "documents"], rows)
+
+
+def click_noise(notes: dict[str, Any]) -> str:
+    """The share of clicks that fall outside their query's category, with its interval; nothing in folders of before."""
+    if "clicks_outside" not in notes:
+        return ""
+    low, high = (100 * end for end in notes["clicks_outside_interval"])
+    told = f"Of the clicked pairs, {100 * notes['clicks_outside']:.1f}% lie outside the category of their query"
+    return f"<p>{told} (95% interval {low:.1f}% to {high:.1f}%): as many clicks seem to be wrong.</p>"
 
 
 def noise(governed: Path, notes: dict[str, Any]) -> str:

@@ -13,6 +13,8 @@ import numpy as np
 
 BINS = 1024
 STEPS = 300
+# Fitting ends before when no parameter moves by more than this share of the range of the values.
+SETTLED = 1e-9
 QUANTILE = 0.02
 LEAST_SHARE, MOST_SHARE = 0.01, 0.5
 DRAWS = 100
@@ -115,9 +117,10 @@ def share_interval(values: np.ndarray, fitted: Mixture, *, seed: int = 0) -> tup
 
 
 def binned(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(centres, counts) of `BINS` equal bins."""
+    """(centres, counts) of those of `BINS` equal bins that hold a value: an empty one never counts."""
     count, edge = np.histogram(values, bins=BINS)
-    return (edge[1:] + edge[:-1]) / 2, count
+    held = count > 0
+    return (edge[1:] + edge[:-1])[held] / 2, count[held]
 
 
 def expectation_maximisation(
@@ -125,12 +128,15 @@ def expectation_maximisation(
 ) -> np.ndarray:
     """(B, 5): low mean, high mean, low deviation, high deviation, low share, for B histograms over V bins.
 
-    `common`: both parts share one deviation, with which the cut is where the odds are even, and unique.
+    `common`: both parts share one deviation, with which the cut is where the odds are even, and unique. At most `steps`
+    steps, fewer when nothing moves any more.
     """
     low, high, a, b, share = (column[:, None] for column in start_B5.T)
     total = count_BV.sum(axis=1, keepdims=True)
-    narrow = (centre_V[1] - centre_V[0]) / 2
+    wide = centre_V[-1] - centre_V[0]  # between the first bin's centre and the last one's
+    narrow = wide / (BINS - 1) / 2
     for _ in range(steps):
+        before = low, high, share
         below = share / a * np.exp(-((centre_V - low) ** 2) / (2 * a**2))
         above = (1 - share) / b * np.exp(-((centre_V - high) ** 2) / (2 * b**2))
         part = count_BV * below / np.maximum(below + above, 1e-300)
@@ -145,6 +151,9 @@ def expectation_maximisation(
         else:
             a, b = np.sqrt(a / mass) + narrow, np.sqrt(b / (total - mass)) + narrow
         share = np.clip(mass / total, 1e-6, 1 - 1e-6)
+        moved = [np.abs(now - then).max() for now, then in zip((low, high, share), before, strict=True)]
+        if max(moved[0] / wide, moved[1] / wide, moved[2]) < SETTLED:
+            break
     return np.concatenate([low, high, a, b, share], axis=1)
 
 

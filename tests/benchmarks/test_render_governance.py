@@ -21,6 +21,14 @@ ROUND = {
 }
 
 
+def bar(
+    task: str, value: float, limit: str | None, ok: bool | None, *, oracle: float | None = None, file: str | None
+) -> dict[str, Any]:
+    row = {"task": task, "value": value, "unit": "F1", "bar": limit, "ok": ok, "oracle": oracle, "rival": None}
+    origin = {"command": f"python -m benchmarks.{task}", "commit": "abc", "machine": "made processor", "file": file}
+    return {**row, "part": task, "from": origin}
+
+
 def files(folder: Path) -> None:
     cell = {"precision": 0.5, "recall": 0.25, "f1": 0.3333, "seconds": 7.0}
     methods = dict.fromkeys(render_governance.METHODS, cell)
@@ -64,6 +72,32 @@ def files(folder: Path) -> None:
             "unequal_tables": [],
             "figures_equal": True,
         },
+        "engines_m": {
+            "rows": 50_000,
+            "spark": {"spark": "4.0.5", "master": "local-cluster[2,1,1024]", "worker_processes": 2},
+            "tables": 35,
+            "rows_compared": 80_000,
+            "rows_from_the_engine": {"weigh/edges": 9_000},
+            "unequal_tables": [],
+        },
+        "bad_rows_m": {
+            "good_rows": {"behaviour": 1_000_000},
+            "bad_rows": {"behaviour": 10_000, "queries": 6},
+            "kinds": 23,
+            "cpu_seconds": {"good": [20.0, 21.0], "mixed": [20.5, 22.0]},
+            "seconds_mixed_over_good": 1.025,
+            "every_bad_row_found_for_its_reason": True,
+            "good_rows_equal": True,
+        },
+        "governance_bars_m": {
+            "rows": [
+                bar("one", 0.98123, ">= 0.96", True, oracle=0.99, file=None),
+                bar("two", 12_345.6, "> 13000", False, file="cleaning_m.json"),
+                bar("three", 0.5, None, None, file=None),
+            ],
+            "missing": {"loop": "no demo"},
+            "generators": {"cleaning": {"width": 64, "cosine_within": 0.45}},
+        },
         "near_duplicates_m": {"hash": {**hashes, "seconds": 3.25, "peak_gib": 0.5}},
     }
     for name, figures in made.items():
@@ -82,6 +116,21 @@ def test_figures_of_the_files_are_shown(tmp_path: Path) -> None:
     assert "| 0.800 | second | 0.970 | 0.900 | 0.920 | 0.880 | **0.899** |" in found["governance-loop"]
     assert "| 1,200 | 27 | 200 | 20 | **0.100** | **0.995** of 2,500 | 0.987 |" in found["governance-incremental"]
     assert "| 900 | 800 | 20 | nothing 15, admit 5 | 30 with 12,000 rows | 0 | equal |" in found["governance-killed"]
+    assert (
+        "| 50,000 | 4.0.5, local-cluster[2,1,1024] | 2 | 35 with 80,000 rows | weigh/edges 9,000 | none |"
+        in (found["governance-engines"])
+    )
+    assert (
+        "| behaviour 1,000,000 | 10,006 | 23 | 20.0 / 21.0 | 20.5 / 22.0 | **1.025** | all"
+        in found["governance-bad-rows"]
+    )
+    bars = found["governance-bars"].splitlines()
+    assert "| one | 0.9812 F1 | >= 0.96 | yes | 0.99 | - |" in bars
+    assert "| two | 12,346 F1 | > 13000 | **no** | - | - |" in bars
+    assert "| three | 0.5 F1 | - | no bar | - | - |" in bars
+    assert "- two: `python -m benchmarks.two`, commit abc, made processor, taken over from `cleaning_m.json`" in bars
+    assert "- Not measured: loop (no demo)" in bars
+    assert "- made world of cleaning: width 64, cosine within 0.45" in bars
     assert all("made processor" in block for block in found.values())
 
 
@@ -97,7 +146,7 @@ def test_a_run_that_nobody_has_measured_is_said_to_be_so(tmp_path: Path) -> None
     files(tmp_path)
     (tmp_path / "killed_m_202611.json").unlink()
     found = render_governance.blocks(tmp_path)
-    assert found["governance-killed"] == "Not measured yet: `python -m benchmarks.killed --data runs/demo/data`."
+    assert found["governance-killed"] == "Not measured yet: `python -m benchmarks.killed --data runs/small`."
     assert "0.899" in found["governance-loop"]
 
 

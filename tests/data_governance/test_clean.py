@@ -85,6 +85,38 @@ def test_the_mixture_finds_the_low_part_with_an_interval_around_its_share() -> N
     assert 0.07 < low < 0.1 < high < 0.13
 
 
+def fitted_by_value(values: np.ndarray, start: list[float], *, steps: int, common: bool) -> list[float]:
+    """The slow twin: all `steps` steps over every value, which lies at the centre of its bin."""
+    edges = np.histogram_bin_edges(values, bins=threshold.BINS)
+    width = edges[1] - edges[0]
+    place = np.clip(((values - edges[0]) / width).astype(int), 0, threshold.BINS - 1)
+    x = edges[0] + (place + 0.5) * width
+    low, high, a, b, share = start
+    for _ in range(steps):
+        below = share / a * np.exp(-((x - low) ** 2) / (2 * a**2))
+        above = (1 - share) / b * np.exp(-((x - high) ** 2) / (2 * b**2))
+        part = below / (below + above)
+        low, high, share = np.average(x, weights=part), np.average(x, weights=1 - part), part.mean()
+        left, right = (part * (x - low) ** 2).sum(), ((1 - part) * (x - high) ** 2).sum()
+        if common:
+            a = b = np.sqrt((left + right) / len(x)) + width / 2
+        else:
+            a, b = np.sqrt(left / part.sum()) + width / 2, np.sqrt(right / (1 - part).sum()) + width / 2
+    return [low, high, a, b, share]
+
+
+@pytest.mark.parametrize("common", [True, False])
+def test_fitting_bins_until_nothing_moves_equals_all_steps_over_every_value(common: bool) -> None:
+    rng = np.random.default_rng(8)
+    values = np.concatenate([rng.normal(-1, 0.4, 301), rng.normal(1, 0.5, 900)])
+    start = [-1.2, 0.8, 0.6, 0.6, 0.1]
+    centre_V, count_V = threshold.binned(values)
+    assert len(centre_V) < threshold.BINS
+    assert count_V.min() > 0
+    found = threshold.expectation_maximisation(centre_V, count_V[None], np.array([start]), steps=300, common=common)
+    np.testing.assert_allclose(found[0], fitted_by_value(values, start, steps=300, common=common), atol=1e-6)
+
+
 def test_the_mixture_refuses_one_heap_a_tiny_part_and_nothing_at_all() -> None:
     rng = np.random.default_rng(4)
     assert threshold.mixture(rng.normal(size=3_000)) is None

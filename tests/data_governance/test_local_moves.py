@@ -7,7 +7,7 @@ from scipy.sparse import csr_array
 from data_governance import shares
 from data_governance.content import Space
 from data_governance.lens import Lens, Scale
-from data_governance.local_moves import Earlier, first_groups, settled, touched_documents
+from data_governance.local_moves import Earlier, first_groups, regrouped, settled, touched_documents
 from data_governance.organise import Evidence, Links
 
 
@@ -60,6 +60,34 @@ def test_a_partner_lost_to_a_new_document_is_touched_through_its_old_group() -> 
     first = first_groups(evidence, known)
     assert first[[0, 3]].tolist() == [0, 0]
     assert touched_documents(evidence, known, links, first).tolist() == [0, 1, 2, 3]
+
+
+def links_of(weight: csr_array) -> Links:
+    i, j = np.nonzero(np.triu(weight.toarray()))
+    size = weight.shape[0]
+    space = Space(np.zeros((1, 1)), np.zeros((size, 1)))
+    return Links(space, csr_array((1, size)), weight, np.zeros((0, 2)), np.stack([i, j], axis=1))
+
+
+def test_touched_documents_are_grouped_anew_where_single_moves_would_end_too_early() -> None:
+    """a-b was a pair; now a fits n better, and b fits y, whose old partner z is left. By moves alone b drags on a."""
+    weight = graph(5, (0, 2, 0.9), (0, 1, 0.3), (1, 3, 0.5), (3, 4, 0.35), (2, 1, 0.05))
+    before, touched = np.array([0, 0, 5, 1, 1]), np.arange(5)
+    again = regrouped(before, links_of(weight), touched, resolution=0.3, seed=0)
+    assert (again[0] == again[2], again[1] == again[3], again[4] in again[:4]) == (True, True, False)
+    moved = settled(before, weight, touched, resolution=0.3)
+    assert objective(again, weight, 0.3) >= objective(moved, weight, 0.3)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_grouping_anew_leaves_every_frozen_document_where_it_was(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    weight = graph(12, *[(i, j, float(rng.random())) for i in range(12) for j in range(i) if rng.random() < 0.3])
+    before, touched = rng.integers(0, 5, 12), np.flatnonzero(rng.random(12) < 0.6)
+    after = regrouped(before, links_of(weight), touched, resolution=0.2, seed=0)
+    still = np.setdiff1d(np.arange(12), touched)
+    assert after[still].tolist() == before[still].tolist()
+    assert not set(after[touched].tolist()) & set(before.tolist())
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -11,7 +11,7 @@ import pytest
 from transformers import ViTConfig, ViTModel
 
 from data_governance import mapping, run, weigh
-from data_governance.__main__ import main
+from data_governance.__main__ import main, recall_line
 from data_governance.encoder import Encoder
 from data_governance.policy import Policy
 from data_governance.stage import STAGES
@@ -163,3 +163,12 @@ def test_any_saved_vision_model_serves_as_encoder_with_its_own_input_size(world:
     assert encoder.blocks == [74, 108]
     assert features.shape == (3, 182)
     assert encoder.name.startswith("vit ")
+
+
+def test_the_command_says_how_the_nearest_were_found_and_with_which_recall() -> None:
+    notes = {"prototype_search": "PQ32x4fs, re-ranked x10", "prototype_recall": 0.9981, "neighbour_recall": 0.46}
+    told = recall_line({**notes, "relabelling": "refused: the margins do not separate"})
+    assert told.startswith(
+        "clean: nearest prototypes by PQ32x4fs, re-ranked x10, recall 0.998; neighbours, recall 0.460"
+    )
+    assert told.endswith("relabelling refused: the margins do not separate")

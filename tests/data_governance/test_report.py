@@ -1,14 +1,16 @@
 """The page on a governed folder: it stands alone, shows what was decided, and no text of the data becomes markup."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_governance import report
+from data_governance import matching, report
 from data_governance.__main__ import main
 from data_governance.stage import DECISIONS, StageResult
 from tests.data_governance.conftest import IMAGE, png
@@ -90,6 +92,28 @@ def test_dropped_merged_and_relabelled_rows_are_shown_with_reason_and_picture(go
 )
 def test_the_noise_is_told_with_its_interval_or_refused(governed: Path, notes: dict[str, object], told: str) -> None:
     assert told in report.noise(governed, {"threshold": 0.1, **notes})
+
+
+def test_clicks_outside_their_category_are_told_with_an_interval(governed: Path, tmp_path: Path) -> None:
+    told = re.search(
+        r"clicked pairs, ([\d.]+)% lie outside .*?interval ([\d.]+)% to ([\d.]+)%",
+        page_of(governed, tmp_path / "r.html"),
+    )
+    assert told is not None
+    share, low, high = map(float, told.groups())
+    assert low < share < high
+    assert low < 20 < high  # the planted share of wrong clicks
+    assert report.click_noise({}) == ""
+
+
+def test_the_share_of_clicks_outside_by_hand() -> None:
+    edges, best, group = np.array([[0, 0], [0, 1], [1, 1], [2, 0]]), np.array([0, 1, 1]), np.array([0, 1])
+    # outside: one of two, none of one, one of one; r = 1/2, deviation sqrt(0 + 1/4 + 1/4) / 4
+    found = matching.clicks_outside(edges, best, group)
+    assert found["clicks_outside"] == 0.5
+    assert found["clicks_outside_interval"] == pytest.approx(
+        [0.5 - 1.96 * 0.5**0.5 / 4, 0.5 + 1.96 * 0.5**0.5 / 4], abs=1e-4
+    )
 
 
 def test_a_folder_that_is_not_finished_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
