@@ -2,7 +2,8 @@
 
 Why: text and image are unequally informative from one product to the next, so text may add to the image embedding, but
 never replaces it by force: two gates decide, per concept, how much of the evidence seen in the image and of the concept
-itself is added. The fallbacks are exact: without text, or at text strength 0, the image embedding comes back bit for
+itself is added. They may listen to how well text and image agree, so that a text that speaks of something else adds
+little. The fallbacks are exact: without text, or at text strength 0, the image embedding comes back bit for
 bit.
 
 In: image embedding, image cells, token features. Out: document embedding, gates, attention maps. Next: index, search.
@@ -12,7 +13,7 @@ The idea (external memory, text-to-image attention, information inequality) is t
     P          = P + out(attend(P -> memory))                                       out = 0 at the start
     concept_c  = sum_t softmax_t(concept_query_c . key(P_t)) P_t                    the plain mean at the start
     evidence_c = attend(concept_c -> cells)                                         rows of the map sum to 1
-    gate_c     = sigmoid(W [u; evidence_c; concept_c] + b)                          two values, not a convex pair
+    gate_c     = sigmoid(W [u; evidence_c; concept_c] + b + a <u, unit(W_c concept_c)>)    two values, not a convex pair
     shift      = text_strength * mean_c(gate_c0 W_e evidence_c + gate_c1 W_c concept_c)
     z          = unit(u + shift);        text only: z = unit(mean_c W_c concept_c)
 
@@ -84,6 +85,7 @@ class OclearFusion(nn.Module):
         self.evidence_key = nn.Linear(width, width, bias=False)
         self.evidence_value = nn.Linear(width, width, bias=False)
         self.gate = nn.Linear(3 * width, 2)
+        self.agreement = nn.Parameter(torch.empty(2))
         self.evidence_projection = nn.Linear(width, width, bias=False)
         self.concept_projection = nn.Linear(width, width, bias=False)
 
@@ -166,9 +168,10 @@ class OclearFusion(nn.Module):
         evidence_BCD, attention_BCP = self.read_evidence(concept_BCD, cells_BPH)
         evidence_BCD = torch.where(both_B11, evidence_BCD, 0.0)
         image_BCD = image_embeds_BD[:, None].to(concept_BCD.dtype).expand_as(concept_BCD)
-        gate_BC2 = torch.sigmoid(self.gate(torch.cat([image_BCD, evidence_BCD, concept_BCD], dim=-1)))
-        gate_BC2 = torch.where(both_B11, gate_BC2, 0.0)
         said_BCD, seen_BCD = self.concept_projection(concept_BCD), self.evidence_projection(evidence_BCD)
+        agree_BC1 = (image_BCD * functional.normalize(said_BCD, dim=-1)).sum(-1, keepdim=True)
+        score_BC2 = self.gate(torch.cat([image_BCD, evidence_BCD, concept_BCD], dim=-1)) + self.agreement * agree_BC1
+        gate_BC2 = torch.where(both_B11, torch.sigmoid(score_BC2), 0.0)
         shift_BD = (gate_BC2[..., :1] * seen_BCD + gate_BC2[..., 1:] * said_BCD).mean(dim=1)
         shift_BD = shift_BD.to(image_embeds_BD.dtype) * self.config.text_strength
         embeds_BD, added_BD = self._combine(

@@ -116,6 +116,7 @@ class OclearPreTrainedModel(PreTrainedModel):
             init.orthogonal_(linear.weight, gain=1e-3)
         init.normal_(fusion.gate.weight, std=1e-3)
         init.constant_(fusion.gate.bias, -2.0)
+        init.zeros_(fusion.agreement)
 
     def encode_image(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
         """Raw output of the image encoder: cells (B, P, H), pooled (B, H'), grid (rows, columns)."""

@@ -27,6 +27,7 @@ from train.features import FeatureCache
 from train.held_out import Gallery, held_out_figures
 from train.pages import half_weight
 from train.recipe import Recipe
+from train.text_gate import fit_gate
 
 RIDGE = 3.0  # ridge strength in units of the mean eigenvalue of the sentence vectors' covariance
 LEAST_SPREAD = 1e-9  # mean square distance of unit sentence vectors from their mean, below which it is rounding
@@ -134,7 +135,7 @@ def train_attention(fusion: Any, cache: FeatureCache, concepts_ND: Tensor, page_
     """Fit where the text looks: on made pages, the attention of a text belongs in the half that it names.
 
     Map, memory, concepts and gates stay: fitting gates and evidence by classification on top lost recall on held-out
-    categories in every trial (docs/log.md).
+    categories in every trial (docs/log.md); the text's gate is fitted in closed form (text_gate.py).
 
     Args:
         concepts_ND: (N, D) out-of-fold concept of each document. page_rows: pages whose text may be seen.
@@ -269,6 +270,8 @@ def fit_text_side(
     queries, documents = image_embeddings(model, cache, recipe)
     install_map(model.fusion, rows)
     concepts = out_of_fold_concepts(rows, total=len(documents))
+    seen = rows.rows[cache.document_has_image[rows.rows]]
+    gate = fit_gate(model.fusion, documents[seen], concepts[seen], labels.document[seen], seed=seed)
     may_see = np.zeros(len(documents), dtype=bool)
     may_see[rows.rows] = True
     on_page = may_see[cache.page_layouts.named]
@@ -279,4 +282,11 @@ def fit_text_side(
     gallery = Gallery.of(labels, queries=queries, images=documents, cache=cache)
     report = choose_strength(model, cache, gallery, recipe=recipe)
     seconds = round(time.perf_counter() - begun, 1)
-    return {"text": True, "rows": len(rows.rows), "mass_in_named_half": mass, **report, "seconds": seconds}
+    return {
+        "text": True,
+        "rows": len(rows.rows),
+        "gate": gate,
+        "mass_in_named_half": mass,
+        **report,
+        "seconds": seconds,
+    }

@@ -75,9 +75,14 @@ def without_attention(model: Any) -> None:
 
 @torch.no_grad()
 def without_gate(model: Any) -> None:
-    """Both gates stand open for every document; the text keeps the length it has at the gates' usual opening."""
-    gate = model.fusion.gate
-    model.fusion.concept_projection.weight.mul_(torch.sigmoid(gate.bias[1]))
+    """Both gates stand open for every document; the text keeps the length it has at the gates' usual opening.
+
+    A gate that listens to agreement has none: the whole concept is added, as it is where text and image agree.
+    """
+    gate, agreement = model.fusion.gate, model.fusion.agreement
+    if not agreement[1]:
+        model.fusion.concept_projection.weight.mul_(torch.sigmoid(gate.bias[1]))
+    agreement.zero_()
     gate.weight.zero_()
     gate.bias.fill_(WIDE_OPEN)
 

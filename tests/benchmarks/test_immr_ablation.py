@@ -158,11 +158,15 @@ def test_what_is_switched_off_no_longer_counts(hub: Path, stand: Stand) -> None:
     torch.testing.assert_close(plain[~no_text], usual[~no_text])
 
 
-def test_open_gates_keep_the_length_of_a_text_at_their_usual_opening(hub: Path) -> None:
+@pytest.mark.parametrize("agreement", [0.0, 3.0])
+def test_open_gates_keep_the_length_of_a_text_at_their_usual_opening(hub: Path, agreement: float) -> None:
     one, other = (load_encoder(str(hub)).model for _ in range(2))
+    for model in (one, other):
+        model.fusion.agreement.data.copy_(torch.tensor([0.0, agreement]))
     ablated.without_gate(other)
+    assert not other.fusion.agreement.any()
     concept = torch.randn(3, 4, one.config.hidden_size)
-    opening = torch.sigmoid(one.fusion.gate.bias[1])
+    opening = 1.0 if agreement else torch.sigmoid(one.fusion.gate.bias[1])
     found = torch.sigmoid(other.fusion.gate(torch.randn(3, 3 * one.config.hidden_size)))
     assert torch.equal(found, torch.ones_like(found))
     torch.testing.assert_close(

@@ -92,6 +92,23 @@ def test_where_one_side_is_missing_gate_and_attention_are_zero_and_else_attentio
     torch.testing.assert_close(output["attention"][both].sum(-1), torch.ones(2, 3))
 
 
+def test_a_gate_opens_by_how_well_image_and_concept_agree(model: OclearModel) -> None:
+    fusion = model.fusion
+    assert fusion is not None
+    image, cells, concept = torch.randn(2, 27), torch.randn(2, 25, 19), torch.randn(2, 3, 27)
+    image = image / image.norm(dim=1, keepdim=True)
+    both = torch.ones(2, dtype=torch.bool)
+    with torch.no_grad():
+        found = fusion.fuse(image, cells, concept, has_image_B=both, has_text_B=both)["gate"]
+        evidence, _ = fusion.read_evidence(concept, cells)
+        for row, place in ((0, 0), (0, 2), (1, 1)):
+            said = fusion.concept_projection(concept[row, place])
+            read = torch.cat([image[row], evidence[row, place], concept[row, place]])
+            agree = float(image[row] @ said / said.norm())
+            expected = torch.sigmoid(fusion.gate(read) + fusion.agreement * agree)
+            torch.testing.assert_close(found[row, place], expected)
+
+
 def test_padding_does_not_count(model: OclearModel) -> None:
     other = small_batch()["input_ids"]
     other[4, 4:] = 7
@@ -161,7 +178,14 @@ def test_the_start_is_image_only_up_to_a_little_with_a_live_gradient() -> None:
     torch.testing.assert_close(output["gate"][0], closed, rtol=0.1, atol=0)
     output["embeds"][0, 0].backward()
     assert model.fusion is not None
-    for name in ("concept_query", "text_projection.weight", "evidence_value.weight", "gate.bias", "memory_out.weight"):
+    for name in (
+        "concept_query",
+        "text_projection.weight",
+        "evidence_value.weight",
+        "gate.bias",
+        "agreement",
+        "memory_out.weight",
+    ):
         gradient = model.fusion.get_parameter(name).grad
         assert gradient is not None, name
         assert gradient.abs().max() > 0, name
