@@ -181,9 +181,13 @@ def quality() -> str:
     result = found[-1]
     made, lines = result["settings"]["made"], []
     for noise in dict.fromkeys(row["noise"] for row in result["summary"]):
-        lines += [f"*{noise:.0%} wrong labels*", "", "| rate | classes drawn | rows a step | R@1 | R@1, filter | s |"]
         lines += [
-            "|---|---|---|---|---|---|",
+            f"*{noise:.0%} wrong labels*",
+            "",
+            "| rate | classes drawn | rows a step | R@1 | minus full, points | R@1, filter | minus full, points | s |",
+        ]
+        lines += [
+            "|---" * 8 + "|",
             *quality_rows([row for row in result["summary"] if row["noise"] == noise]),
         ]
         lines.append("")
@@ -192,7 +196,7 @@ def quality() -> str:
         f"{made['classes']:,} trained categories, {result['queries']:,} queries of {made['unseen']:,} unseen ones; "
         f"R@1 before training {result['recall_at_1_before']:.3f}. Mean of seeds, deviation between seeds behind it. "
         f"Full softmax without wrong labels {judged[result['full_softmax_in_range']]} of 0.5 to 0.8. "
-        f"{result['core_minutes']:.0f} core minutes in all: {source(result)}",
+        f"{result['core_minutes']:.0f} minutes of one process each in all: {source(result)}",
     ]
     return "\n".join(lines)
 
@@ -203,12 +207,19 @@ def quality_rows(rows: list[dict[str, Any]]) -> list[str]:
     for rate, form in dict.fromkeys((row["rate"], row["form"]) for row in rows):
         pair = {row["filtered"]: row for row in rows if (row["rate"], row["form"]) == (rate, form)}
         one = next(iter(pair.values()))
-        recalls = [_recall(pair.get(filtered)) for filtered in (False, True)]
-        lines.append(
-            f"| {rate:g} | {FORM_TITLES[form]} | {one['rows_a_step']:,} | {recalls[0]} | {recalls[1]} | "
-            f"{one['seconds']:.0f} |"
-        )
+        cells = [f"{rate:g}", FORM_TITLES[form], f"{one['rows_a_step']:,}"]
+        for filtered in (False, True):
+            cells += [_recall(pair.get(filtered)), _minus_full(pair.get(filtered))]
+        lines.append("| " + " | ".join([*cells, f"{one['seconds']:.0f}"]) + " |")
     return lines
+
+
+def _minus_full(row: dict[str, Any] | None) -> str:
+    """Difference to full softmax without a filter, seed by seed, in points of recall."""
+    if row is None or not row["minus_full"]:
+        return "-"
+    gap, spread = row["minus_full"]
+    return f"{100 * gap:+.1f}" + (f" ±{100 * spread:.1f}" if spread is not None else "")
 
 
 def _recall(row: dict[str, Any] | None) -> str:

@@ -92,13 +92,20 @@ def run_all(cells: list[Cell], settings: QualitySettings, out: Path, *, workers:
 
 
 def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and deviation over seeds of every kind of cell, in the order of the table."""
+    """Mean and deviation over seeds of every kind of cell, in the order of the table.
+
+    Seeds differ more from one another than forms do, so the difference to full softmax without a filter is taken seed
+    by seed: `minus_full`, mean and deviation; None where no seed has both.
+    """
+    full = {(cell["noise"], cell["seed"]): cell for cell in cells if cell["form"] == "full" and not cell["filtered"]}
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for cell in cells:
         groups.setdefault((cell["noise"], -cell["rate"], FORMS.index(cell["form"]), cell["filtered"]), []).append(cell)
     rows = []
     for (noise, rate, form, filtered), members in sorted(groups.items()):
         recalls = [cell["recall_at_1"] for cell in members]
+        pairs = [(cell, full[noise, cell["seed"]]) for cell in members if (noise, cell["seed"]) in full]
+        gaps = [one["recall_at_1"] - other["recall_at_1"] for one, other in pairs]
         rows.append(
             {
                 "noise": noise,
@@ -107,6 +114,9 @@ def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "filtered": filtered,
                 "recall_at_1": round(mean(recalls), 4),
                 "deviation": round(stdev(recalls), 4) if len(recalls) > 1 else None,
+                "minus_full": [round(mean(gaps), 5), round(stdev(gaps), 5) if len(gaps) > 1 else None]
+                if gaps
+                else None,
                 "rows_a_step": round(mean(cell["rows_a_step"] for cell in members)),
                 "seconds": round(mean(cell["seconds"] for cell in members), 1),
                 "seeds": sorted(cell["seed"] for cell in members),

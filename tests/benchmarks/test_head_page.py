@@ -120,6 +120,7 @@ def test_quality_shows_each_share_of_wrong_labels_with_the_filter_beside(folder:
     summary = [
         {"noise": noise, "rate": rate, "form": form, "filtered": filtered, "recall_at_1": 0.6 + 0.1 * filtered}
         | {"deviation": 0.01 if filtered else None, "rows_a_step": 1200, "seconds": 3.0, "seeds": [0]}
+        | {"minus_full": None if noise else [0.1 * filtered, 0.002 if filtered else None]}
         for noise, rate, form, filtered in kinds
     ]
     settings = {"made": {"classes": 100, "unseen": 20}}
@@ -129,8 +130,8 @@ def test_quality_shows_each_share_of_wrong_labels_with_the_filter_beside(folder:
     result |= {"bias": {"full_loss": 5.0, "draws": 9, "rows": bias_rows}}
     (folder / "head_quality_x.json").write_text(json.dumps(result))
     blocks = head_page.blocks()
-    assert "| 1 | every class | 1,200 | 0.600 (one seed) | 0.700 ±0.010 | 3 |" in blocks["quality"]
+    assert "| 1 | every class | 1,200 | 0.600 (one seed) | +0.0 | 0.700 ±0.010 | +10.0 ±0.2 | 3 |" in blocks["quality"]
     assert "*40% wrong labels*" in blocks["quality"]
-    assert "| 0.1 | uniform | 1,200 | 0.600 (one seed) | - | 3 |" in blocks["quality"]
+    assert "| 0.1 | uniform | 1,200 | 0.600 (one seed) | - | - | - | 3 |" in blocks["quality"]
     assert "OUTSIDE the planned range" in blocks["quality"]
     assert "| 0.1 | -2.0000 ±0.1000 | -1.0000 ±0.1000 |" in blocks["bias"]

@@ -133,6 +133,7 @@ def test_the_summary_holds_means_and_deviations_over_seeds() -> None:
         (1.0, 0.6, 0.1414),
         (0.1, 0.4, None),
     ]
+    assert [row["minus_full"] for row in found["summary"]] == [[0.0, 0.0], [-0.1, None]]  # seed by seed
     assert found["core_minutes"] == 0.3
     assert found["full_softmax_in_range"] is True
     assert head_quality.collect([cell_figures(0.81, 0)], SETTINGS, None)["full_softmax_in_range"] is False
