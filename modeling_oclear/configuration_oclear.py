@@ -29,8 +29,9 @@ class OclearConfig(PreTrainedConfig):
         hidden_size: width D of the embeddings.
         intermediate_size: inner width of the residual MLP of each side.
         num_concepts: concepts C that are read from a text.
-        num_memory_slots: slots K of the memory that the tokens read from.
-        num_attention_heads: heads of the memory read and of the text-to-image attention.
+        num_memory_slots: slots K of the memory that speaks for texts without image.
+        memory_sharpness: how fast a slot falls silent with the distance of a text from its own.
+        num_attention_heads: heads of the text-to-image attention.
         vision_feature_stage: index into the encoder's hidden_states whose cells the text attends to; None = its last
             hidden state.
         text_strength: factor on what text adds to an image embedding; 0 = text is ignored where there is an image.
@@ -58,6 +59,7 @@ class OclearConfig(PreTrainedConfig):
     intermediate_size: int = 256
     num_concepts: int = 4
     num_memory_slots: int = 64
+    memory_sharpness: float | int = 4.0
     num_attention_heads: int = 4
     vision_feature_stage: int | None = None
     text_strength: float | int = 1.0
@@ -94,10 +96,14 @@ class OclearConfig(PreTrainedConfig):
             )
 
     def validate_strengths(self) -> None:
-        """Strength of text and dropout."""
+        """Strength of text, sharpness of the memory and dropout."""
         if not 0 <= self.text_strength < float("inf"):
             raise ValueError(
                 f"text_strength is {self.text_strength}; it must be 0 (text ignored) or a positive number."
+            )
+        if not 0 <= self.memory_sharpness < float("inf"):
+            raise ValueError(
+                f"memory_sharpness is {self.memory_sharpness}; it must be 0 or a positive number, such as 4."
             )
         if not 0 <= self.embed_dropout < 1:
             raise ValueError(f"embed_dropout is {self.embed_dropout}; it must be at least 0 and below 1.")

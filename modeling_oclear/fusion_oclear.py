@@ -10,12 +10,15 @@ In: image embedding, image cells, token features. Out: document embedding, gates
 The idea (external memory, text-to-image attention, information inequality) is the paper's; the formulas are ours:
 
     P          = Linear(tokens / |masked mean of tokens| - text_mean)
-    P          = P + out(attend(P -> memory))                                       out = 0 at the start
     concept_c  = sum_t softmax_t(concept_query_c . key(P_t)) P_t                    the plain mean at the start
     evidence_c = attend(concept_c -> cells)                                         rows of the map sum to 1
     gate_c     = sigmoid(W [u; evidence_c; concept_c] + b + a <u, unit(W_c concept_c)>)    two values, not a convex pair
     shift      = text_strength * mean_c(gate_c0 W_e evidence_c + gate_c1 W_c concept_c)
-    z          = unit(u + shift);        text only: z = unit(mean_c W_c concept_c)
+    recall     = sum_k exp(sharpness (<t, memory_k> - 1)) value_k                   t = unit masked mean of tokens
+    z          = unit(u + shift);        text only: z = unit(mean_c W_c concept_c + recall)
+
+The memory holds texts and what pictures of such texts look like. It speaks for documents without image alone: where
+there is one, it repeats for known documents what it was made from, and that costs first places (docs/log.md).
 
 Letters: B batch, P image cells, T tokens, K memory slots, C concepts, D width, N heads, H encoder width, E width per
 head.
@@ -58,6 +61,19 @@ def unit_rows(rows_XD: torch.Tensor) -> torch.Tensor:
     return functional.normalize(wide_XD, dim=-1)
 
 
+def _masked_mean(rows_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """(B, H); 0 for a row without tokens."""
+    return (rows_BTH * mask_BT.unsqueeze(-1)).sum(dim=1) / mask_BT.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def _scaled_tokens(tokens_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """Tokens in at least fp32, divided by the length of their masked mean, which is then of length 1."""
+    wide_BTH = tokens_BTH if tokens_BTH.dtype == torch.float64 else tokens_BTH.float()
+    length_B1 = torch.linalg.vector_norm(_masked_mean(wide_BTH, mask_BT), dim=-1, keepdim=True)
+    scale_B1 = torch.where(length_B1 > 0, 1 / length_B1.clamp(min=1e-12), 0.0)
+    return wide_BTH * scale_B1.unsqueeze(1)
+
+
 class OclearFusion(nn.Module):
     """Adds the text of a document to its image embedding; see the top of this file for the formulas."""
 
@@ -70,11 +86,8 @@ class OclearFusion(nn.Module):
         self.num_heads = config.num_attention_heads
         self.register_buffer("text_mean", torch.empty(token_width))
         self.text_projection = nn.Linear(token_width, width, bias=False)
-        self.memory = nn.Parameter(torch.empty(config.num_memory_slots, width))
-        self.memory_query = nn.Linear(width, width, bias=False)
-        self.memory_key = nn.Linear(width, width, bias=False)
-        self.memory_value = nn.Linear(width, width, bias=False)
-        self.memory_out = nn.Linear(width, width, bias=False)
+        self.memory = nn.Parameter(torch.empty(config.num_memory_slots, token_width))
+        self.memory_value = nn.Parameter(torch.empty(config.num_memory_slots, width))
         self.concept_query = nn.Parameter(torch.empty(config.num_concepts, width))
         self.concept_key = nn.Linear(width, width, bias=False)
         # Concepts start as the same mean of the text; what they look for in the image starts apart.
@@ -90,24 +103,17 @@ class OclearFusion(nn.Module):
         self.concept_projection = nn.Linear(width, width, bias=False)
 
     def project_tokens(self, tokens_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-        """P (B, T, D): scaled, centred, projected tokens after the memory read. Without memory, their masked mean is
-        the projection of the centred unit sentence vector."""
-        wide_BTH = tokens_BTH if tokens_BTH.dtype == torch.float64 else tokens_BTH.float()
-        mean_BH = (wide_BTH * mask_BT.unsqueeze(-1)).sum(dim=1) / mask_BT.sum(dim=1, keepdim=True).clamp(min=1)
-        length_B1 = torch.linalg.vector_norm(mean_BH, dim=-1, keepdim=True)
-        scale_B1 = torch.where(length_B1 > 0, 1 / length_B1.clamp(min=1e-12), 0.0)
-        scaled_BTH = wide_BTH * scale_B1.unsqueeze(1) - self.text_mean
-        token_BTD = self.text_projection(scaled_BTH.to(self.text_projection.weight.dtype))
-        return token_BTD + self._read_memory(token_BTD)
+        """P (B, T, D): scaled, centred, projected tokens. Their masked mean is the projection of the centred unit
+        sentence vector."""
+        return self._project(_scaled_tokens(tokens_BTH, mask_BT))
 
-    def _read_memory(self, token_BTD: torch.Tensor) -> torch.Tensor:
-        memory_1KD = self.memory.unsqueeze(0).expand(len(token_BTD), -1, -1)
-        read_BNTE = functional.scaled_dot_product_attention(
-            self._heads(self.memory_query(token_BTD)),
-            self._heads(self.memory_key(memory_1KD)),
-            self._heads(self.memory_value(memory_1KD)),
-        )
-        return self.memory_out(read_BNTE.transpose(1, 2).flatten(2))
+    def _project(self, scaled_BTH: torch.Tensor) -> torch.Tensor:
+        return self.text_projection((scaled_BTH - self.text_mean).to(self.text_projection.weight.dtype))
+
+    def recall(self, sentence_BH: torch.Tensor) -> torch.Tensor:
+        """(B, D): what the memory says of unit sentence vectors; 0 while it holds nothing."""
+        likeness_BK = sentence_BH.to(self.memory.dtype) @ self.memory.T
+        return torch.exp(self.config.memory_sharpness * (likeness_BK - 1)) @ self.memory_value
 
     def _heads(self, rows_BXD: torch.Tensor) -> torch.Tensor:
         """(B, X, D) -> (B, N, X, E)."""
@@ -150,8 +156,16 @@ class OclearFusion(nn.Module):
         """
         mask_BT = mask_BT.bool() & has_text_B[:, None]
         has_text_B = has_text_B & mask_BT.any(dim=1)
-        concept_BCD = self.read_concepts(self.project_tokens(tokens_BTH, mask_BT), mask_BT)
-        return self.fuse(image_embeds_BD, cells_BPH, concept_BCD, has_image_B=has_image_B, has_text_B=has_text_B)
+        scaled_BTH = _scaled_tokens(tokens_BTH, mask_BT)
+        concept_BCD = self.read_concepts(self._project(scaled_BTH), mask_BT)
+        return self.fuse(
+            image_embeds_BD,
+            cells_BPH,
+            concept_BCD,
+            has_image_B=has_image_B,
+            has_text_B=has_text_B,
+            recalled_BD=self.recall(_masked_mean(scaled_BTH, mask_BT)),
+        )
 
     def fuse(
         self,
@@ -161,8 +175,12 @@ class OclearFusion(nn.Module):
         *,
         has_image_B: torch.Tensor,
         has_text_B: torch.Tensor,
+        recalled_BD: torch.Tensor | None = None,
     ) -> OclearDocumentOutput:
-        """The part of `forward` behind the concepts, for concepts that were read elsewhere (out of fold, say)."""
+        """The part of `forward` behind the concepts, for concepts that were read elsewhere (out of fold, say).
+
+        `recalled_BD` is what the memory says, and counts where there is no image; None is nothing.
+        """
         both_B11 = (has_image_B & has_text_B)[:, None, None]
         image_embeds_BD = torch.where(has_image_B[:, None], image_embeds_BD, 0.0)
         evidence_BCD, attention_BCP = self.read_evidence(concept_BCD, cells_BPH)
@@ -174,8 +192,9 @@ class OclearFusion(nn.Module):
         gate_BC2 = torch.where(both_B11, torch.sigmoid(score_BC2), 0.0)
         shift_BD = (gate_BC2[..., :1] * seen_BCD + gate_BC2[..., 1:] * said_BCD).mean(dim=1)
         shift_BD = shift_BD.to(image_embeds_BD.dtype) * self.config.text_strength
+        alone_BD = said_BCD.mean(dim=1) if recalled_BD is None else said_BCD.mean(dim=1) + recalled_BD
         embeds_BD, added_BD = self._combine(
-            image_embeds_BD, shift_BD, said_BCD.mean(dim=1), has_image_B[:, None], has_text_B[:, None]
+            image_embeds_BD, shift_BD, alone_BD, has_image_B[:, None], has_text_B[:, None]
         )
         return OclearDocumentOutput(
             embeds=embeds_BD,
@@ -189,12 +208,12 @@ class OclearFusion(nn.Module):
         self,
         image_BD: torch.Tensor,
         shift_BD: torch.Tensor,
-        said_BD: torch.Tensor,
+        alone_BD: torch.Tensor,
         has_image_B1: torch.Tensor,
         has_text_B1: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(document embedding, what text added): chosen row by row, so that a fallback is exact in a mixed batch."""
-        text_only_BD = torch.where(has_text_B1 & ~has_image_B1, unit_rows(said_BD), 0.0).to(image_BD.dtype)
+        text_only_BD = torch.where(has_text_B1 & ~has_image_B1, unit_rows(alone_BD), 0.0).to(image_BD.dtype)
         if self.config.text_strength == 0:
             return torch.where(has_image_B1, image_BD, text_only_BD), text_only_BD
         both_B1 = has_image_B1 & has_text_B1

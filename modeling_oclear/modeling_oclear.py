@@ -104,8 +104,8 @@ class OclearPreTrainedModel(PreTrainedModel):
         """Documents start as image only, with a live gradient: gates nearly shut, text projections small, never 0."""
         width = self.config.hidden_size
         init.zeros_(fusion.text_mean)
-        init.normal_(fusion.memory, std=width**-0.5)
-        init.zeros_(fusion.memory_out.weight)
+        init.zeros_(fusion.memory)
+        init.zeros_(fusion.memory_value)
         init.zeros_(fusion.concept_query)
         init.normal_(fusion.concept_offset, std=width**-0.5)
         for linear in (fusion.text_projection, fusion.concept_key):

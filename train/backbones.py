@@ -18,6 +18,7 @@ from modeling_oclear.modeling_efficientnet_lite_oclear import EfficientNetLiteMo
 from modeling_oclear.packaged_weights import IMAGE_MEAN, IMAGE_STD, load_efficientnet_lite0, load_minilm
 from train.adapters import load_and_merge
 from train.recipe import Recipe
+from train.text_memory import MEMORY_SLOTS
 
 
 def build_model(recipe: Recipe, *, seed: int) -> tuple[Any, Any]:
@@ -36,6 +37,7 @@ def build_model(recipe: Recipe, *, seed: int) -> tuple[Any, Any]:
             hidden_size=recipe.hidden_size,
             intermediate_size=recipe.hidden_size,
             vision_feature_stage=recipe.vision_feature_stage,
+            num_memory_slots=MEMORY_SLOTS,
         )
     images = OclearImageProcessor(size=recipe.image_size, image_mean=mean, image_std=deviation)
     processor = (

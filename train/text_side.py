@@ -28,6 +28,7 @@ from train.held_out import Gallery, held_out_figures
 from train.pages import half_weight
 from train.recipe import Recipe
 from train.text_gate import fit_gate
+from train.text_memory import install_memory
 
 RIDGE = 3.0  # ridge strength in units of the mean eigenvalue of the sentence vectors' covariance
 LEAST_SPREAD = 1e-9  # mean square distance of unit sentence vectors from their mean, below which it is rounding
@@ -269,6 +270,7 @@ def fit_text_side(
         return {"text": True, "strength": 0.0, "reason": f"fewer than {recipe.text_folds} categories have text"}
     queries, documents = image_embeddings(model, cache, recipe)
     install_map(model.fusion, rows)
+    slots = install_memory(model.fusion, rows.sentences, rows.targets)
     concepts = out_of_fold_concepts(rows, total=len(documents))
     seen = rows.rows[cache.document_has_image[rows.rows]]
     gate = fit_gate(model.fusion, documents[seen], concepts[seen], labels.document[seen], seed=seed)
@@ -285,6 +287,7 @@ def fit_text_side(
     return {
         "text": True,
         "rows": len(rows.rows),
+        "memory_slots": slots,
         "gate": gate,
         "mass_in_named_half": mass,
         **report,

@@ -61,8 +61,8 @@ class Uncalibrated(System):
 
 @torch.no_grad()
 def without_memory(model: Any) -> None:
-    """Nothing that the memory read comes back to the tokens."""
-    model.fusion.memory_out.weight.zero_()
+    """Documents without image are what the linear map makes of their text."""
+    model.fusion.memory_value.zero_()
 
 
 @torch.no_grad()

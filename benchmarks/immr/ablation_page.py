@@ -19,7 +19,7 @@ PARTS = {
     "classification_infonce": ("classification", "InfoNCE on governed labels"),
     "classification_supcon": ("classification", "SupCon on governed labels"),
     "out_of_fold": ("out-of-fold text", "text inside the loss, image and text mixed by a learned layer"),
-    "memory": ("concept memory", "tokens as they are"),
+    "memory": ("concept memory", "the linear map where there is no image"),
     "attention": ("text-to-image attention", "no evidence from the image"),
     "gate": ("gate", "open for every document, text as strong as chosen"),
     "imputation": ("imputation", "documents without text by their image alone"),

@@ -17,6 +17,7 @@ from benchmarks.immr.stand import Stand, kept_scores
 from benchmarks.immr.systems import published_system
 from benchmarks.immr.worlds import open_world
 from retrieval.encoder import load_encoder
+from train.features import FeatureCache
 from train.recipe import tiny
 
 STEPS = 3
@@ -120,6 +121,7 @@ def test_one_residual_for_both_sides_is_what_the_published_model_holds_twice(
 def test_what_is_switched_off_no_longer_counts(hub: Path, stand: Stand) -> None:
     features = stand.task_features("heads")
     cache = features.documents(stand.tasks["unseen"].documents)
+    without_images = features.documents(stand.tasks["missing"].documents)
 
     def loud(model: object) -> None:
         """Text, memory, evidence and gates that matter."""
@@ -127,25 +129,29 @@ def test_what_is_switched_off_no_longer_counts(hub: Path, stand: Stand) -> None:
         fusion = model.fusion  # type: ignore[attr-defined]
         model.config.text_strength = fusion.config.text_strength = 0.5  # type: ignore[attr-defined]
         with torch.no_grad():
-            for value in (fusion.memory_out.weight, fusion.evidence_projection.weight, fusion.gate.weight):
+            for value in (fusion.memory, fusion.memory_value, fusion.evidence_projection.weight, fusion.gate.weight):
                 value.normal_()
 
-    def vectors(*edits: object, imputes: bool = True) -> torch.Tensor:
+    def vectors(*edits: object, imputes: bool = True, of: FeatureCache = cache) -> torch.Tensor:
         def edit(model: object) -> None:
             for one in (loud, *edits):
                 one(model)  # type: ignore[operator]
 
-        return published_system(hub, frozen_stages=None, with_text=True, edit=edit, imputes=imputes).documents(cache)
+        return published_system(hub, frozen_stages=None, with_text=True, edit=edit, imputes=imputes).documents(of)
 
     usual, no_text = vectors(), torch.from_numpy(~np.asarray(cache.document_mask).any(1))
-    for edit in ablated.EDITS.values():
+    for edit in (ablated.without_attention, ablated.without_gate):
         assert not torch.allclose(vectors(edit), usual)
+    assert torch.equal(vectors(ablated.without_memory), usual), "the memory speaks where there is no image"
+    alone = [vectors(*edits, of=without_images) for edits in ((), (ablated.without_memory,))]
+    assert not torch.allclose(*alone, equal_nan=True)
 
     def other_memory(model: object) -> None:
         model.fusion.memory.data.add_(1)  # type: ignore[attr-defined]
 
-    without = vectors(ablated.without_memory)
-    torch.testing.assert_close(vectors(ablated.without_memory, other_memory), without)
+    torch.testing.assert_close(
+        vectors(ablated.without_memory, other_memory, of=without_images), alone[1], equal_nan=True
+    )
 
     def moved_cells(model: object) -> None:
         model.fusion.cell_projection.weight.data.normal_()  # type: ignore[attr-defined]

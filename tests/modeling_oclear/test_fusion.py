@@ -176,19 +176,15 @@ def test_the_start_is_image_only_up_to_a_little_with_a_live_gradient() -> None:
     assert 0 < difference < 1e-2
     closed = torch.full((3, 2), torch.sigmoid(torch.tensor(-2.0)).item())
     torch.testing.assert_close(output["gate"][0], closed, rtol=0.1, atol=0)
-    output["embeds"][0, 0].backward()
     assert model.fusion is not None
-    for name in (
-        "concept_query",
-        "text_projection.weight",
-        "evidence_value.weight",
-        "gate.bias",
-        "agreement",
-        "memory_out.weight",
-    ):
-        gradient = model.fusion.get_parameter(name).grad
-        assert gradient is not None, name
-        assert gradient.abs().max() > 0, name
+    both = ("concept_query", "text_projection.weight", "evidence_value.weight", "gate.bias", "agreement")
+    for row, names in ((0, both), (1, ("memory_value", "concept_query"))):  # row 1 has no image
+        model.zero_grad()
+        output["embeds"][row, 0].backward(retain_graph=True)
+        for name in names:
+            gradient = model.fusion.get_parameter(name).grad
+            assert gradient is not None, name
+            assert gradient.abs().max() > 0, name
 
 
 def test_at_the_start_a_concept_is_the_projected_centred_unit_sentence_vector() -> None:
@@ -203,6 +199,37 @@ def test_at_the_start_a_concept_is_the_projected_centred_unit_sentence_vector() 
             mean = tokens[row, :length].mean(dim=0)
             expected = model.fusion.text_projection(mean / mean.norm() - model.fusion.text_mean)
             torch.testing.assert_close(concept[row], expected.expand(3, -1))
+
+
+def test_the_memory_is_a_sum_over_its_texts_by_likeness(model: OclearModel) -> None:
+    fusion = model.fusion
+    assert fusion is not None
+    sentences = torch.nn.functional.normalize(torch.randn(2, 21), dim=1)
+    with torch.no_grad():
+        found = fusion.recall(sentences)
+        for row in range(2):
+            expected = torch.zeros(27)
+            for text, value in zip(fusion.memory, fusion.memory_value, strict=True):
+                expected += torch.exp(model.config.memory_sharpness * (sentences[row] @ text - 1)) * value
+            torch.testing.assert_close(found[row], expected)
+
+
+def test_the_memory_speaks_for_documents_without_image_alone(model: OclearModel) -> None:
+    fusion = model.fusion
+    assert fusion is not None
+    before = embed(model)["embeds"]
+    kept = fusion.memory_value.detach().clone()
+    with torch.no_grad():
+        fusion.memory_value.zero_()
+        after = embed(model)["embeds"]
+        batch = small_batch()
+        tokens, mask = model.encode_text(batch["input_ids"], batch["attention_mask"])
+        said = fusion.concept_projection(fusion.read_concepts(fusion.project_tokens(tokens, mask), mask))[1].mean(0)
+        fusion.memory_value.copy_(kept)
+    has_image = small_batch()["has_image"]
+    assert torch.equal(after[has_image], before[has_image])
+    assert not torch.allclose(after[1], before[1])
+    torch.testing.assert_close(after[1], said / said.norm())
 
 
 def test_concepts_look_at_different_places_once_trained_apart() -> None:

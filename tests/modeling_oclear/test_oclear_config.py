@@ -57,6 +57,7 @@ def test_encoder_parts_that_nobody_reads_are_switched_off() -> None:
         ({"text_strength": -0.1}, "text_strength is -0.1"),
         ({"text_strength": float("nan")}, "text_strength is nan"),
         ({"embed_dropout": 1.0}, "embed_dropout is 1.0"),
+        ({"memory_sharpness": -1.0}, "memory_sharpness is -1.0"),
         ({"num_classes": -1}, "num_classes is -1"),
         ({"head_scale": 0}, "head_scale is 0"),
         ({"head_margin": 1.5}, "head_margin is 1.5"),
