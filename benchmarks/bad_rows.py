@@ -103,7 +103,7 @@ def bad(rows: int, every: int) -> dict[str, list[tuple[str, Row]]]:
     """(reason, row) of every kind in turn: one for every `every` good rows of a table."""
     click: Row = {"query_id": "q0", "doc_id": "d0", "clicks": 1.0, "impressions": 3.0, "position": 1.0}
     item: Row = {"doc_id": "", "image": None, "text": "a thing", "leaf": "leaf"}
-    behaviour = [
+    behaviour: list[tuple[str, Row]] = [
         ("missing_id", {"query_id": None}),
         ("unknown_query", {"query_id": "nobody"}),
         ("unknown_document", {"doc_id": "nothing"}),
@@ -114,16 +114,16 @@ def bad(rows: int, every: int) -> dict[str, list[tuple[str, Row]]]:
         ("fewer_impressions_than_clicks", {"clicks": 9.0}),
         ("position_below_one", {"position": 0.0}),
     ]
-    cells = [
+    cells: list[tuple[str, Row]] = [
         ("image_undecodable", {"bytes": b"no image", "path": None}),
         ("image_too_many_pixels", {"bytes": header_only(50_000, 50_000), "path": None}),
         ("image_path_escapes_folder", {"bytes": None, "path": "../x.png"}),
         ("image_file_missing", {"bytes": None, "path": "x.png"}),
     ]
-    catalogue = [("missing_id", {}), ("duplicate_id", {"doc_id": "d1"})]
+    catalogue: list[tuple[str, Row]] = [("missing_id", {}), ("duplicate_id", {"doc_id": "d1"})]
     catalogue += [("neither_image_nor_text", {"doc_id": "bad{}", "text": " "})]
     catalogue += [(reason, {"doc_id": "bad{}", "image": cell}) for reason, cell in cells]
-    asked = [
+    asked: list[tuple[str, Row]] = [
         ("duplicate_id", {"query_id": "q1", "image": png(1)}),
         ("image_missing", {"query_id": "bad{}", "image": None}),
     ]

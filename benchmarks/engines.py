@@ -92,8 +92,8 @@ def behaviour(rows: int, asked: np.ndarray, documents: int, rng: np.random.Gener
 
 def governed_alone(engine: str, data: Path, out: Path) -> dict[str, Any]:
     """In this process: seconds, and where Spark ran."""
-    request = Request(*(str(data / f"{name}.parquet") for name in ("behaviour", "queries", "catalogue")), out)
-    facts = govern(Request(**{**vars(request), "engine": engine}), Policy(threads=1))
+    behaviour, queries, catalogue = (str(data / f"{name}.parquet") for name in ("behaviour", "queries", "catalogue"))
+    facts = govern(Request(behaviour, queries, catalogue, out, engine=engine), Policy(threads=1))
     found: dict[str, Any] = {"stage_seconds": {name: facts["notes"][name]["seconds"] for name in ("admit", "weigh")}}
     if engine == "spark":
         from pyspark.sql import SparkSession

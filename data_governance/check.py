@@ -27,6 +27,8 @@ REMEDIES = {
     "clicks_missing": "write 0 or drop the row",
     "clicks_negative": "clicks are counts",
     "clicks_not_whole": "clicks are counts",
+    "clicks_too_large": "a billion at most: clicks are counts",
+    "impressions_too_large": "a billion at most: impressions are counts",
     "impressions_negative": "impressions are counts",
     "impressions_not_whole": "impressions are counts",
     "fewer_impressions_than_clicks": "count both over the same time",

@@ -9,6 +9,8 @@ from typing import Any
 from data_governance.policy import Policy
 
 Batch = dict[str, list[Any]]
+# Clicks or impressions of one row beyond which they are no count: sums are whole millionths in 64 bits (relations.py).
+MOST_COUNT = 10**9
 
 
 def behaviour_ids(batch: Batch, *, policy: Policy) -> list[str | None]:
@@ -17,12 +19,12 @@ def behaviour_ids(batch: Batch, *, policy: Policy) -> list[str | None]:
 
 
 def behaviour_clicks(batch: Batch, *, policy: Policy) -> list[str | None]:
-    """`clicks_missing` (null or NaN), `clicks_negative`, `clicks_not_whole` (a fraction or infinite)."""
+    """`clicks_missing` (null or NaN), `_negative`, `_not_whole` (a fraction or infinite), `_too_large`."""
     return [_count_fault("clicks", value, required=True) for value in batch["clicks"]]
 
 
 def behaviour_impressions(batch: Batch, *, policy: Policy) -> list[str | None]:
-    """`impressions_negative` or `_not_whole`; `fewer_impressions_than_clicks`; null is allowed."""
+    """`impressions_negative`, `_not_whole` or `_too_large`; `fewer_impressions_than_clicks`; null is allowed."""
     found = []
     for clicks, impressions in zip(batch["clicks"], batch["impressions"], strict=True):
         fault = _count_fault("impressions", impressions, required=False)
@@ -77,4 +79,6 @@ def _count_fault(column: str, value: float | None, *, required: bool) -> str | N
         return f"{column}_missing" if required else None
     if value < 0:
         return f"{column}_negative"
-    return None if math.isfinite(value) and value == int(value) else f"{column}_not_whole"
+    if not math.isfinite(value) or value != int(value):
+        return f"{column}_not_whole"
+    return f"{column}_too_large" if value > MOST_COUNT else None

@@ -97,7 +97,7 @@ def test_what_is_not_there_is_measured_by_its_own_command_and_a_failure_is_told(
         figures = {"share": 0.01, "incremental_cpu_seconds": 9.0, "cpu_share": 0.1, "pair_f1": 0.97, "keys_kept": 0.99}
         Path(words[-1]).write_text(json.dumps(result(" ".join(words[3:-2]), **figures)))
 
-    monkeypatch.setattr(governance.subprocess, "run", run)
+    monkeypatch.setattr("subprocess.run", run)
     monkeypatch.setattr(outcome, "commit", lambda: "abc")
     demo = tmp_path / "demo"
     words = ["--only", "incremental", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "r.json")]

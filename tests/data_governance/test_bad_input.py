@@ -58,6 +58,7 @@ ROWS: list[tuple[str, str, Callable[[pa.Table], pa.Table]]] = [
     ("behaviour", "clicks_missing", lambda t: put(t, "clicks", 0, NAN)),
     ("behaviour", "clicks_negative", lambda t: put(t, "clicks", 0, -1)),
     ("behaviour", "clicks_not_whole", lambda t: put(t, "clicks", 0, 0.5)),
+    ("behaviour", "clicks_too_large", lambda t: put(t, "clicks", 0, 1e15)),
     ("behaviour", "missing_id", lambda t: put(t, "query_id", 0, None)),
     ("behaviour", "unknown_query", lambda t: put(t, "query_id", 0, "nobody")),
     ("behaviour", "unknown_document", lambda t: put(t, "doc_id", 0, "nothing")),
