@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -37,12 +36,6 @@ HYBRID = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 def call(command: list[object], **variables: str) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OCLEAR_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
     words = [sys.executable, *map(str, command)]
@@ -53,7 +46,7 @@ def call(command: list[object], **variables: str) -> str:
 
 def sharded(ranks: int, *words: object, **variables: str) -> str:
     """train/run.py on `ranks` gloo processes with FSDP2."""
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", ranks, "--master_port", free_port(), LAUNCHER]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks, LAUNCHER]
     return call([*torchrun, *words], **FSDP2, **variables)
 
 
