@@ -18,7 +18,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -99,25 +98,19 @@ def launch(layout: str) -> tuple[list[str], dict[str, str]]:
     """
     script = str(ROOT / "train" / "run.py")
     sharded = str(ROOT / "tests" / "train" / "fsdp2_gloo.py")
-    torchrun = ["-m", "torch.distributed.run", "--master_port", str(_free_port()), "--nproc_per_node"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     config = str(ROOT / "train" / "launch" / "cpu_two_processes.yaml")
     accelerate = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", config]
     known: dict[str, tuple[list[str], dict[str, str]]] = {
         **{name: ([script], {}) for name in ("one", "resumed", *REORDERED)},
         "torchrun_2": ([*torchrun, "2", script], {}),
-        "accelerate_2": ([*accelerate, "--main_process_port", str(_free_port()), script], {}),
+        "accelerate_2": ([*accelerate, script], {}),
         "fsdp2_2": ([*torchrun, "2", sharded], FSDP2),
         "hybrid_2x2": ([*torchrun, "4", sharded], HYBRID),
     }
     if layout not in known:
         raise ValueError(f"no layout is called {layout!r}; known: {', '.join(known)}")
     return known[layout]
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def run(work: Path, setting: str, layout: str, *, limit: float) -> Curve:

@@ -1,11 +1,12 @@
-"""Low-rank adapters (LoRA) on the trained stages of the image encoder, through peft, and their published form.
+"""Low-rank adapters (LoRA) on both encoders, through peft, and their published form.
 
 Why: a product trains one model per shop or season; an adapter is a few per cent of an encoder to train, to keep and to
 send, and folds into the plain weights afterwards (Hu et al. 2021, 2106.09685: W + alpha / rank x B A, B starting at 0).
 Frozen stages stay cached as ever: adapters sit on layers behind them.
 
-The text encoder gets none here: the text side is fitted out of fold on fixed token features (text_side.py), so no
-gradient reaches it, and the recipe refuses `text_lora_rank`. On the published model itself peft works on both encoders.
+Those of the image encoder are trained with the image side, those of the text encoder in a stage of its own
+(text_adapters.py). Two cases publish no adapter folder, since more than adapters has changed: the image encoder trained
+without adapters, and layers of the text encoder tuned themselves.
 
 peft takes seconds to import: only functions that need it do so.
 
@@ -78,6 +79,25 @@ def _named(layers: dict[str, nn.Module], targets: tuple[str, ...], model: str) -
     return list(dict.fromkeys(found))
 
 
+def text_layers(text: nn.Module) -> list[str]:
+    """Names of the query and value projections of a text encoder.
+
+    Raises:
+        ValueError: it has none.
+    """
+    found = [
+        name
+        for name, module in text.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in ATTENTION
+    ]
+    if not found:
+        raise ValueError(
+            f"the recipe adapts the text encoder, but {type(text).__name__} has no layer called "
+            f"{', '.join(ATTENTION)}; set text_lora_rank to 0 and text_layers_tuned to false, or take another encoder"
+        )
+    return found
+
+
 def add_adapters(vision: nn.Module, recipe: Recipe, *, seed: int) -> Any:
     """Put adapters on the backbone, in place, and freeze everything else of it.
 
@@ -89,16 +109,29 @@ def add_adapters(vision: nn.Module, recipe: Recipe, *, seed: int) -> Any:
     Raises:
         ValueError: see `adapter_layers`.
     """
+    return _add(vision, adapter_layers(vision, recipe), recipe.vision_lora_rank, recipe, seed=seed)
+
+
+def add_text_adapters(text: nn.Module, recipe: Recipe, *, seed: int) -> Any:
+    """The same on the text encoder.
+
+    Raises:
+        ValueError: see `text_layers`.
+    """
+    return _add(text, text_layers(text), recipe.text_lora_rank, recipe, seed=seed)
+
+
+def _add(encoder: nn.Module, layers: list[str], rank: int, recipe: Recipe, *, seed: int) -> Any:
     from peft import LoraConfig, LoraModel
 
-    config = LoraConfig(target_modules=adapter_layers(vision, recipe), **_settings(recipe))
+    config = LoraConfig(target_modules=layers, r=rank, **_settings(recipe))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LoraModel(vision, config, ADAPTER)
+        return LoraModel(encoder, config, ADAPTER)
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    return {"r": recipe.vision_lora_rank, "lora_alpha": recipe.lora_alpha, "lora_dropout": 0.0, "bias": "none"}
+    return {"lora_alpha": recipe.lora_alpha, "lora_dropout": 0.0, "bias": "none"}
 
 
 def load_and_merge(vision: nn.Module, weights: dict[str, Tensor], recipe: Recipe, *, seed: int) -> None:
@@ -125,6 +158,13 @@ def trained_and_all(module: nn.Module) -> tuple[int, int]:
     return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
 
 
+def is_adapter_alone(recipe: Recipe) -> bool:
+    """Whether adapters, image head and fusion are all that a run of the recipe changes."""
+    image_is_fixed = recipe.vision_lora_rank > 0 or recipe.frozen_stages is None
+    has_adapters = recipe.vision_lora_rank > 0 or recipe.text_lora_rank > 0
+    return has_adapters and image_is_fixed and not recipe.text_layers_tuned
+
+
 def export_adapter(
     run: Path, *, base: Any, model: Any, processor: Any, weights: dict[str, Tensor], recipe: Recipe
 ) -> None:
@@ -135,7 +175,7 @@ def export_adapter(
 
     Args:
         base: what `build_model` gives. model: the trained model with adapters folded in.
-        weights: state of the `EncoderPair`, adapters apart.
+        weights: state of the `EncoderPair`, adapters apart; those of the text encoder begin with "text.".
 
     Raises:
         ValueError: something else than adapters, image head and fusion differs between base and model.
@@ -143,23 +183,42 @@ def export_adapter(
     from peft import LoraConfig, get_peft_model
 
     modules = [name for name in ("image_head", "fusion") if getattr(base, name) is not None]
-    _check_rest(base, model, modules)
+    layers = _published_layers(base, recipe)
+    _check_rest(base, model, [*modules, *sorted({name.partition(".")[0] for name in layers})])
     _replace(run / "base", lambda folder: publish(base, processor, folder))
-    layers = [f"vision_model.{name}" for name in adapter_layers(base.vision_model, recipe)]
-    settings = {**_settings(recipe), "task_type": "FEATURE_EXTRACTION", "modules_to_save": modules}
-    adapted = get_peft_model(base, LoraConfig(target_modules=layers, **settings))
+    config = LoraConfig(
+        target_modules=list(layers),
+        r=max(layers.values()),
+        rank_pattern=layers,
+        task_type="FEATURE_EXTRACTION",
+        modules_to_save=modules,
+        **_settings(recipe),
+    )
+    adapted = get_peft_model(base, config)
     inner: Any = adapted.get_base_model()
-    lora = {name.removeprefix("vision."): value for name, value in weights.items() if ".lora_" in name}
-    unknown = inner.vision_model.load_state_dict(lora, strict=False).unexpected_keys
-    assert not unknown, unknown
+    for encoder, prefix in ((inner.vision_model, "vision."), (inner.text_model, "text.")):
+        lora = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        lora = {name: value for name, value in lora.items() if ".lora_" in name}
+        assert not lora or not encoder.load_state_dict(lora, strict=False).unexpected_keys
     for name in modules:
         getattr(inner, name).modules_to_save[ADAPTER].load_state_dict(getattr(model, name).state_dict())
     adapted.peft_config[ADAPTER].base_model_name_or_path = str(run / "base")
     _replace(run / "adapter", adapted.save_pretrained)
 
 
+def _published_layers(base: Any, recipe: Recipe) -> dict[str, int]:
+    """Rank of the adapter on each layer, by its name in the whole model."""
+    layers = {}
+    if recipe.vision_lora_rank:
+        found = adapter_layers(base.vision_model, recipe)
+        layers |= {f"vision_model.{name}": recipe.vision_lora_rank for name in found}
+    if recipe.text_lora_rank:
+        layers |= {f"text_model.{name}": recipe.text_lora_rank for name in text_layers(base.text_model)}
+    return layers
+
+
 def _check_rest(base: Any, model: Any, modules: list[str]) -> None:
-    ours, kept = model.state_dict(), ("vision_model.", *(f"{name}." for name in modules))
+    ours, kept = model.state_dict(), tuple(f"{name}." for name in modules)
     for name, value in base.state_dict().items():
         if not name.startswith(kept) and not torch.equal(value, ours[name]):
             raise ValueError(f"{name} was trained, but adapters publish {', '.join(modules)} and adapters alone")

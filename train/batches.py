@@ -51,10 +51,11 @@ class SideSampler:
     ) -> None:
         order = np.argsort(labels, kind="stable")
         # Per row are kept: its number, in four bytes where they are enough, and a running sum of weights.
-        self.rows, self.views, self.stream = _compact(rows)[order], views, stream
-        self.categories, counts = np.unique(labels, return_counts=True)
-        self.bounds = np.append(0, np.cumsum(counts))
-        self.cumulative = np.cumsum(weights[order])
+        self.rows, self.views, self.stream = compact(rows)[order], views, stream
+        counts = np.bincount(labels)
+        self.categories = np.flatnonzero(counts)
+        self.bounds = np.append(0, np.cumsum(counts[self.categories]))
+        self.cumulative = np.cumsum(weights[order], dtype=np.float64)
         starts, ends = self.bounds[:-1], self.bounds[1:]
         totals = self.cumulative[ends - 1] - np.where(starts > 0, self.cumulative[starts - 1], 0.0)
         share = totals ** (1.0 - balance)
@@ -89,7 +90,8 @@ class SideSampler:
         return self._round[1]
 
 
-def _compact(rows: np.ndarray) -> np.ndarray:
+def compact(rows: np.ndarray) -> np.ndarray:
+    """Row numbers in four bytes where they are enough."""
     return rows.astype(np.uint32) if len(rows) and rows.max() < 2**32 else rows
 
 

@@ -7,6 +7,7 @@ In: encoders, cached inputs, rows of each class. Out: rows in the shard. Next: s
 Letters: B batch, C classes of a block, D width, K rows per class, W = K x D.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -44,9 +45,8 @@ def first_rows(part: SideRowsOfClass, *, most: int | None) -> SideRowsOfClass:
     if most is None:
         return part
     order = np.argsort(part.labels, kind="stable")
-    labels = part.labels[order]
-    place = np.arange(len(labels)) - np.searchsorted(labels, labels)
-    kept = np.sort(order[place < most])
+    firsts = np.append(0, np.cumsum(np.bincount(part.labels)))
+    kept = np.sort(np.concatenate([order[low : min(low + most, high)] for low, high in itertools.pairwise(firsts)]))
     return SideRowsOfClass(part.rows[kept], part.labels[kept], part.weights[kept])
 
 

@@ -55,6 +55,7 @@ class EncoderPair(nn.Module):
         self.image_head.dropout = KeyedDropout()
         self.vision = None if frozen_stages is None else model.vision_model
         self.encode_image = None if frozen_stages is None else model.encode_image
+        self._no_split_modules = sharded_units(self.vision)  # accelerate asks the module that it prepares
         if self.vision is not None:
             _freeze_trunk(self.vision, frozen_stages or 0)
 
@@ -101,6 +102,15 @@ class EncoderPair(nn.Module):
         """(B, ...) -> (B, D) unit rows, without dropout."""
         embeds: Tensor = self.image_head(self.pooled(inputs), side=side)
         return embeds
+
+
+def sharded_units(vision: nn.Module | None) -> list[str]:
+    """Classes of the backbone's blocks: FSDP gathers the weights of one at a time, and what is left with the root.
+
+    transformers names them for every backbone; a class that this backbone does not use would stop accelerate.
+    """
+    named = set(getattr(vision, "_no_split_modules", None) or ())
+    return sorted(named & {type(module).__name__ for module in vision.modules()}) if vision is not None else []
 
 
 def _freeze_trunk(vision: nn.Module, frozen_stages: int) -> None:

@@ -207,6 +207,18 @@ def cache_features(
     return _read(images.home, pages.home, documents, layouts)
 
 
+def cache_texts(
+    model: Any, processor: Any, samples: SampleTable, *, recipe: Recipe, folder: Path, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`document_tokens` and `document_mask` of the text encoder as it is now, images and pages apart; one process."""
+    key = cache_keys(model, processor, samples, recipe=recipe, seed=seed)[1]
+    with _unfinished(folder / f"adapted-{key}", crew=Crew(together=False)) as home:
+        if home.is_needed:
+            texts = Side(samples, "document").texts()
+            _fill_texts(model, processor, texts, recipe=recipe, folder=home.home, crew=Crew(together=False))
+    return np.load(home.home / "tokens.npy", mmap_mode="r"), np.load(home.home / "mask.npy", mmap_mode="r")
+
+
 def _sample_jobs(
     queries: Side, documents: Side, processor: Any, *, recipe: Recipe, home: Path, seed: int
 ) -> Iterator[_ImageJob]:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from train.adapters import add_adapters, trained_share
-from train.batches import StepSampler, piece
+from train.batches import StepSampler, compact, piece
 from train.category_changes import resume_classes
 from train.checkpoint import check_identity, load_checkpoint, same_categories
 from train.checkpoint_folder import checkpoint_to_resume, newest_checkpoint, read_state
@@ -71,13 +71,15 @@ def trained_rows(samples: GovernedSamples) -> dict[str, SideRowsOfClass]:
         "query": ~labels.query_validation,
         "document": ~labels.document_validation & samples.document_has_image,
     }
+    place = np.full(samples.num_categories, -1, np.int32)
+    place[samples.classes] = np.arange(len(samples.classes))
     found = {}
     for side, category_ids, weights in (
         ("query", labels.query, samples.query_weights),
         ("document", labels.document, samples.document_weights),
     ):
-        rows = np.flatnonzero(usable[side])
-        found[side] = SideRowsOfClass(rows, np.searchsorted(samples.classes, category_ids[rows]), weights[rows])
+        rows = compact(np.flatnonzero(usable[side]))
+        found[side] = SideRowsOfClass(rows, place[category_ids[rows]], weights[rows])
     return found
 
 

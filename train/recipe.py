@@ -13,18 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from train.catalogue_recipes import CATALOGUE_RECIPES
-from train.recipe_checks import check_encoders, check_margin
+from train.recipe_checks import check_recipe
 
-MARGINS = ("cosface", "arcface", "combined")
-DTYPES = ("float32", "float64")
-FEATURE_DTYPES = ("bfloat16", "float32")
-MIXED_PRECISIONS = ("no", "bf16")
-PROJECTIONS = ("pca", "orthogonal", "identity")
-HEAD_OPTIMIZERS = ("adamw", "rowwise_adam", "rowwise_adagrad", "adagrad", "momentum", "sgd")
-HEAD_DTYPES = (None, "float32", "float64", "bfloat16")
-HEAD_STORAGES = ("device", "memory", "disk")
-HARD_CLASSES = ("none", "nearest", "leaf")
-FEATURE_STORAGES = ("cache", "stream")
 # Where class rows live and how the same numbers are computed: a run may be resumed with other values.
 MACHINE_FIELDS = (
     "head_storage",
@@ -37,7 +27,19 @@ MACHINE_FIELDS = (
     "feature_storage",
 )
 # What the training of the image side never reads: runs that differ in these alone have the same image side.
-TEXT_FIELDS = ("name", "text", "max_text_tokens", "text_folds", "text_strengths", "calibration_queries")
+TEXT_FIELDS = (
+    "name",
+    "text",
+    "max_text_tokens",
+    "text_lora_rank",
+    "text_layers_tuned",
+    "text_steps",
+    "text_documents_per_step",
+    "text_learning_rate",
+    "text_folds",
+    "text_strengths",
+    "calibration_queries",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,9 +97,12 @@ class Recipe:
         activation_checkpointing: keep only the input of each block of the backbone, compute the rest again backwards.
         compile: torch.compile on the encoders.
         vision_lora_rank: train low-rank adapters on the backbone's trained stages instead of the stages themselves
-            (adapters.py); 0 is off. text_lora_rank: refused above 0, see there. lora_alpha: they count alpha / rank.
-        lora_dropout: must be 0. lora_targets: ends of the names of layers that get adapters; None takes the 1x1
-            convolutions of EfficientNet-Lite, the query and value projections of a transformer.
+            (adapters.py); 0 is off. lora_alpha: adapters count alpha / rank. lora_dropout: must be 0.
+        lora_targets: ends of the names of the backbone's layers that get adapters; None takes the 1x1 convolutions of
+            EfficientNet-Lite, the query and value projections of a transformer.
+        text_lora_rank: train low-rank adapters on the query and value projections of the text encoder before the text
+            side is fitted (text_adapters.py); 0 is off. text_layers_tuned: train those layers themselves instead.
+        text_steps, text_documents_per_step, text_learning_rate: of that training.
         dtype: arithmetic of training, "float32" or "float64".
         feature_dtype: arithmetic of the frozen part while features are cached, "bfloat16" or "float32".
         feature_storage: "cache" keeps the frozen part's output of every view on disk; "stream" decodes and embeds the
@@ -163,10 +168,14 @@ class Recipe:
     activation_checkpointing: bool = False
     compile: bool = False
     vision_lora_rank: int = 0
-    text_lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0
     lora_targets: tuple[str, ...] | None = None
+    text_lora_rank: int = 0
+    text_layers_tuned: bool = False
+    text_steps: int = 100
+    text_documents_per_step: int = 64
+    text_learning_rate: float = 5e-4
     dtype: str = "float32"
     feature_dtype: str = "bfloat16"
     feature_storage: str = "cache"
@@ -182,111 +191,12 @@ class Recipe:
     checkpoint_async: bool = False
 
     def __post_init__(self) -> None:
-        for field, choices in _CHOICES.items():
-            value = getattr(self, field)
-            if value not in choices:
-                raise ValueError(f"recipe.{field} is {value!r}; choose one of {', '.join(map(str, choices))}")
-        for field, least in _LEAST.items():
-            value = getattr(self, field)
-            if value < least:
-                raise ValueError(f"recipe.{field} is {value}; it must be at least {least}")
-        for field in _ABOVE_ZERO:
-            if not getattr(self, field) > 0:
-                raise ValueError(f"recipe.{field} is {getattr(self, field)}; it must be above 0")
-        for field, most in _MOST.items():
-            if getattr(self, field) > most:
-                raise ValueError(f"recipe.{field} is {getattr(self, field)}; it must be at most {most}")
-        check_margin(self)
-        check_encoders(self)
-        self._check_evaluation()
-        if not self.text_strengths or min(self.text_strengths) < 0:
-            raise ValueError(
-                f"recipe.text_strengths is {list(self.text_strengths)}; give at least one number, none below 0"
-            )
-        if self.head_dtype is not None and (self.head_dtype == "float64") != (self.dtype == "float64"):
-            raise ValueError(
-                f"recipe.head_dtype is {self.head_dtype} with dtype {self.dtype}; float64 goes with float64 alone"
-            )
-        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
-            raise ValueError(
-                f"recipe.checkpoint_minutes is {self.checkpoint_minutes}; it must be above 0, or null for off"
-            )
-        if self.checkpoint_async and self.head_storage == "disk":
-            raise ValueError(
-                "recipe.checkpoint_async is true with head_storage disk; the copy of the class rows that it writes "
-                "needs main memory: use false, or head_storage device or memory"
-            )
-        if self.frozen_stages is not None and self.frozen_stages < 0:
-            raise ValueError(f"recipe.frozen_stages is {self.frozen_stages}; use 0 to train the whole backbone")
-
-    def _check_evaluation(self) -> None:
-        for field in ("evaluate_every", "early_stopping", "start_rows"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"recipe.{field} is {value}; it must be at least 1, or null")
-        for field, asked in (("early_stopping", self.early_stopping is not None), ("export_best", self.export_best)):
-            if asked and self.evaluate_every is None:
-                raise ValueError(
-                    f"recipe.{field} is {getattr(self, field)} with evaluate_every null; there is nothing to compare: "
-                    "set evaluate_every to a number of steps"
-                )
+        check_recipe(self)
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON holds them (tuples become lists)."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
-
-
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "margin": MARGINS,
-    "dtype": DTYPES,
-    "feature_dtype": FEATURE_DTYPES,
-    "feature_storage": FEATURE_STORAGES,
-    "export_best": (False, True),
-    "mixed_precision": MIXED_PRECISIONS,
-    "activation_checkpointing": (False, True),
-    "compile": (False, True),
-    "checkpoint_async": (False, True),
-    "projection": PROJECTIONS,
-    "head_optimizer": HEAD_OPTIMIZERS,
-    "head_dtype": HEAD_DTYPES,
-    "head_storage": HEAD_STORAGES,
-    "hard_classes": HARD_CLASSES,
-}
-_ABOVE_ZERO = (
-    "sample_rate",
-    "scale",
-    "head_learning_rate",
-    "prototype_learning_rate",
-    "encoder_learning_rate",
-    "lora_alpha",
-)
-_MOST = {"sample_rate": 1.0, "class_balance": 1.0, "embed_dropout": 0.99, "label_smoothing": 0.99}
-_LEAST: dict[str, float] = {
-    "image_size": 8,
-    "hidden_size": 1,
-    "query_views": 0,
-    "document_views": 0,
-    "max_text_tokens": 3,
-    "steps": 0,
-    "warmup_steps": 0,
-    "queries_per_step": 1,
-    "documents_per_step": 1,
-    "gradient_accumulation": 1,
-    "class_balance": 0,
-    "label_smoothing": 0,
-    "sub_centres": 1,
-    "weight_decay": 0,
-    "embed_dropout": 0,
-    "hard_per_positive": 1,
-    "hard_refresh_every": 1,
-    "vision_lora_rank": 0,
-    "text_lora_rank": 0,
-    "text_folds": 2,
-    "calibration_queries": 0,
-    "checkpoint_every": 1,
-    "checkpoint_keep": 1,
-}
 
 
 def emoji() -> Recipe:
@@ -300,8 +210,15 @@ def emoji_image_only() -> Recipe:
 
 
 def emoji_lora() -> Recipe:
-    """`emoji` with low-rank adapters on the layers that it trains, instead of the layers themselves."""
-    return dataclasses.replace(emoji(), name="emoji_lora", vision_lora_rank=16, encoder_learning_rate=2e-3)
+    """`emoji` with low-rank adapters on both encoders, in place of the layers that `emoji_tuned` trains."""
+    return dataclasses.replace(
+        emoji(), name="emoji_lora", vision_lora_rank=16, encoder_learning_rate=2e-3, text_lora_rank=16
+    )
+
+
+def emoji_tuned() -> Recipe:
+    """The layers themselves where `emoji_lora` has adapters: what adapters are compared with."""
+    return dataclasses.replace(emoji(), name="emoji_tuned", text_layers_tuned=True, text_learning_rate=5e-5)
 
 
 def emoji_zero_shot() -> Recipe:
@@ -351,6 +268,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "emoji": emoji,
     "emoji_image_only": emoji_image_only,
     "emoji_lora": emoji_lora,
+    "emoji_tuned": emoji_tuned,
     "emoji_zero_shot": emoji_zero_shot,
     "tiny": tiny,
     **CATALOGUE_RECIPES,

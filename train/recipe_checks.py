@@ -1,4 +1,4 @@
-"""What fields of a recipe must be to each other: the checks that look at more than one number and its range.
+"""What a recipe may say: the range of each field, and what fields must be to each other.
 
 Why apart: recipe.py is what people read to see what a recipe can say; this is what they read when it says no.
 
@@ -6,6 +6,103 @@ In: a `Recipe` under construction. Out: nothing, or a ValueError that names valu
 """
 
 from typing import Any
+
+MARGINS = ("cosface", "arcface", "combined")
+DTYPES = ("float32", "float64")
+FEATURE_DTYPES = ("bfloat16", "float32")
+MIXED_PRECISIONS = ("no", "bf16")
+PROJECTIONS = ("pca", "orthogonal", "identity")
+HEAD_OPTIMIZERS = ("adamw", "rowwise_adam", "rowwise_adagrad", "adagrad", "momentum", "sgd")
+HEAD_DTYPES = (None, "float32", "float64", "bfloat16")
+HEAD_STORAGES = ("device", "memory", "disk")
+HARD_CLASSES = ("none", "nearest", "leaf")
+FEATURE_STORAGES = ("cache", "stream")
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "margin": MARGINS,
+    "dtype": DTYPES,
+    "feature_dtype": FEATURE_DTYPES,
+    "feature_storage": FEATURE_STORAGES,
+    "export_best": (False, True),
+    "mixed_precision": MIXED_PRECISIONS,
+    "activation_checkpointing": (False, True),
+    "compile": (False, True),
+    "text_layers_tuned": (False, True),
+    "checkpoint_async": (False, True),
+    "projection": PROJECTIONS,
+    "head_optimizer": HEAD_OPTIMIZERS,
+    "head_dtype": HEAD_DTYPES,
+    "head_storage": HEAD_STORAGES,
+    "hard_classes": HARD_CLASSES,
+}
+_ABOVE_ZERO = (
+    "sample_rate",
+    "scale",
+    "head_learning_rate",
+    "prototype_learning_rate",
+    "encoder_learning_rate",
+    "text_learning_rate",
+    "lora_alpha",
+)
+_MOST = {"sample_rate": 1.0, "class_balance": 1.0, "embed_dropout": 0.99, "label_smoothing": 0.99}
+_LEAST: dict[str, float] = {
+    "image_size": 8,
+    "hidden_size": 1,
+    "query_views": 0,
+    "document_views": 0,
+    "max_text_tokens": 3,
+    "steps": 0,
+    "warmup_steps": 0,
+    "queries_per_step": 1,
+    "documents_per_step": 1,
+    "gradient_accumulation": 1,
+    "class_balance": 0,
+    "label_smoothing": 0,
+    "sub_centres": 1,
+    "weight_decay": 0,
+    "embed_dropout": 0,
+    "hard_per_positive": 1,
+    "hard_refresh_every": 1,
+    "vision_lora_rank": 0,
+    "text_lora_rank": 0,
+    "text_steps": 1,
+    "text_documents_per_step": 2,
+    "text_folds": 2,
+    "calibration_queries": 0,
+    "checkpoint_every": 1,
+    "checkpoint_keep": 1,
+}
+
+
+def check_recipe(recipe: Any) -> None:
+    """Every field, alone and beside the others.
+
+    Raises:
+        ValueError: the first one that cannot be honoured.
+    """
+    _check_ranges(recipe)
+    check_margin(recipe)
+    check_encoders(recipe)
+    check_text(recipe)
+    check_evaluation(recipe)
+    check_storage(recipe)
+
+
+def _check_ranges(recipe: Any) -> None:
+    for field, choices in _CHOICES.items():
+        value = getattr(recipe, field)
+        if value not in choices:
+            raise ValueError(f"recipe.{field} is {value!r}; choose one of {', '.join(map(str, choices))}")
+    for field, least in _LEAST.items():
+        value = getattr(recipe, field)
+        if value < least:
+            raise ValueError(f"recipe.{field} is {value}; it must be at least {least}")
+    for field in _ABOVE_ZERO:
+        if not getattr(recipe, field) > 0:
+            raise ValueError(f"recipe.{field} is {getattr(recipe, field)}; it must be above 0")
+    for field, most in _MOST.items():
+        if getattr(recipe, field) > most:
+            raise ValueError(f"recipe.{field} is {getattr(recipe, field)}; it must be at most {most}")
 
 
 def check_margin(recipe: Any) -> None:
@@ -40,9 +137,56 @@ def check_encoders(recipe: Any) -> None:
             f"recipe.lora_dropout is {recipe.lora_dropout}; only 0 is taken, because its draws would differ with the "
             "number of ranks: use embed_dropout, which is keyed"
         )
-    if recipe.text_lora_rank > 0:
+    if recipe.frozen_stages is not None and recipe.frozen_stages < 0:
+        raise ValueError(f"recipe.frozen_stages is {recipe.frozen_stages}; use 0 to train the whole backbone")
+
+
+def check_text(recipe: Any) -> None:
+    """There is a text encoder to adapt, in one way, and a strength to choose."""
+    adapted = {"text_lora_rank": recipe.text_lora_rank > 0, "text_layers_tuned": recipe.text_layers_tuned}
+    for field, is_asked in adapted.items():
+        if is_asked and recipe.text is None:
+            raise ValueError(
+                f"recipe.{field} is {getattr(recipe, field)} with text null, where there is no text encoder to adapt; "
+                f"name one in text, or leave {field} out"
+            )
+    if all(adapted.values()):
         raise ValueError(
-            f"recipe.text_lora_rank is {recipe.text_lora_rank}; only 0 is taken: the text side is fitted out of fold "
-            "on fixed token features, no gradient reaches the text encoder. Adapters on it train with peft and "
-            "the Trainer of transformers on OclearForCategoryClassification, see README"
+            f"recipe.text_lora_rank is {recipe.text_lora_rank} with text_layers_tuned true; adapters take the place of "
+            "the tuned layers: use rank 0, or text_layers_tuned false"
+        )
+    if not recipe.text_strengths or min(recipe.text_strengths) < 0:
+        raise ValueError(
+            f"recipe.text_strengths is {list(recipe.text_strengths)}; give at least one number, none below 0"
+        )
+
+
+def check_evaluation(recipe: Any) -> None:
+    """Evaluations exist where something depends on them."""
+    for field in ("evaluate_every", "early_stopping", "start_rows"):
+        value = getattr(recipe, field)
+        if value is not None and value < 1:
+            raise ValueError(f"recipe.{field} is {value}; it must be at least 1, or null")
+    for field, asked in (("early_stopping", recipe.early_stopping is not None), ("export_best", recipe.export_best)):
+        if asked and recipe.evaluate_every is None:
+            raise ValueError(
+                f"recipe.{field} is {getattr(recipe, field)} with evaluate_every null; there is nothing to compare: "
+                "set evaluate_every to a number of steps"
+            )
+
+
+def check_storage(recipe: Any) -> None:
+    """Class weights and checkpoints can be kept as asked."""
+    if recipe.head_dtype is not None and (recipe.head_dtype == "float64") != (recipe.dtype == "float64"):
+        raise ValueError(
+            f"recipe.head_dtype is {recipe.head_dtype} with dtype {recipe.dtype}; float64 goes with float64 alone"
+        )
+    if recipe.checkpoint_minutes is not None and not recipe.checkpoint_minutes > 0:
+        raise ValueError(
+            f"recipe.checkpoint_minutes is {recipe.checkpoint_minutes}; it must be above 0, or null for off"
+        )
+    if recipe.checkpoint_async and recipe.head_storage == "disk":
+        raise ValueError(
+            "recipe.checkpoint_async is true with head_storage disk; the copy of the class rows that it writes "
+            "needs main memory: use false, or head_storage device or memory"
         )

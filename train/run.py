@@ -8,7 +8,7 @@ In: the governed folder. Out: the run folder with `hub/`, ready to publish. Next
 import os
 import sys
 
-from train.adapters import export_adapter
+from train.adapters import export_adapter, is_adapter_alone
 from train.backbones import build_model, with_image_weights
 from train.command import Options, read_options
 from train.encoders import EncoderPair
@@ -90,17 +90,16 @@ def finish(
             categories=options.data / "categories.parquet",
             recipe=recipe,
         )
-        if recipe.vision_lora_rank:
+        if is_adapter_alone(recipe):
             base, _ = build_model(recipe, seed=options.seed)
-            export_adapter(
-                options.out, base=base, model=model, processor=processor, weights=image.weights, recipe=recipe
-            )
+            weights = {**image.weights, **text.adapters}
+            export_adapter(options.out, base=base, model=model, processor=processor, weights=weights, recipe=recipe)
     close_run(
         options.out,
         recipe=recipe,
         samples=samples,
         image=image,
-        text=text,
+        text=text.report,
         stopwatch=stopwatch,
         seed=options.seed,
     )

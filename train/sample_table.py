@@ -24,7 +24,7 @@ BYTES_KEPT = 2**24  # of row groups, in each process that reads images
 FILES_KEPT = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RowGroup:
     """Row group `place` of shard `file`; its rows are `first` to `first + rows` of the whole table."""
 
@@ -73,9 +73,12 @@ class SampleTable:
     def rows_of(self, side: str) -> np.ndarray:
         """Rows of the table that are of `side`, ascending, in as few bytes as they need."""
         if side not in self._of_side:
-            is_side = [pc.equal(values, side).to_numpy() for values in self.column("side")]
-            rows = np.flatnonzero(np.concatenate([part.astype(bool) for part in is_side]))
-            self._of_side[side] = rows.astype(np.uint32) if self._rows < 2**32 else rows
+            kind, first, parts = np.uint32 if self._rows < 2**32 else np.int64, 0, []
+            for values in self.column("side"):
+                places = np.flatnonzero(pc.equal(values, side).to_numpy().astype(bool))
+                parts.append((places + first).astype(kind))
+                first += len(values)
+            self._of_side[side] = np.concatenate(parts)
         return self._of_side[side]
 
     def of_side(self, name: str, side: str) -> pa.ChunkedArray:

@@ -24,6 +24,7 @@ from train.sample_table import SIDES, SampleTable
 COLUMNS = ("sample_id", "side", "image", "text", "category_id", "weight", "split")
 CATEGORY_COLUMNS = ("category_id", "category_key")
 MAP_COLUMNS = ("old_key", "event", "new_key")
+IDS_AT_ONCE = 4096  # Python strings, many times the bytes of the column
 REMEDY = "write the folder again with `python -m data_governance run`"
 
 
@@ -32,7 +33,7 @@ class Labels:
     """What is known about the rows of each side, in the order of the samples (Nq queries, Nd documents).
 
     Attributes:
-        query, document: (Nq,), (Nd,) int64 category ids.
+        query, document: (Nq,), (Nd,) category ids, int32 where they fit.
         query_validation, document_validation: (Nq,), (Nd,) bool: rows of held-out categories.
     """
 
@@ -49,7 +50,7 @@ class GovernedSamples:
     Attributes:
         table: every sample, where it lies.
         labels: category and split of every row of each side.
-        query_weights, document_weights: (Nq,), (Nd,) float64.
+        query_weights, document_weights: (Nq,), (Nd,) float32.
         document_has_image: (Nd,) bool.
         classes: (C,) ascending category ids that the image side is trained on; its class index is the place here.
         num_categories: N, categories in all.
@@ -150,9 +151,9 @@ def _sample_table(folder: Path) -> SampleTable:
         raise ValueError(f"{folder / 'samples'} holds no Parquet file; {REMEDY}")
     rows = 0
     for path in files:
-        described = _described(path)
-        _need_columns(described.schema.to_arrow_schema().names, COLUMNS, f"samples/{path.name}")
-        rows += described.num_rows
+        names, count = _described(path)
+        _need_columns(names, COLUMNS, f"samples/{path.name}")
+        rows += count
     if rows == 0:
         raise ValueError(f"samples of {folder} hold no row; {REMEDY}")
     return SampleTable(files)
@@ -165,9 +166,12 @@ def _parquet(path: Path) -> pa.Table:
         raise ValueError(f"{path.name} cannot be read as Parquet ({error}); {REMEDY}") from error
 
 
-def _described(path: Path) -> pq.FileMetaData:
+def _described(path: Path) -> tuple[list[str], int]:
+    """Columns and number of rows."""
     try:
-        return pq.read_metadata(path)
+        with pq.ParquetFile(path) as file:
+            # Not `metadata.schema`: the two hold each other, and the footers of all shards would wait for the collector.
+            return file.schema_arrow.names, file.metadata.num_rows
     except pa.ArrowInvalid as error:
         raise ValueError(f"samples/{path.name} cannot be read as Parquet ({error}); {REMEDY}") from error
 
@@ -180,7 +184,7 @@ def _need_columns(present: list[str], needed: tuple[str, ...], table: str) -> No
 
 @dataclass(frozen=True)
 class _Facts:
-    """Checked columns of all rows: is a query (else a document), is held out, category id int64, weight float64."""
+    """Checked columns of all rows: is a query (else a document), is held out, category id, weight float32."""
 
     query: np.ndarray
     validation: np.ndarray
@@ -202,53 +206,73 @@ def _facts(table: SampleTable, *, num_categories: int) -> _Facts:
         refuse(~is_first & ~is_second, f"{name} is neither {first!r} nor {second!r}")
         return is_first
 
-    ids = _numbers(table, "category_id", whole=True).astype(np.int64, copy=False)
-    refuse((ids < 0) | (ids >= num_categories), f"category_id lies outside 0 to {num_categories - 1}")
+    ids = _numbers(table, "category_id", below=num_categories)
+    refuse(ids < 0, f"category_id lies outside 0 to {num_categories - 1}")
     query = one_of("side", *SIDES)
     validation = one_of("split", "validation", "train")
-    weights = _numbers(table, "weight", whole=False).astype(np.float64, copy=False)
-    refuse(~np.isfinite(weights) | (weights <= 0), "weight is not a number above 0")
+    weights = _numbers(table, "weight")
+    refuse(~np.isfinite(weights) | (weights <= 0), "weight is not a number above 0 that single precision holds")
     refuse(_comes_twice(table), "sample_id stands there twice")
     return _Facts(query, validation, ids, weights)
 
 
 def _equal_to(table: SampleTable, name: str, value: str) -> np.ndarray:
     """(rows,) bool; a null is equal to nothing."""
-    parts = [pc.fill_null(pc.equal(values, value), False).to_numpy() for values in table.column(name)]
-    return np.concatenate(parts).astype(bool)
-
-
-def _numbers(table: SampleTable, name: str, *, whole: bool) -> np.ndarray:
-    parts = []
+    found, first = np.empty(len(table), bool), 0
     for values in table.column(name):
-        kind = values.type
-        fits = pa.types.is_integer(kind) or (pa.types.is_floating(kind) and not whole)
-        if not fits or values.null_count:
-            said = f"{kind} with {values.null_count} null(s)"
+        found[first : first + len(values)] = pc.fill_null(pc.equal(values, value), False).to_numpy()
+        first += len(values)
+    return found
+
+
+def _numbers(table: SampleTable, name: str, *, below: int | None = None) -> np.ndarray:
+    """(rows,) float32; with `below` whole numbers, int32 where they fit, -1 for what is not from 0 to below that.
+
+    Narrowed shard by shard: no copy of a whole column in more bytes is made on the way.
+    """
+    whole = below is not None
+    kind = np.float32 if below is None else np.int32 if below <= 2**31 else np.int64
+    found, first = np.empty(len(table), kind), 0
+    for values in table.column(name):
+        is_number = pa.types.is_integer(values.type) or (pa.types.is_floating(values.type) and not whole)
+        if not is_number or values.null_count:
+            said = f"{values.type} with {values.null_count} null(s)"
             what = "whole numbers" if whole else "numbers"
             raise ValueError(f"samples: {name} must be {what} without nulls, not {said}; {REMEDY}")
-        parts.append(values.to_numpy())
-    return np.concatenate(parts)
+        part = values.to_numpy()
+        if below is not None:
+            part = np.where((part >= 0) & (part < below), part, -1)
+        found[first : first + len(part)] = part
+        first += len(part)
+    return found
 
 
 def _comes_twice(table: SampleTable) -> np.ndarray:
     """(rows,) bool: an earlier row has the same sample id. Hashes say where to look; the ids themselves decide."""
-    hashes = np.empty(len(table), np.int64)
-    first = 0
-    for values in table.column("sample_id"):
-        hashes[first : first + len(values)] = np.fromiter(map(hash, values.to_pylist()), np.int64, len(values))
-        first += len(values)
-    ordered = np.sort(hashes)
+    ordered = _hashes(table)
+    ordered.sort()
     same = ordered[1:][ordered[1:] == ordered[:-1]]
-    twice = np.zeros(len(hashes), dtype=bool)
+    del ordered
+    twice = np.zeros(len(table), dtype=bool)
     if not len(same):
         return twice
     seen: set[str] = set()
-    for row in np.flatnonzero(np.isin(hashes, same)):
+    for row in np.flatnonzero(np.isin(_hashes(table), same)):
         name = _name_of(table, int(row))
         twice[row] = name in seen
         seen.add(name)
     return twice
+
+
+def _hashes(table: SampleTable) -> np.ndarray:
+    """(rows,) int64 of the sample ids, equal within this process."""
+    found, first = np.empty(len(table), np.int64), 0
+    for values in table.column("sample_id"):
+        for low in range(0, len(values), IDS_AT_ONCE):
+            part = values.slice(low, IDS_AT_ONCE)
+            found[first : first + len(part)] = np.fromiter(map(hash, part.to_pylist()), np.int64, len(part))
+            first += len(part)
+    return found
 
 
 def _name_of(table: SampleTable, row: int) -> str:

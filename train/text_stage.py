@@ -18,11 +18,13 @@ from torch import Tensor
 from train.backbones import build_model
 from train.encoders import EncoderPair, embed_rows
 from train.feature_stream import stream_features
-from train.features import FeatureCache, cache_features
+from train.features import FeatureCache, cache_features, cache_texts
 from train.frozen_part import cells_are_trained
 from train.recipe import Recipe
 from train.samples import GovernedSamples
+from train.text_adapters import adapt_text
 from train.text_side import fit_text_side
+from train.views import Side
 
 
 def features_of(
@@ -58,22 +60,52 @@ def category_prototypes(
     return torch.nn.functional.normalize(found, dim=1)
 
 
+@dataclasses.dataclass(frozen=True)
+class TextResult:
+    """The text side's report, and the adapters of the text encoder by their names behind "text."."""
+
+    report: dict[str, Any]
+    adapters: dict[str, Tensor]
+
+
 def fit_text(
     model: Any, cache: FeatureCache, samples: GovernedSamples, prototypes: Tensor, *, recipe: Recipe, seed: int
-) -> dict[str, Any]:
-    """Fit the text side in place, where the recipe has one; returns its report. Main process only.
+) -> TextResult:
+    """Adapt the text encoder where the recipe says so, then fit the text side, in place. Main process only.
 
     Args:
         model: the whole model with its trained image side, float32.
         cache: what the image side was trained on.
     """
     if recipe.text is None:
-        return {"text": False, "strength": 0.0}
+        return TextResult({"text": False, "strength": 0.0}, {})
+    folder, adapters, said = cache.home.parent, {}, {}
     is_streamed, is_trained = recipe.feature_storage == "stream", cells_are_trained(model, recipe)
     if is_streamed or is_trained:
         # The text looks at cells, of a backbone trained whole or not cached before; clean views are enough.
         frozen = None if is_trained else recipe.frozen_stages
         recipe = dataclasses.replace(recipe, frozen_stages=frozen, query_views=0, document_views=0)
         _, processor = build_model(recipe, seed=seed)
-        cache = cache_features(model, processor, samples.table, recipe=recipe, folder=cache.home.parent, seed=seed)
-    return fit_text_side(model, cache, labels=samples.labels, prototypes=prototypes, recipe=recipe, seed=seed)
+        cache = cache_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
+    if recipe.text_lora_rank or recipe.text_layers_tuned:
+        cache, adapters, said = _adapted(model, cache, samples, prototypes, recipe=recipe, folder=folder, seed=seed)
+    report = fit_text_side(model, cache, labels=samples.labels, prototypes=prototypes, recipe=recipe, seed=seed)
+    return TextResult({**report, **said}, adapters)
+
+
+def _adapted(
+    model: Any, cache: FeatureCache, samples: GovernedSamples, prototypes: Tensor, *, recipe: Recipe, folder: Path,
+    seed: int,
+) -> tuple[FeatureCache, dict[str, Tensor], dict[str, Any]]:  # fmt: skip
+    """The cache with the tokens of the adapted text encoder, its adapters and what there is to report."""
+    _, processor = build_model(recipe, seed=seed)
+    texts = Side(samples.table, "document").texts()
+    labels = samples.labels
+    found = adapt_text(
+        model, processor, texts, cache, labels=labels, prototypes=prototypes, recipe=recipe, seed=seed
+    )  # fmt: skip
+    if found is None:
+        return cache, {}, {"encoder": {"documents": 0, "reason": "fewer than two categories have text"}}
+    tokens, mask = cache_texts(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
+    adapters = {f"text.{name}": value for name, value in found.adapters.items()}
+    return dataclasses.replace(cache, document_tokens=tokens, document_mask=mask), adapters, {"encoder": found.report}

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from train import run, topology
@@ -32,7 +33,8 @@ def accelerator_on_gloo(*positional: Any, **named: Any) -> Accelerator:
         prepared = prepare(*things, **options)
         parts = [value for value in prepared[0].parameters() if isinstance(value, DTensor)]
         held, whole = (sum(value.numel() for value in values) for values in ([p.to_local() for p in parts], parts))
-        print(f"rank {made.process_index} holds {held} of {whole} encoder parameters", flush=True)
+        units = sum(isinstance(module, FSDPModule) for module in prepared[0].modules())
+        print(f"rank {made.process_index} holds {held} of {whole} encoder parameters in {units} units", flush=True)
         return prepared
 
     vars(made)["prepare"] = prepare_and_tell

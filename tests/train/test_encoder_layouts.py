@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -28,16 +27,10 @@ FSDP2 = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 def run(base: Path, out: str, *words: object, ranks: int = 1, fsdp: bool = False) -> str:
     """train/run.py alone, on plain data-parallel ranks, or on FSDP2 ranks."""
     script = Path(__file__).with_name("fsdp2_gloo.py") if fsdp else ROOT / "train" / "run.py"
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", ranks, "--master_port", free_port()]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks]
     named = ["--data", base / "governed", "--out", base / out, "--recipe", base / "all.json", "--seed", 3]
     command = [sys.executable, *(torchrun if ranks > 1 else []), script, *named, "--features", base / "features"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OCLEAR_THREADS": "1", "HF_HUB_OFFLINE": "1"}

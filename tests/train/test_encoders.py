@@ -7,8 +7,9 @@ import pytest
 import torch
 from made_run import small_cache, small_model, small_recipe, small_samples
 from torch.nn import functional
+from transformers import ViTConfig, ViTModel
 
-from train.encoders import EncoderPair, rows_of, start_image_head
+from train.encoders import EncoderPair, rows_of, sharded_units, start_image_head
 from train.image_side import trained_rows
 from train.parameter_groups import parameter_groups
 
@@ -110,3 +111,12 @@ def test_dropout_factors_act_on_the_projected_embedding_of_their_side_alone() ->
     expected = functional.normalize(head.query_transform(head.projection(rows) * scale), dim=1)
     torch.testing.assert_close(dropped, expected)
     assert not torch.allclose(dropped, encoders.embed(query, side="query"))
+
+
+def test_the_blocks_that_fsdp_gathers_one_by_one_are_those_that_the_backbone_names_and_has() -> None:
+    assert started()._no_split_modules == ["EfficientNetLiteBlock"]
+    vit = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
+    assert sharded_units(vit) == sorted(set(vit._no_split_modules or ()))
+    vit._no_split_modules = ["ViTLayer", "LayerOfAnotherModel"]
+    assert sharded_units(vit) == ["ViTLayer"]
+    assert sharded_units(torch.nn.Linear(2, 2)) == sharded_units(None) == []

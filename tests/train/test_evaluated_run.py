@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -61,12 +60,7 @@ def call(command: list[object], **variables: str) -> str:
 
 
 def on_two_ranks(program: Path, *said: object, **variables: str) -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    return call(
-        ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", port, program, *said], **variables
-    )
+    return call(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, program, *said], **variables)
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ def test_calibration_takes_evenly_spaced_training_queries() -> None:
 
 
 def test_without_text_nothing_is_fitted() -> None:
-    report = fit_text(None, small_cache(), small_samples(), torch.zeros(1), recipe=small_recipe(), seed=0)
+    report = fit_text(None, small_cache(), small_samples(), torch.zeros(1), recipe=small_recipe(), seed=0).report
     assert report == {"text": False, "strength": 0.0}
 
 

@@ -9,7 +9,7 @@ import torch
 from made_run import TRAINED, small_recipe, train_small
 
 from train.prototypes import PrototypeFolder
-from train.recipe import HEAD_OPTIMIZERS
+from train.recipe_checks import HEAD_OPTIMIZERS
 from train.row_optimizers import ROW_OPTIMIZERS
 
 

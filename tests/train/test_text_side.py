@@ -348,7 +348,7 @@ def trained(samples: GovernedSamples, folder: Path, **changes: Any) -> tuple[Any
     model, _ = with_image_weights(recipe, image.weights, seed=0)
     encoders = EncoderPair(model, frozen_stages=recipe.frozen_stages)
     prototypes = category_prototypes(encoders, cache, samples, image.class_weights)
-    return model, cache, fit_text(model, cache, samples, prototypes, recipe=recipe, seed=0)
+    return model, cache, fit_text(model, cache, samples, prototypes, recipe=recipe, seed=0).report
 
 
 def test_the_text_side_is_fitted_on_the_features_that_the_image_side_read(
