@@ -176,7 +176,7 @@ def regrouped(group: np.ndarray, links: Links, touched: np.ndarray, *, resolutio
 def weights(links: Links) -> csr_array:
     """(M, M) symmetric: affinities on the pairs of the graph."""
     i, j = links.graph_E2[:, 0], links.graph_E2[:, 1]
-    value = np.asarray(links.affinity[i, j]).ravel()
+    value = np.asarray(links.affinity[i, j]).ravel() if len(i) else np.zeros(0)
     size = links.affinity.shape[0]
     return csr_array((np.tile(value, 2), (np.concatenate([i, j]), np.concatenate([j, i]))), shape=(size, size))
 

@@ -100,6 +100,8 @@ def leiden_groups(affinity: csr_array, pairs: np.ndarray, *, resolution: float, 
 
     Components are only a blocker: one false edge would join two categories.
     """
+    if not len(pairs):
+        return np.arange(affinity.shape[0])
     weights = np.asarray(affinity[pairs[:, 0], pairs[:, 1]]).ravel()
     graph = igraph.Graph(n=affinity.shape[0], edges=pairs.tolist())
     igraph.set_random_number_generator(_Draws(seed))

@@ -7,7 +7,7 @@ from scipy.sparse import csr_array
 from data_governance import shares
 from data_governance.content import Space
 from data_governance.lens import Lens, Scale
-from data_governance.local_moves import Earlier, first_groups, regrouped, settled, touched_documents
+from data_governance.local_moves import Earlier, first_groups, regrouped, settled, touched_documents, weights
 from data_governance.organise import Evidence, Links
 
 
@@ -77,6 +77,12 @@ def test_touched_documents_are_grouped_anew_where_single_moves_would_end_too_ear
     assert (again[0] == again[2], again[1] == again[3], again[4] in again[:4]) == (True, True, False)
     moved = settled(before, weight, touched, resolution=0.3)
     assert objective(again, weight, 0.3) >= objective(moved, weight, 0.3)
+
+
+def test_touched_documents_without_a_pair_among_them_stand_alone() -> None:
+    lone = links_of(graph(3))
+    assert len(set(regrouped(np.array([0, 0, 0]), lone, np.array([0, 2]), resolution=0.1, seed=0).tolist())) == 3
+    assert weights(lone).nnz == 0
 
 
 @pytest.mark.parametrize("seed", range(10))
