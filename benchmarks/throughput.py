@@ -11,6 +11,7 @@ In: sizes. Out: seconds a step (median), samples a second, share that the head a
 """
 
 import dataclasses
+import functools
 import statistics
 import sys
 import time
@@ -121,8 +122,7 @@ def measured(said: Any) -> dict[str, Any]:
     side, device = image_side(said, accelerator), accelerator.device
     works = {"encoder": encoder_step, "head": head_step, "both": optimiser_step}
     found = {
-        name: seconds(lambda step, work=work: work(side, step), steps=said.steps, device=device)
-        for name, work in works.items()
+        name: seconds(functools.partial(work, side), steps=said.steps, device=device) for name, work in works.items()
     }
     pixels = torch.zeros(2, 3, said.image_size, said.image_size)
     cost = measure(vision(said), {"pixel_values": pixels})
