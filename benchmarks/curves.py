@@ -132,7 +132,7 @@ def run(work: Path, setting: str, layout: str, *, limit: float) -> Curve:
         **changes,
     )
     out, file = work / f"{setting}-{layout}", work / f"{setting}-{layout}.json"
-    if not (out / "training.json").is_file():
+    if not is_finished(out):
         shutil.rmtree(out, ignore_errors=True)
         file.write_text(json.dumps(recipe.to_json()))
         words = ["--data", work / "governed", "--out", out, "--recipe", file, "--features", work / "features"]
@@ -141,6 +141,12 @@ def run(work: Path, setting: str, layout: str, *, limit: float) -> Curve:
             _call(layout, [*map(str, words), *turn], limit=limit)
     lines = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
     return {name: [line[name] for line in lines] for name in FIGURES}
+
+
+def is_finished(out: Path) -> bool:
+    """Whether a run has come to its end: a resumed one that was cut after its first call has a record, too."""
+    steps = out / "train.jsonl"
+    return (out / "training.json").is_file() and steps.read_bytes().count(b"\n") == STEPS
 
 
 def _call(layout: str, words: list[str], *, limit: float) -> None:

@@ -153,6 +153,44 @@ def data_path(folder: Path = RESULTS) -> str:
     return "\n".join([*rows, "", *lines])
 
 
+LAYOUTS = {
+    "accumulate_2": "one process, 4 rows x 2 micro-steps",
+    "accumulate_4": "one process, 2 rows x 4 micro-steps",
+    "resumed": "one process, stopped after 23 steps and resumed",
+    "torchrun_2": "2 ranks, DDP by torchrun",
+    "accelerate_2": "2 ranks, DDP by accelerate launch",
+    "fsdp2_2": "2 ranks, FSDP2",
+    "hybrid_2x2": "4 ranks, hybrid sharding 2 x 2",
+}
+
+
+def curves(folder: Path = RESULTS) -> str:
+    """Largest difference of each layout to one process over all steps, every kept setting.
+
+    Raises:
+        ValueError: there is no result of benchmarks/curves.py.
+    """
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("curves_*.json"))]
+    if not found:
+        raise ValueError("benchmarks/results holds no curves_*.json: run python -m benchmarks.curves first")
+    rows = [
+        "| setting | layout | loss | encoder gradient norm | head gradient norm | within |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in found:
+        for setting, judged in result["settings"].items():
+            for layout, gaps in judged["gaps"].items():
+                limits = ", ".join(f"{limit:.0e}" for limit in judged["limits"].values())
+                said = "equal to the bit" if layout == "resumed" else limits
+                beyond = " **beyond**" if layout in judged["beyond"] else ""
+                figures = " | ".join(f"{gap:.1e}" for gap in gaps.values())
+                rows.append(f"| {setting} | {LAYOUTS[layout]} | {figures} | {said}{beyond} |")
+    machine = found[0]["environment"]
+    made = "; ".join(f"`{result['command']}`" for result in found)
+    rows += ["", f"{found[0]['steps']} steps each, on {machine['cores']} cores ({machine['cpu']}): {made}."]
+    return "\n".join(rows)
+
+
 def blocks() -> dict[str, str]:
     """Marker name -> Markdown."""
-    return {"sizes": table(), "data": data_path(), "example": example()}
+    return {"sizes": table(), "data": data_path(), "curves": curves(), "example": example()}

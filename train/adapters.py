@@ -208,7 +208,7 @@ def export_adapter(
 
 def _published_layers(base: Any, recipe: Recipe) -> dict[str, int]:
     """Rank of the adapter on each layer, by its name in the whole model."""
-    layers = {}
+    layers: dict[str, int] = {}
     if recipe.vision_lora_rank:
         found = adapter_layers(base.vision_model, recipe)
         layers |= {f"vision_model.{name}": recipe.vision_lora_rank for name in found}

@@ -37,6 +37,7 @@ from train.parameter_groups import parameter_groups
 from train.prototypes import export_prototypes
 from train.recipe import MACHINE_FIELDS, TEXT_FIELDS, Recipe
 from train.recompute import recompute_blocks
+from train.sample_table import in_own_pages
 from train.samples import GovernedSamples, leaf_ids
 from train.shard import ClassShard, class_range
 from train.step import ImageSide, optimiser_step
@@ -79,7 +80,7 @@ def trained_rows(samples: GovernedSamples) -> dict[str, SideRowsOfClass]:
         ("document", labels.document, samples.document_weights),
     ):
         rows = compact(np.flatnonzero(usable[side]))
-        found[side] = SideRowsOfClass(rows, place[category_ids[rows]], weights[rows])
+        found[side] = SideRowsOfClass(*map(in_own_pages, (rows, place[category_ids[rows]], weights[rows])))
     return found
 
 

@@ -8,8 +8,8 @@ counted by plan_encoder.py. Left out: the framework's own memory (about 1 GiB a 
 
 In: sizes. Out: a table, or JSON. Next: a launch YAML and a recipe.
 
-Letters: G GPUs, P encoder parameters, U those of its largest gathered unit, N classes, D width, b rows of a rank in one
-micro-step, B = bG, r sample rate, S = ceil(rN / G) sampled rows of a rank.
+Letters: G GPUs, P encoder parameters, A those of adapters, U those of the largest gathered unit, N classes, D width, b
+rows of a rank in one micro-step, B = bG, r sample rate, S = ceil(rN / G) sampled rows of a rank.
 """
 
 import argparse
@@ -67,6 +67,18 @@ class Run:
     head_dtype: str = "bfloat16"
     checkpointing: bool = False
     gpus_per_node: int = 8
+    lora_rank: int = 0
+    average: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """P, of the encoders and their adapters."""
+        return sum(e.parameters + self.lora_rank * e.adapted_width for e in self.encoders)
+
+    @property
+    def trained(self) -> int:
+        """Encoder parameters with a gradient: all, or those of the adapters."""
+        return sum(self.lora_rank * e.adapted_width if self.lora_rank else e.parameters for e in self.encoders)
 
     @property
     def rows(self) -> int:
@@ -113,15 +125,17 @@ def optimizer_bytes(name: str, width: int, *, weight_decay: float = 0.02) -> flo
 
 def memory(run: Run) -> list[Line]:
     """What a rank holds at the peak of a step."""
-    parameters = sum(encoder.parameters for encoder in run.encoders)
+    trained = run.trained / run.gpus
+    letter = "A" if run.lora_rank else "P"
     unit = max(encoder.largest_unit for encoder in run.encoders)
     kept = sum(e.block_inputs if run.checkpointing else e.activations for e in run.encoders)
     itemsize, state = HEAD_DTYPES[run.head_dtype].itemsize, optimizer_bytes(run.optimizer, run.hidden_size)
     whole = run.batch_size * run.gpus
     lines = [
-        ("encoder weights, fp32", 4 * parameters / run.gpus, "4 P / G"),
-        ("encoder gradients, fp32", 4 * parameters / run.gpus, "4 P / G"),
-        ("encoder AdamW moments", 8 * parameters / run.gpus, "8 P / G"),
+        ("encoder weights, fp32", 4 * run.parameters / run.gpus, "4 P / G"),
+        ("encoder gradients, fp32", 4 * trained, f"4 {letter} / G"),
+        ("encoder AdamW moments", 8 * trained, f"8 {letter} / G"),
+        ("encoder weight average", 4 * trained * run.average, f"4 {letter} / G, with ema_decay"),
         ("gathered units, bf16", 2 * 2 * unit, "2 units of 2 U: one in use, one on its way"),
         ("activations", run.batch_size * kept, f"b x {kept} bytes, counted"),
         ("class weights", run.rows * run.hidden_size * itemsize, f"ceil(N / G) x D x {itemsize}"),
@@ -135,11 +149,11 @@ def memory(run: Run) -> list[Line]:
 
 def traffic(run: Run) -> list[Line]:
     """What a rank sends in one step; (G - 1) / G of a ring collective's bytes."""
-    parameters, share = sum(encoder.parameters for encoder in run.encoders), (run.gpus - 1) / run.gpus
+    share, letter = (run.gpus - 1) / run.gpus, "A" if run.lora_rank else "P"
     whole = run.batch_size * run.gpus
     lines = [
-        ("weights gathered, forward and backward, bf16", 2 * 2 * parameters * share, "2 x 2 P (G - 1) / G"),
-        ("gradients scattered, fp32", 4 * parameters * share, "4 P (G - 1) / G"),
+        ("weights gathered, forward and backward, bf16", 2 * 2 * run.parameters * share, "2 x 2 P (G - 1) / G"),
+        ("gradients scattered, fp32", 4 * run.trained * share, f"4 {letter} (G - 1) / G"),
         ("embeddings gathered, gradient scattered", 8 * whole * run.hidden_size * share, "2 x 4 B D (G - 1) / G"),
         ("three scalars of every row, reduced", 2 * 12 * whole * share, "2 x 12 B (G - 1) / G"),
     ]
@@ -230,6 +244,8 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--optimizer", choices=ROW_OPTIMIZERS, default="rowwise_adagrad", help="of the class weights")
     parser.add_argument("--head-dtype", choices=HEAD_DTYPES, default="bfloat16", help="of the class weights")
     parser.add_argument("--checkpointing", action="store_true", help="activation checkpointing of every block")
+    parser.add_argument("--lora-rank", type=int, default=0, help="adapters on query and value projections; 0: none")
+    parser.add_argument("--average", action="store_true", help="weights averaged over the steps (ema_decay)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -256,7 +272,13 @@ def read_run(words: list[str]) -> tuple[Run, bool]:
         head_dtype=said.head_dtype,
         checkpointing=said.checkpointing,
         gpus_per_node=said.gpus_per_node,
+        lora_rank=said.lora_rank,
+        average=said.average,
     )
+    if run.lora_rank < 0 or (run.lora_rank and not all(encoder.adapted_width for encoder in run.encoders)):
+        raise ValueError(
+            f"--lora-rank is {run.lora_rank}; give 0 or more, and 0 for an encoder without query and value projections"
+        )
     return run, said.json
 
 

@@ -27,6 +27,7 @@ from transformers.initialization import no_init_weights
 
 from modeling_oclear.configuration_efficientnet_lite_oclear import EfficientNetLiteConfig
 from modeling_oclear.modeling_efficientnet_lite_oclear import EfficientNetLiteModel
+from train.adapters import ATTENTION
 
 SAMPLES = 2  # counted at once, so that nothing is left out for being of size 1
 
@@ -58,6 +59,7 @@ class EncoderCost:
             block keeps while it is computed again.
         flops: multiplications and additions of the forward pass of one sample in matrix products and convolutions (a
             fused attention kernel is not counted: 4% of ViT-B/16).
+        adapted_width: inputs + outputs of all query and value projections: an adapter of rank r trains r times that.
     """
 
     parameters: int
@@ -65,6 +67,7 @@ class EncoderCost:
     activations: int
     block_inputs: int
     flops: int
+    adapted_width: int = 0
 
 
 def vision_cost(name: str, *, image_size: int = 224, dtype: torch.dtype = torch.bfloat16) -> EncoderCost:
@@ -135,7 +138,13 @@ def measure(model: Any, inputs: dict[str, torch.Tensor]) -> EncoderCost:
         activations=kept // samples,
         block_inputs=(sum(entering) + max(inside, default=0) + kept - sum(inside)) // samples,
         flops=counter.get_total_flops() // samples,
+        adapted_width=_adapted_width(model),
     )
+
+
+def _adapted_width(model: Any) -> int:
+    adapted = [module for name, module in model.named_modules() if name.rpartition(".")[2] in ATTENTION]
+    return sum(module.in_features + module.out_features for module in adapted if isinstance(module, torch.nn.Linear))
 
 
 def _blocks(model: Any) -> list[Any]:

@@ -8,11 +8,13 @@ row group: groups of a few hundred rows suit a draw at random, one group per sha
 In: Parquet shards. Out: columns, ids and image bytes by row. Next: samples.py checks them, views.py decodes.
 """
 
+import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +24,7 @@ import pyarrow.parquet as pq
 SIDES = ("query", "document")
 BYTES_KEPT = 2**24  # of row groups, in each process that reads images
 FILES_KEPT = 8
+ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,18 @@ class RowGroup:
     place: int
     first: int
     rows: int
+
+
+def own_pages(count: int, kind: Any) -> np.ndarray:
+    """(count,) zeros in pages of their own, which go back to the system with the array: the heap would keep a hole."""
+    return np.ndarray(count, kind, buffer=mmap.mmap(-1, max(1, count * np.dtype(kind).itemsize)))
+
+
+def in_own_pages(values: np.ndarray) -> np.ndarray:
+    """A copy for which the same holds."""
+    found = own_pages(len(values), values.dtype)
+    found[:] = values
+    return found
 
 
 class SampleTable:
@@ -64,11 +79,13 @@ class SampleTable:
         return self._rows
 
     def column(self, name: str) -> Iterator[pa.ChunkedArray]:
-        """The values of one column, shard by shard."""
+        """The values of one column in order, some thousand rows at a time, however large the shards are."""
         for path in self.files:
-            values = pq.read_table(path, columns=[name], use_threads=False).column(name)
-            is_coded = pa.types.is_dictionary(values.type)
-            yield values.cast(values.type.value_type) if is_coded else values
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(ROWS_AT_ONCE, columns=[name], use_threads=False):
+                    values = pa.chunked_array([batch.column(0)])
+                    is_coded = pa.types.is_dictionary(values.type)
+                    yield values.cast(values.type.value_type) if is_coded else values
 
     def rows_of(self, side: str) -> np.ndarray:
         """Rows of the table that are of `side`, ascending, in as few bytes as they need."""
@@ -101,7 +118,7 @@ class SampleTable:
         return self._has_image
 
     def _find_images(self) -> np.ndarray:
-        found = np.zeros(self._rows, dtype=bool)
+        found = own_pages(self._rows, bool)
         for number, group in enumerate(self.groups):
             missing = self._images_missing(group)
             if missing is None or 0 < missing < group.rows:

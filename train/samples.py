@@ -19,12 +19,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from train.sample_table import SIDES, SampleTable
+from train.sample_table import SIDES, SampleTable, own_pages
 
 COLUMNS = ("sample_id", "side", "image", "text", "category_id", "weight", "split")
 CATEGORY_COLUMNS = ("category_id", "category_key")
 MAP_COLUMNS = ("old_key", "event", "new_key")
-IDS_AT_ONCE = 4096  # Python strings, many times the bytes of the column
 REMEDY = "write the folder again with `python -m data_governance run`"
 
 
@@ -170,7 +169,7 @@ def _described(path: Path) -> tuple[list[str], int]:
     """Columns and number of rows."""
     try:
         with pq.ParquetFile(path) as file:
-            # Not `metadata.schema`: the two hold each other, and the footers of all shards would wait for the collector.
+            # Not `metadata.schema`: the two hold each other, so the footers of all shards would stay for a while.
             return file.schema_arrow.names, file.metadata.num_rows
     except pa.ArrowInvalid as error:
         raise ValueError(f"samples/{path.name} cannot be read as Parquet ({error}); {REMEDY}") from error
@@ -218,7 +217,7 @@ def _facts(table: SampleTable, *, num_categories: int) -> _Facts:
 
 def _equal_to(table: SampleTable, name: str, value: str) -> np.ndarray:
     """(rows,) bool; a null is equal to nothing."""
-    found, first = np.empty(len(table), bool), 0
+    found, first = own_pages(len(table), bool), 0
     for values in table.column(name):
         found[first : first + len(values)] = pc.fill_null(pc.equal(values, value), False).to_numpy()
         first += len(values)
@@ -232,7 +231,7 @@ def _numbers(table: SampleTable, name: str, *, below: int | None = None) -> np.n
     """
     whole = below is not None
     kind = np.float32 if below is None else np.int32 if below <= 2**31 else np.int64
-    found, first = np.empty(len(table), kind), 0
+    found, first = own_pages(len(table), kind), 0
     for values in table.column(name):
         is_number = pa.types.is_integer(values.type) or (pa.types.is_floating(values.type) and not whole)
         if not is_number or values.null_count:
@@ -266,12 +265,10 @@ def _comes_twice(table: SampleTable) -> np.ndarray:
 
 def _hashes(table: SampleTable) -> np.ndarray:
     """(rows,) int64 of the sample ids, equal within this process."""
-    found, first = np.empty(len(table), np.int64), 0
+    found, first = own_pages(len(table), np.int64), 0
     for values in table.column("sample_id"):
-        for low in range(0, len(values), IDS_AT_ONCE):
-            part = values.slice(low, IDS_AT_ONCE)
-            found[first : first + len(part)] = np.fromiter(map(hash, part.to_pylist()), np.int64, len(part))
-            first += len(part)
+        found[first : first + len(values)] = np.fromiter(map(hash, values.to_pylist()), np.int64, len(values))
+        first += len(values)
     return found
 
 

@@ -93,22 +93,23 @@ def adapt_text(
         return functional.cross_entropy(score_BC, torch.from_numpy(places[chosen]))
 
     losses = _train(model.text_model, map_HD, loss_of, count=len(rows), recipe=recipe, seed=seed)
+    report = {"documents": len(rows), "parameters_trained": trained, "parameters": total, **_ends(losses)}
     adapters = {
         name: value.detach().clone() for name, value in model.text_model.state_dict().items() if ".lora_" in name
     }
     if tuner is not None:
         tuner.merge_and_unload()
     model.text_model.requires_grad_(True)
+    return AdaptedText(adapters, {**report, "seconds": round(time.perf_counter() - begun, 1)})
+
+
+def _ends(losses: list[float]) -> dict[str, float]:
+    """Mean loss of the first and of the last tenth of the steps."""
     share = max(1, len(losses) // 10)
-    report = {
-        "documents": len(rows),
-        "parameters_trained": trained,
-        "parameters": total,
+    return {
         "first_loss": round(float(np.mean(losses[:share])), 4),
         "last_loss": round(float(np.mean(losses[-share:])), 4),
-        "seconds": round(time.perf_counter() - begun, 1),
     }
-    return AdaptedText(adapters, report)
 
 
 def _open(text: nn.Module, recipe: Recipe, *, seed: int) -> Any:

@@ -79,7 +79,9 @@ def fit_text(
     """
     if recipe.text is None:
         return TextResult({"text": False, "strength": 0.0}, {})
-    folder, adapters, said = cache.home.parent, {}, {}
+    folder = cache.home.parent
+    adapters: dict[str, Tensor] = {}
+    said: dict[str, Any] = {}
     is_streamed, is_trained = recipe.feature_storage == "stream", cells_are_trained(model, recipe)
     if is_streamed or is_trained:
         # The text looks at cells, of a backbone trained whole or not cached before; clean views are enough.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.curves import FIGURES, ROOT, STEPS, Curve, judged, launch
+from benchmarks.curves import FIGURES, ROOT, STEPS, Curve, is_finished, judged, launch
 from benchmarks.curves import main as curves
 
 RESULTS = sorted((Path(ROOT) / "benchmarks" / "results").glob("curves_*.json"))
@@ -35,6 +35,14 @@ def test_curves_of_different_lengths_and_unknown_layouts_are_refused() -> None:
         judged({"one": {name: [1.0] for name in FIGURES}, "torchrun_2": curve(0)}, double=True)
     with pytest.raises(ValueError, match="no layout is called 'three'"):
         launch("three")
+
+
+def test_a_run_that_was_cut_after_its_first_call_is_made_again(tmp_path: Path) -> None:
+    assert not is_finished(tmp_path)
+    (tmp_path / "training.json").write_text("{}")
+    for steps in (STEPS - 27, STEPS):
+        (tmp_path / "train.jsonl").write_text("{}\n" * steps)
+        assert is_finished(tmp_path) == (steps == STEPS)
 
 
 def test_kept_curves_are_within_the_limits() -> None:

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
-from made_governed import write_governed
+from made_governed import CATEGORIES, rows, write_categories, write_governed, write_samples
 from safetensors.numpy import load_file
 from test_catalogue_recipes import dinov2
 
@@ -117,6 +118,33 @@ def test_each_layer_of_a_transformer_is_a_unit_of_its_own_and_its_training_that_
     said = sharded(2, *words_for(folder, "dinov2_fsdp2"), *again)
     assert "encoder parameters in 4 units" in said, "embeddings, two layers, the rest"
     assert_same_run(folder / "dinov2_fsdp2", folder / "dinov2_alone", steps=8)
+
+
+def governed_anew(folder: Path, story: list[tuple[str | None, str, str | None]]) -> None:
+    """The made data with key1 renamed, key2 dropped from training and a map that tells what became of the keys."""
+    again = [{**row, "split": "validation" if row["category_id"] == 2 else row["split"]} for row in rows()]
+    write_samples(folder, again)
+    write_categories(folder, ["renamed" if number == 1 else f"key{number}" for number in range(CATEGORIES)])
+    names = ("old_key", "event", "new_key")
+    table = {name: [line[place] for line in story] for place, name in enumerate(names)}
+    datasets.Dataset.from_dict(table).to_parquet(folder / "category_map.parquet")
+
+
+@pytest.mark.slow
+def test_a_category_map_lets_sharded_ranks_go_on_as_one_process_would(folder: Path) -> None:
+    kept: list[tuple[str | None, str, str | None]] = [
+        (f"key{number}", "kept", f"key{number}") for number in range(CATEGORIES) if number != 1
+    ]
+    one_process(*words_for(folder, "before"), "--max-steps", 20)
+    shutil.copytree(folder / "before", folder / "before_fsdp2")
+    words = {
+        out: ["--data", folder / "anew", *words_for(folder, out)[2:], "--resume"] for out in ("before", "before_fsdp2")
+    }
+    governed_anew(folder / "anew", [*kept, ("key1", "renamed", "renamed")])
+    for said in (one_process(*words["before"]), sharded(2, *words["before_fsdp2"])):
+        assert "categories changed: 9 taken over, 0 merged, 0 started, 1 retired" in said
+        assert "resumed from step-00000020" in said
+    assert_same_run(folder / "before_fsdp2", folder / "before")
 
 
 def test_the_hybrid_launch_file_asks_for_what_it_says() -> None:

@@ -10,10 +10,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 from transformers.initialization import no_init_weights
 
+from train.adapters import ATTENTION
 from train.plan import GPUS, Run, floor, largest_batch, main, memory, optimizer_bytes, plan, traffic
 from train.plan_encoder import EncoderCost, measure, vision_cost
+from train.recompute import recompute_blocks
 from train.row_optimizers import ROW_OPTIMIZERS
 from train.shard import ClassShard
+from train.weight_average import WeightAverage
 
 SMALL_VIT = ViTConfig(
     hidden_size=20, num_hidden_layers=3, num_attention_heads=2, intermediate_size=37, image_size=24, patch_size=8
@@ -73,6 +76,49 @@ def test_encoder_bytes_are_those_of_a_real_step() -> None:
     assert planned == pytest.approx(held, rel=0.1)
 
 
+@pytest.mark.parametrize(("rank", "average"), [(0, True), (3, False), (3, True)])
+def test_bytes_of_adapters_and_averages_are_those_of_a_real_step(rank: int, average: bool) -> None:
+    from peft import LoraConfig, LoraModel
+
+    model = ViTModel(SMALL_VIT)
+    if rank:
+        layers = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in ATTENTION]
+        LoraModel(model, LoraConfig(r=rank, target_modules=layers), "default")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    averages = WeightAverage(model, decay=0.9).state() if average else {}
+    model(torch.zeros(2, 3, 24, 24)).last_hidden_state.sum().backward()
+    optimizer.step()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    moments = [t for state in optimizer.state.values() for t in state.values() if t.ndim]
+    held = sum(4 * t.numel() for t in [*model.parameters(), *gradients, *moments, *averages.values()])
+    cost = measure(ViTModel(SMALL_VIT), {"pixel_values": torch.zeros(2, 3, 24, 24)})
+    run = dataclasses.replace(small_run(gpus=1, lora_rank=rank, average=average), vision=cost)
+    planned = sum(line.value for line in memory(run) if line.name.startswith("encoder"))
+    assert planned == pytest.approx(held, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputed_blocks_keep_what_is_planned(dtype: torch.dtype) -> None:
+    model: Any = ViTModel(SMALL_VIT).eval()
+    model = model.to(dtype)
+    planned = measure(model, {"pixel_values": torch.zeros(4, 3, 24, 24, dtype=dtype)})
+    recompute_blocks(model)
+    kept: dict[int, int] = {}
+    alive = []
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        alive.append(tensor)
+        if tensor.untyped_storage()._cdata not in weights:
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(torch.zeros(4, 3, 24, 24, dtype=dtype))
+    # Beside the inputs of the blocks one block's own are kept while it is computed again.
+    assert sum(kept.values()) / 4 <= planned.block_inputs < planned.activations
+
+
 def test_sums_are_sums_and_one_gpu_sends_nothing() -> None:
     run = small_run()
     held = memory(run)
@@ -125,5 +171,7 @@ def test_the_command_prints_formulas_or_json(capsys: pytest.CaptureFixture[str])
 def test_mistakes_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--classes", "1e6", "--sample-rate", "0"]) == 2
     assert "--sample-rate is 0.0" in capsys.readouterr().err
+    assert main(["--classes", "1e6", "--vision", "efficientnet-lite0", "--lora-rank", "4"]) == 2
+    assert "--lora-rank is 4; give 0 or more, and 0 for an encoder without" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no encoder is called 'nowhere/nothing'.*vit-b16"):
         vision_cost("nowhere/nothing")

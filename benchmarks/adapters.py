@@ -1,0 +1,84 @@
+"""What low-rank adapters on both encoders lose on the demo against tuning the same layers, over several seeds.
+
+    python -m benchmarks.adapters --demo runs/demo --out runs/adapters --json result.json
+
+Both recipes see the governed data of a finished demo; each run is trained by the user's own command, published, indexed
+and evaluated through its folder. What is finished in --out is not made again.
+
+In: a demo folder. Out: recall of both by seed, the mean difference, parameters trained. Next: a result file.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks import outcome
+
+RECIPES = ("emoji_tuned", "emoji_lora")
+METRICS = ("recall_at_1", "recall_at_10", "mrr_at_10")
+
+
+def commands(demo: Path, out: Path, recipe: str, *, seed: int) -> dict[Path, list[str]]:
+    """What is to be done for one run, in order: file that shows that it is done -> words of the command."""
+    run, data = out / f"{recipe}-{seed}", demo / "data"
+    train: list[object] = ["train/run.py", "--data", demo / "governed", "--out", run, "--recipe", recipe, "--resume"]
+    train += ["--seed", seed, "--features", demo / "features" if seed == 0 else out / f"features-{seed}"]
+    catalogue: list[object] = ["--model", run / "hub", "--catalogue", data / "catalogue.parquet"]
+    index: list[object] = ["-m", "retrieval", "index", *catalogue, "--out", run / "index"]
+    judge: list[object] = ["-m", "retrieval", "evaluate", *catalogue, "--index", run / "index"]
+    judge += ["--queries", data / "test_queries.parquet", "--qrels", data / "test_qrels.parquet"]
+    judge += ["--merge", data / "merged.parquet", "--out", run / "metrics.json"]
+    steps = {run / "training.json": train, run / "index" / "index.json": index, run / "metrics.json": judge}
+    return {done: [sys.executable, *map(str, words)] for done, words in steps.items()}
+
+
+def figures(run: Path) -> dict[str, Any]:
+    """Metrics of a finished run, and what its text side says."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    text = json.loads((run / "training.json").read_text())["text"]
+    return {name: metrics[name] for name in METRICS} | {"strength": text["strength"], "encoder": text.get("encoder")}
+
+
+def summary(runs: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
+    """Mean of every metric and of the paired differences, adapters minus tuned layers.
+
+    >>> one = {"recall_at_1": 0.5, "recall_at_10": 0.8, "mrr_at_10": 0.6}
+    >>> summary({"emoji_tuned": {0: one}, "emoji_lora": {0: {**one, "recall_at_1": 0.49}}})["difference"]["recall_at_1"]
+    -0.01
+    """
+    means = {
+        recipe: {name: round(mean(run[name] for run in by.values()), 4) for name in METRICS}
+        for recipe, by in runs.items()
+    }
+    tuned, adapters = (runs[recipe] for recipe in RECIPES)
+    difference = {name: round(mean(adapters[seed][name] - tuned[seed][name] for seed in tuned), 4) for name in METRICS}
+    return {"seeds": list(tuned), "mean": means, "difference": difference, "by_seed": runs}
+
+
+def main(words: list[str] | None = None) -> int:
+    """The command; 2 after a mistake of the caller or a run that fails."""
+    line = outcome.parser("adapters", str(__doc__), example="python -m benchmarks.adapters --demo runs/demo")
+    line.add_argument("--demo", type=Path, default=Path("runs/demo"), help="a finished demo (default: runs/demo)")
+    line.add_argument("--out", type=Path, default=Path("runs/adapters"), help="folder of the runs")
+    line.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    said = line.parse_args(words)
+    if not (said.demo / "governed" / "categories.parquet").is_file():
+        print(f"error: {said.demo} holds no governed data: run python -m examples.demo first", file=sys.stderr)
+        return 2
+    runs: dict[str, dict[int, dict[str, Any]]] = {recipe: {} for recipe in RECIPES}
+    for seed in said.seeds:
+        for recipe in RECIPES:
+            for done, command in commands(said.demo, said.out, recipe, seed=seed).items():
+                if not done.is_file() and subprocess.run(command, check=False, cwd=outcome.ROOT).returncode:
+                    print(f"error: {' '.join(command[1:])} failed", file=sys.stderr)
+                    return 2
+            runs[recipe][seed] = figures(said.out / f"{recipe}-{seed}")
+    outcome.write("adapters", summary(runs), said.json, words)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""The comparison of adapters: paired by seed, by commands that exist, on a demo that is there."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.adapters import METRICS, RECIPES, commands, main, summary
+from retrieval.__main__ import build_parser
+from train.command import read_options
+from train.recipe import recipe_by_name
+
+
+def run(first: float) -> dict[str, Any]:
+    return dict.fromkeys(METRICS, first)
+
+
+def test_the_difference_is_the_mean_over_pairs_of_the_same_seed() -> None:
+    found = summary({"emoji_tuned": {0: run(0.5), 1: run(0.4)}, "emoji_lora": {0: run(0.47), 1: run(0.41)}})
+    assert found["difference"]["recall_at_1"] == pytest.approx(-0.01)
+    assert found["mean"]["emoji_lora"]["recall_at_10"] == pytest.approx(0.44)
+    assert found["seeds"] == [0, 1]
+
+
+def test_the_commands_are_those_that_a_user_has() -> None:
+    steps = list(commands(Path("demo"), Path("out"), "emoji_lora", seed=1).values())
+    options = read_options(steps[0][2:])
+    assert options is not None
+    assert options.recipe in RECIPES
+    assert options.features == Path("out/features-1")
+    for words in steps[1:]:
+        assert words[1:3] == ["-m", "retrieval"]
+        build_parser().parse_args(words[3:])
+
+
+def test_both_recipes_adapt_the_text_encoder_and_one_of_them_by_adapters() -> None:
+    tuned, adapters = (recipe_by_name(name) for name in RECIPES)
+    assert (tuned.text_layers_tuned, tuned.text_lora_rank, tuned.vision_lora_rank) == (True, 0, 0)
+    assert adapters.text_lora_rank > 0
+    assert adapters.vision_lora_rank > 0
+
+
+def test_a_folder_without_a_demo_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--demo", str(tmp_path)]) == 2
+    assert "holds no governed data: run python -m examples.demo first" in capsys.readouterr().err
