@@ -242,6 +242,25 @@ def _text_rows(cache: FeatureCache, labels: Any, prototypes: Tensor, *, recipe: 
     return TextRows(rows, sentences, centred_targets(prototypes, labels.document[rows]), folds)
 
 
+def _fit_fusion(
+    fusion: Any, cache: FeatureCache, rows: TextRows, images_ND: Tensor, labels_N: np.ndarray, *, seed: int
+) -> dict[str, Any]:
+    """Map, memory, gate and attention, in place; what the report says of them."""
+    install_map(fusion, rows)
+    slots = install_memory(fusion, rows.sentences, rows.targets)
+    concepts = out_of_fold_concepts(rows, total=len(images_ND))
+    seen = rows.rows[cache.document_has_image[rows.rows]]
+    gate = fit_gate(fusion, images_ND[seen], concepts[seen], labels_N[seen], seed=seed)
+    may_see = np.zeros(len(images_ND), dtype=bool)
+    may_see[rows.rows] = True
+    on_page = may_see[cache.page_layouts.named]
+    pages = {"trained": np.flatnonzero(on_page), "held_out": np.flatnonzero(~on_page)}
+    if len(pages["trained"]):
+        train_attention(fusion, cache, concepts, pages["trained"], seed=seed)
+    mass = {name: mass_in_named_half(fusion, cache, found) for name, found in pages.items() if len(found)}
+    return {"memory_slots": slots, "gate": gate, "mass_in_named_half": mass}
+
+
 def fit_text_side(
     model: Any,
     cache: FeatureCache,
@@ -269,27 +288,8 @@ def fit_text_side(
         model.config.text_strength = model.fusion.config.text_strength = 0.0
         return {"text": True, "strength": 0.0, "reason": f"fewer than {recipe.text_folds} categories have text"}
     queries, documents = image_embeddings(model, cache, recipe)
-    install_map(model.fusion, rows)
-    slots = install_memory(model.fusion, rows.sentences, rows.targets)
-    concepts = out_of_fold_concepts(rows, total=len(documents))
-    seen = rows.rows[cache.document_has_image[rows.rows]]
-    gate = fit_gate(model.fusion, documents[seen], concepts[seen], labels.document[seen], seed=seed)
-    may_see = np.zeros(len(documents), dtype=bool)
-    may_see[rows.rows] = True
-    on_page = may_see[cache.page_layouts.named]
-    pages = {"trained": np.flatnonzero(on_page), "held_out": np.flatnonzero(~on_page)}
-    if len(pages["trained"]):
-        train_attention(model.fusion, cache, concepts, pages["trained"], seed=seed)
-    mass = {name: mass_in_named_half(model.fusion, cache, found) for name, found in pages.items() if len(found)}
+    fitted = _fit_fusion(model.fusion, cache, rows, documents, labels.document, seed=seed)
     gallery = Gallery.of(labels, queries=queries, images=documents, cache=cache)
     report = choose_strength(model, cache, gallery, recipe=recipe)
     seconds = round(time.perf_counter() - begun, 1)
-    return {
-        "text": True,
-        "rows": len(rows.rows),
-        "memory_slots": slots,
-        "gate": gate,
-        "mass_in_named_half": mass,
-        **report,
-        "seconds": seconds,
-    }
+    return {"text": True, "rows": len(rows.rows), **fitted, **report, "seconds": seconds}

@@ -143,14 +143,14 @@ def test_what_is_switched_off_no_longer_counts(hub: Path, stand: Stand) -> None:
     for edit in (ablated.without_attention, ablated.without_gate):
         assert not torch.allclose(vectors(edit), usual)
     assert torch.equal(vectors(ablated.without_memory), usual), "the memory speaks where there is no image"
-    alone = [vectors(*edits, of=without_images) for edits in ((), (ablated.without_memory,))]
-    assert not torch.allclose(*alone, equal_nan=True)
+    known, forgotten = vectors(of=without_images), vectors(ablated.without_memory, of=without_images)
+    assert not torch.allclose(known, forgotten, equal_nan=True)
 
     def other_memory(model: object) -> None:
         model.fusion.memory.data.add_(1)  # type: ignore[attr-defined]
 
     torch.testing.assert_close(
-        vectors(ablated.without_memory, other_memory, of=without_images), alone[1], equal_nan=True
+        vectors(ablated.without_memory, other_memory, of=without_images), forgotten, equal_nan=True
     )
 
     def moved_cells(model: object) -> None:
