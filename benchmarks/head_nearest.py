@@ -53,7 +53,7 @@ def made_leaves(shard: ClassShard) -> None:
 def usual_index(shard: ClassShard) -> Index:
     """IVF with 8 bits a number and as many cells, by FAISS's own training and filling."""
     cells = math.prod(cells_for(shard.num_classes))
-    index = faiss.index_factory(shard.hidden_size, f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(shard.hidden_size, f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)
     sample = np.sort(np.random.default_rng(0).choice(shard.num_classes, 39 * cells, replace=False))
     index.train(shard.prototypes(torch.from_numpy(sample)).numpy())
     for low in range(0, shard.num_classes, ROWS_AT_ONCE):
@@ -83,7 +83,7 @@ def judged(name: str, index: Index, build_s: float, queries: np.ndarray, true_PK
         _, id_PK = index.search(queries, NEIGHBOURS + 1)
         seconds.append(time.perf_counter() - start)
     hits = [len(set(a) & set(b)) / (NEIGHBOURS + 1) for a, b in zip(true_PK.tolist(), id_PK.tolist(), strict=True)]
-    held = getattr(index, "index", index)
+    held: Any = getattr(index, "index", index)
     size = len(faiss.serialize_index(held).tobytes()) / 2**30
     figures = {
         "build_s": round(build_s, 2),

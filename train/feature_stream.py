@@ -2,8 +2,8 @@
 
 Why: the cache holds every view of every sample, many times the bytes of the encoded images. At some size it does not
 fit, or a run ends before it has used it. Here the images of a step are decoded and augmented by worker processes while
-the step before it runs, and go through the frozen part of the backbone in the arithmetic of the cache, in batches of
-the same multiple, and through the same rounding to fp16: the numbers are those of the cache. Nothing is kept, so that
+the step before it runs, and go through the frozen part of the backbone in the arithmetic of the cache, in parts of
+the same size, and through the same rounding to fp16: the numbers are those of the cache. Nothing is kept, so that
 memory depends on the size of a step alone.
 
 In: governed samples, an `OclearModel` before training. Out: `StreamedInputs` in place of arrays. Next: image_side.py.
@@ -27,7 +27,7 @@ from torch import Tensor
 from train.batches import StepRows, StepSampler, piece
 from train.collectives import rank, world_size
 from train.features import FeatureCache
-from train.frozen_part import arithmetic, cells_are_trained, check_stages, trunk
+from train.frozen_part import arithmetic, cells_are_trained, check_stages, trunk_in_parts
 from train.pages import PageLayout
 from train.recipe import Recipe
 from train.sample_table import SIDES, SampleTable
@@ -150,14 +150,11 @@ class StreamedInputs:
         return values
 
     def _frozen_values(self, pixel_BCHW: Tensor) -> np.ndarray:
-        """fp16 output of the frozen part. Filled up to a multiple of the cache's batch: kernels go by that."""
-        count = len(pixel_BCHW)
-        if not count:
+        """fp16 output of the frozen part."""
+        if not len(pixel_BCHW):
             return self._frozen_values(torch.zeros(1, *pixel_BCHW.shape[1:]))[:0]
-        filled = torch.cat([pixel_BCHW, pixel_BCHW.new_zeros(-count % ROWS_PER_BATCH, *pixel_BCHW.shape[1:])])
-        filled = filled.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), arithmetic(self.recipe):
-            found = trunk(self.frozen, filled, self.recipe)["inputs"][:count]
+            found = trunk_in_parts(self.frozen, pixel_BCHW, self.recipe)["inputs"]
         values: np.ndarray = found.to(torch.float16).numpy()
         return values
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from train.collectives import max_over_ranks
 from train.feature_files import Crew, Progress, RowFile, fill_rows, locked
 from train.feature_keys import cache_keys
-from train.frozen_part import arithmetic, cells_are_trained, check_stages, trunk
+from train.frozen_part import arithmetic, cells_are_trained, check_stages, trunk_in_parts
 from train.pages import PageLayout, page_layouts
 from train.recipe import Recipe
 from train.sample_table import SampleTable
@@ -101,9 +101,9 @@ def _fill_images(model: Any, job: _ImageJob, *, recipe: Recipe, workers: int, cr
 def _embedded(model: Any, pixel_BVCHW: Tensor, recipe: Recipe) -> dict[str, np.ndarray]:
     """`inputs` (B, V, ...) and the clean view's `cells` (B, P, H), fp16."""
     shape = pixel_BVCHW.shape[:2]
-    flat = pixel_BVCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), arithmetic(recipe):
-        found = {name: value.unflatten(0, shape) for name, value in trunk(model, flat, recipe).items()}
+        found = trunk_in_parts(model, pixel_BVCHW.flatten(0, 1), recipe)
+    found = {name: value.unflatten(0, shape) for name, value in found.items()}
     return {
         "inputs": found["inputs"].to(torch.float16).numpy(),
         "cells": found["cells"][:, 0].to(torch.float16).numpy(),

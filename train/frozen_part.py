@@ -15,6 +15,8 @@ from torch import Tensor
 
 from train.recipe import Recipe
 
+IMAGES_AT_ONCE = 16
+
 
 def cells_are_trained(model: Any, recipe: Recipe) -> bool:
     """Whether training the image side changes the cells: a backbone that cannot be cut into stages, trained whole."""
@@ -49,6 +51,23 @@ def trunk(model: Any, pixel_BCHW: Tensor, recipe: Recipe) -> dict[str, Tensor]:
         return {"inputs": pixel_BCHW, "cells": pixel_BCHW.new_zeros(len(pixel_BCHW), 0, 1)}
     hidden_BCHW, stages = model.vision_model.forward_trunk(pixel_BCHW, recipe.frozen_stages)
     return {"inputs": hidden_BCHW, "cells": stages[model.config.vision_feature_stage].flatten(2).transpose(1, 2)}
+
+
+def trunk_in_parts(model: Any, pixel_BCHW: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+    """`trunk` of any number of images, `IMAGES_AT_ONCE` by `IMAGES_AT_ONCE`, the last part filled up with zeros.
+
+    Kernels, and with them the last bits, are chosen by the number of images: so every call has the same. Small parts
+    also stay in the cache of a processor.
+    """
+    count = len(pixel_BCHW)
+    if not count or cells_are_trained(model, recipe):
+        return trunk(model, pixel_BCHW, recipe)
+    filled = torch.cat([pixel_BCHW, pixel_BCHW.new_zeros(-count % IMAGES_AT_ONCE, *pixel_BCHW.shape[1:])])
+    parts = [
+        trunk(model, part.contiguous(memory_format=torch.channels_last), recipe)
+        for part in filled.split(IMAGES_AT_ONCE)
+    ]
+    return {name: torch.cat([part[name] for part in parts])[:count] for name in parts[0]}
 
 
 def arithmetic(recipe: Recipe) -> Any:

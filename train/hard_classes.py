@@ -17,7 +17,7 @@ Letters: P positives, D width, K neighbours, H hard classes.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
@@ -137,16 +137,17 @@ class NearestClasses:
         """This rank's classes: as they are where they are few, else in the partition that all ranks share."""
         shard = self.shard
         if shard.num_classes < EXACT_BELOW:
-            exact: Index = faiss.IndexIDMap2(faiss.IndexFlatIP(shard.hidden_size))
+            exact: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(shard.hidden_size))
             ids = torch.arange(shard.start, shard.end)
             exact.add_with_ids(self._unit_rows(ids).numpy(), ids.numpy())
-            return exact
+            found: Index = exact
+            return found
         return NearestIndex(self._partition(), self._unit_rows, start=shard.start, end=shard.end, device=shard.device)
 
     def _unit_rows(self, class_ids: Tensor) -> Tensor:
         return self.shard.prototypes(class_ids).cpu()
 
-    def _partition(self) -> faiss.Index:
+    def _partition(self) -> Any:
         """An empty index, trained by the main process on a keyed sample of all classes."""
         total = self.shard.num_classes
         wanted = min(total, ROWS_PER_CELL * math.prod(cells_for(total)))

@@ -13,6 +13,7 @@ Letters: N rows of a block, D width, M sample, A coarse centres, B cells of each
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import faiss
 import numpy as np
@@ -34,7 +35,7 @@ def cells_for(classes: int) -> tuple[int, int]:
     return 2 ** (bits // 2), 2 ** (bits - bits // 2)
 
 
-def empty_index(sample_MD: np.ndarray, *, classes: int) -> faiss.IndexIVFPQ:
+def empty_index(sample_MD: np.ndarray, *, classes: int) -> Any:
     """Partition and code book for unit rows such as the sample's, without rows.
 
     Args:
@@ -91,9 +92,7 @@ class NearestIndex:
         device: where rows are compared with centres.
     """
 
-    def __init__(
-        self, template: faiss.IndexIVFPQ, rows_of: RowsOf, *, start: int, end: int, device: torch.device
-    ) -> None:
+    def __init__(self, template: Any, rows_of: RowsOf, *, start: int, end: int, device: torch.device) -> None:
         self.rows_of = rows_of
         centre_CD = torch.from_numpy(template.quantizer.reconstruct_n(0, template.nlist)).to(device)
         coarse_count = 2 ** (int(math.log2(template.nlist)) // 2)

@@ -89,9 +89,10 @@ def test_a_row_lies_in_the_nearest_cell_of_its_nearest_coarse_centre() -> None:
     coarse_AD = fine_ABD.mean(dim=1)
     cells = nearest_cells(row_ND, coarse_AD, fine_ABD)
     for row_D, cell in zip(row_ND, cells.tolist(), strict=True):
-        coarse = max(range(4), key=lambda a, row_D=row_D: float(row_D @ coarse_AD[a]))
-        fine = max(range(3), key=lambda b, row_D=row_D, coarse=coarse: float(row_D @ fine_ABD[coarse, b]))
-        assert cell == 3 * coarse + fine
+        by_coarse = [float(row_D @ centre_D) for centre_D in coarse_AD]
+        coarse = by_coarse.index(max(by_coarse))
+        by_fine = [float(row_D @ centre_D) for centre_D in fine_ABD[coarse]]
+        assert cell == 3 * coarse + by_fine.index(max(by_fine))
     assert cells_for(10_000_000) == (64, 64)
     assert cells_for(2) == (2, 2)
 
