@@ -70,20 +70,11 @@ def write_governed(folder: Path, rows: int, *, seed: int) -> int:
     return sum(path.stat().st_size for path in (folder / "samples").iterdir())
 
 
-def measured(folder: Path, *, steps: int, seed: int) -> dict[str, Any]:
-    """Train so many steps on a governed folder with streamed inputs; peak memory and processor seconds.
-
-    Seconds are those that the processes computed, which other work on the machine does not lengthen.
-    """
-    from accelerate import Accelerator
-
-    from train.backbones import build_model
-    from train.feature_stream import stream_features
-    from train.image_side import train_image_side
+def streamed_recipe(steps: int) -> Any:
+    """So many steps on streamed inputs of `SIDE` pixels, images alone."""
     from train.recipe import tiny
-    from train.samples import read_samples
 
-    recipe = dataclasses.replace(
+    return dataclasses.replace(
         tiny(),
         name="data_at_scale",
         text=None,
@@ -97,6 +88,21 @@ def measured(folder: Path, *, steps: int, seed: int) -> dict[str, Any]:
         warmup_steps=0,
         checkpoint_every=steps,
     )
+
+
+def measured(folder: Path, *, steps: int, seed: int) -> dict[str, Any]:
+    """Train so many steps on a governed folder with streamed inputs; peak memory and processor seconds.
+
+    Seconds are those that the processes computed, which other work on the machine does not lengthen.
+    """
+    from accelerate import Accelerator
+
+    from train.backbones import build_model
+    from train.feature_stream import stream_features
+    from train.image_side import train_image_side
+    from train.samples import read_samples
+
+    recipe = streamed_recipe(steps)
     begun = time.process_time()
     samples = read_samples(folder)
     read = time.process_time() - begun

@@ -2,7 +2,7 @@
 
 Why: at ten million classes a usual inverted file takes minutes to fill, since every row is compared with thousands of
 cells one by one, and holds a byte per number. Here a row finds its cell down two levels of centres by matrix products
-(about 2 sqrt(cells) comparisons), what is kept of it is a 4-bit product code (an eighth of its bytes at width 128;
+(about 2 sqrt(cells) comparisons), what is kept of it is a 4-bit product code (an eighth of those bytes at width 128;
 Andre, Kermarrec and Le Scouarnec, 2015), and the candidates that the codes find are ranked by the rows themselves, as
 they are now. One partition and one code book serve all ranks.
 
