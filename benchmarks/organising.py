@@ -25,7 +25,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from benchmarks import outcome
-from data_governance import content, organise, shares
+from data_governance import content, evidence, organise, shares
 from data_governance.policy import Policy
 
 WIDTH = 64
@@ -197,17 +197,14 @@ def by_organise(log: Log) -> tuple[np.ndarray, dict[str, object]]:
     """Ours: the groups of the last round, and what was chosen on the way."""
     queries, documents = len(log.queries), len(log.documents)
     everyone = np.ones(queries, dtype=bool), np.ones(documents, dtype=bool)
-    clicks = organise.click_matrix(log.edges, (queries, documents))
-    nodes = shares.Nodes(clicks, organise.query_leaf(clicks, log.leaf), log.leaf, everyone[1])
-    evidence = organise.Evidence(
-        query_ids=[str(i) for i in range(queries)],
-        doc_ids=[str(i) for i in range(documents)],
-        queries_NF=content.prepared(log.queries, everyone[0], [WIDTH], [False]),
-        documents_MF=content.prepared(log.documents, everyone[1], [WIDTH], [False]),
-        edges_P2=log.edges,
-        nodes=nodes,
+    clicks = evidence.click_matrix(log.edges, (queries, documents))
+    nodes = shares.Nodes(clicks, evidence.query_leaf(clicks, log.leaf), log.leaf, everyone[1])
+    view = evidence.View(
+        content.prepared(log.queries, everyone[0], [WIDTH], [False]),
+        content.prepared(log.documents, everyone[1], [WIDTH], [False]),
     )
-    found, notes = organise.rounds(evidence, policy=Policy())
+    ids = [str(i) for i in range(queries)], [str(i) for i in range(documents)]
+    found, notes = organise.rounds(evidence.Evidence(*ids, (view,), log.edges, nodes), policy=Policy())
     return found.group, notes
 
 

@@ -82,7 +82,7 @@ def admit(
             {key: kept.column(key), "features": feature_column(facts.features[_kept_mask(why)])}
         )
         result.tables[name] = seen[key] = kept.drop_columns(["image_fault"])
-    result.notes["blocks"] = encoder.blocks
+    result.notes |= {"blocks": encoder.blocks, "views": encoder.views}
     admit_behaviour(result, inputs.behaviour.table, seen, policy=policy, engine=engine)
     for name in ("queries", "documents", "behaviour"):
         if result.tables[name].num_rows == 0:

@@ -10,6 +10,7 @@ Letters: N queries, M documents, F features, W width of the learned space.
 In: features, clicked pairs. Out: unit rows in one space, a source per document. Next: matching.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +85,18 @@ class Space:
     queries_NW: np.ndarray
     documents_MW: np.ndarray
     axes_RW: np.ndarray | None = None
+
+
+def joined(spaces: Sequence[Space], shares: Sequence[float]) -> Space:
+    """The spaces side by side, each times the root of its share: a cosine is the mean of theirs, by the shares."""
+    if len(spaces) == 1:
+        return spaces[0]
+    root = np.sqrt(np.asarray(shares, dtype=np.float32))
+    sides = (
+        [part.queries_NW * say for part, say in zip(spaces, root, strict=True)],
+        [part.documents_MW * say for part, say in zip(spaces, root, strict=True)],
+    )
+    return Space(*(np.ascontiguousarray(np.concatenate(side, axis=1)) for side in sides))
 
 
 def learned_space(

@@ -3,7 +3,7 @@
 How alike two documents have to be is read from the clicked ones: those are paired by content in the same way, and the
 least cosine is taken at which such pairs are still mostly of one category by their clicks. Where content is too
 weak for that, nothing is paired and the notes say so. A document that has a click, or that shares its category
-already, is left where it is.
+already, is left where it is. An incremental run pairs what it touches with any lone document, and no two others.
 
 Letters: M documents, W width, P pairs.
 
@@ -27,14 +27,19 @@ NEAREST = 10
 
 
 def with_content_pairs(
-    space: Space, nodes: Nodes, group: np.ndarray, source: np.ndarray
+    space: Space, nodes: Nodes, group: np.ndarray, source: np.ndarray, *, new: np.ndarray | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """((M,) groups from 0 in which lone documents without a click are paired, notes)."""
+    """((M,) groups from 0 in which lone documents without a click are paired, notes).
+
+    Args:
+        new: (M,) bool; pairs of two others were judged by an earlier run and are left alone. None: every document.
+    """
     clicked = np.asarray(nodes.clicks.sum(axis=0)).ravel() > 0
     size = np.bincount(group)
     lone = nodes.has_image & ~clicked & (size[group] == 1)
+    new = np.ones(len(group), dtype=bool) if new is None else new
     notes: dict[str, Any] = {"unclicked_alone": int(lone.sum())}
-    if lone.sum() < 2:
+    if lone.sum() < 2 or not (lone & new).any():
         return group, notes
     known = nodes.has_image & clicked
     pairs, cosine = content_pairs(space.documents_MW, np.flatnonzero(known), source, nodes.document_leaf)
@@ -46,7 +51,7 @@ def with_content_pairs(
         return group, {**notes, "content_pairs": 0}
     pairs, cosine = content_pairs(space.documents_MW, np.flatnonzero(lone), source, nodes.document_leaf)
     joined = group.copy()
-    strong = pairs[cosine >= least]
+    strong = pairs[(cosine >= least) & new[pairs].any(axis=1)]
     joined[strong[:, 1]] = joined[strong[:, 0]]
     return np.unique(joined, return_inverse=True)[1].astype(np.int64), {**notes, "content_pairs": len(strong)}
 

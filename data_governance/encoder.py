@@ -19,25 +19,34 @@ MEAN, STD = 0.498, 0.502
 LATER_STAGES = (5, 6, 7)
 # The colour layout is a grid of this side.
 COLOUR_CELLS = 6
+# Pooled output, later stages, colour.
+PACKAGED_BLOCKS = 1 + len(LATER_STAGES) + 1
 
 
 class Encoder:
     """Image features in bfloat16: one block per source of them, side by side.
 
     Besides the pooled output of the network, the means of its later stages and a coarse colour layout: what tells two
-    drawings of one kind apart is often gone in the last layer. `name` goes to the ledger and into the digest of the
-    stages; `blocks` are the widths, known after the first call.
+    drawings of one kind apart is often gone in the last layer. A model of ours is a second view beside the packaged
+    network's: it has learned from the clicks that are to be judged. `name` goes to the ledger and into the digest of
+    the stages; `blocks` are the widths, known after the first call, and `views` how many of them each view has.
     """
 
     def __init__(self, folder: Path | None, *, threads: int) -> None:
         torch.set_num_threads(threads)
         self.blocks: list[int] = []
+        self.name = "packaged efficientnet-lite0"
         if folder is None:
-            self.name = "packaged efficientnet-lite0"
-            self._forward = _packaged()
+            self._views = [_packaged()]
         else:
-            self.name = f"{folder.name} {_digest(folder)}"
-            self._forward = _from_folder(folder)
+            forward, ours = _from_folder(folder)
+            self._views = [_packaged(), forward] if ours else [forward]
+            self.name = f"{folder.name} {_digest(folder)}" + (f" beside {self.name}" if ours else "")
+
+    @property
+    def views(self) -> list[int]:
+        """Blocks of each view; the packaged network has always the same."""
+        return [PACKAGED_BLOCKS, len(self.blocks) - PACKAGED_BLOCKS] if len(self._views) > 1 else [len(self.blocks)]
 
     def features(self, squares_NSSC: np.ndarray) -> np.ndarray:
         """(N, S, S, 3) uint8 -> (N, W) float16, W the sum of `blocks`."""
@@ -47,7 +56,7 @@ class Encoder:
                 batch = torch.from_numpy(squares_NSSC[start : start + BATCH]).permute(0, 3, 1, 2)
                 pixels = (batch.to(torch.float32) / 255 - MEAN) / STD
                 colour = torch.nn.functional.adaptive_avg_pool2d(pixels, COLOUR_CELLS).flatten(1)
-                blocks = [*self._forward(pixels), colour]
+                blocks = [block for forward in self._views for block in (*forward(pixels), colour)]
                 self.blocks = [block.shape[1] for block in blocks]
                 parts.append(torch.cat([block.to(torch.float16) for block in blocks], dim=1).numpy())
         return np.concatenate(parts)
@@ -66,10 +75,11 @@ def _packaged() -> Callable[[torch.Tensor], list[torch.Tensor]]:
     return forward
 
 
-def _from_folder(folder: Path) -> Callable[[torch.Tensor], list[torch.Tensor]]:
-    """A vision model, or the image side of a two-tower model; its own input size and scale where the folder says so.
+def _from_folder(folder: Path) -> tuple[Callable[[torch.Tensor], list[torch.Tensor]], bool]:
+    """A vision model, or the image side of a two-tower model, and whether it is ours.
 
-    Our own models add their trained embedding, and the means of the later stages where the network has maps.
+    Its own input size and scale where the folder says so. Our own models add their trained embedding, and the means of
+    the later stages where the network has maps.
 
     Raises:
         ValueError: when the folder is no model.
@@ -105,7 +115,7 @@ def _from_folder(folder: Path) -> Callable[[torch.Tensor], list[torch.Tensor]]:
         pooled = getattr(out, "pooler_output", None)
         return [out.last_hidden_state.mean(dim=1) if pooled is None else pooled.flatten(1)]
 
-    return forward
+    return forward, hasattr(model, "embed_pooled")
 
 
 def _input_scale(folder: Path) -> tuple[int | None, torch.Tensor, torch.Tensor]:

@@ -5,7 +5,8 @@ tip over. An incremental run therefore looks through the lens of the run before 
 
 Letters: F features, W width of the space, S sources of documents.
 
-In: features of both sides and the last space of a full run. Out: tables `lens` and `lens_sources` of organise.
+In: features of both sides and the last space of a full run. Out: tables `lens_0` and `lens_sources_0` of organise
+(`_1` for a second view).
 Next: local_moves.py.
 """
 
@@ -62,14 +63,15 @@ class Lens:
         """(M, W) unit rows of documents whose features are standard already; 0 without an image."""
         return unit_rows((standard_MF @ self.axes_FW - self.offset_SW[source]) * has_image[:, None])
 
-    def tables(self) -> dict[str, pa.Table]:
-        """As the tables of a stage."""
+    def tables(self, number: int) -> dict[str, pa.Table]:
+        """As the tables of a stage, by the number of the view."""
         columns: dict[str, pa.Array] = {"rooted": pa.array(self.query.rooted_F)}
         for name, side in (("query", self.query), ("document", self.document)):
             columns[f"{name}_mean"] = pa.array(side.mean_F.astype(np.float32))
             columns[f"{name}_strength"] = pa.array(side.strength_F.astype(np.float32))
         columns["axes"] = _vectors(self.axes_FW)
-        return {"lens": pa.table(columns), "lens_sources": pa.table({"offset": _vectors(self.offset_SW)})}
+        offsets = pa.table({"offset": _vectors(self.offset_SW)})
+        return {f"lens_{number}": pa.table(columns), f"lens_sources_{number}": offsets}
 
 
 def lens(

@@ -23,8 +23,9 @@ from scipy.sparse import csr_array
 
 from data_governance import lens, mapping, matching, organise, shares
 from data_governance.content import Space, unit_rows
+from data_governance.evidence import Evidence, gather, view_blocks
 from data_governance.lens import Lens
-from data_governance.organise import Evidence, Links, Organised
+from data_governance.organise import Links, Organised, Poll
 from data_governance.policy import Policy
 from data_governance.stage import StageResult, Workspace
 
@@ -36,8 +37,7 @@ SOURCE_NEIGHBOURS = 5
 class Earlier:
     """What the previous run chose and found, by id."""
 
-    lens: Lens
-    shrinkage: float
+    lenses: tuple[Lens, ...]
     resolution: float
     click_weight: float
     group_of: dict[str, int]
@@ -58,7 +58,7 @@ def earlier(previous: Workspace, *, recipe: str) -> Earlier:
         raise ValueError(
             f"--incremental: {previous.out} was made by another encoder, image size or version. Run without it."
         )
-    if not (previous.folder("organise") / "lens.parquet").exists():
+    if not (previous.folder("organise") / "lens_0.parquet").exists():
         raise ValueError(
             f"--incremental: {previous.out} was made by a version that kept no learned space. Run once without it."
         )
@@ -66,8 +66,10 @@ def earlier(previous: Workspace, *, recipe: str) -> Earlier:
     last = max((name for name in notes if name.startswith("round_")), key=lambda name: int(name.split("_")[1]))
     documents = previous.table("merge_split", "documents")
     return Earlier(
-        lens=lens.read(previous.table("organise", "lens"), previous.table("organise", "lens_sources")),
-        shrinkage=notes["scatter_shrinkage"],
+        lenses=tuple(
+            lens.read(*(previous.table("organise", f"{name}_{number}") for name in ("lens", "lens_sources")))
+            for number in range(len(view_blocks(previous)))
+        ),
         resolution=notes[last]["resolution"],
         click_weight=notes[last]["click_weight"],
         group_of=_columns(documents, "doc", "category"),
@@ -86,23 +88,19 @@ def digest(previous: Path | None, known: Earlier | None) -> str:
 
 def organise_again(workspace: Workspace, known: Earlier, *, policy: Policy) -> StageResult:
     """The organise stage with the choices of the previous run."""
-    entities = organise.gather(workspace)
-    seen = entities.nodes.has_image
-    standard_MF = known.lens.document.standard(entities.documents_MF, seen)
-    evidence = replace(entities, documents_MF=standard_MF)
+    evidence = standard_evidence(gather(workspace, second_share=policy.trained_share), known)
     source = sources(evidence, known)
-    space = Space(known.lens.queries(entities.queries_NF), known.lens.documents(standard_MF, source, seen))
-    policy = replace(policy, scatter_shrinkage=known.shrinkage, click_weight=known.click_weight)
-    found = shares.votes(space, evidence.nodes, source, policy=policy)
-    links = organise.paired(evidence, space, found, source, policy=policy)
+    policy = replace(policy, click_weight=known.click_weight)
+    links = organise.paired(evidence, looked_at(evidence, known, source, policy=policy), source, policy=policy)
     first = first_groups(evidence, known)
     touched = touched_documents(evidence, known, links, first)
     again = regrouped(first, links, touched, resolution=known.resolution, seed=policy.seed)
     group = settled(again, weights(links), touched, resolution=known.resolution)
     best = matching.best_two(matching.group_shares(links.shares, group))
-    grouped = Organised(space, links.shares, group, source, *best)
+    open_M = np.isin(np.arange(len(group)), touched)
+    by_clicks = Organised(links.space, links.shares, group, source, *best)
+    grouped, by_content = organise.with_unclicked(by_clicks, evidence.nodes, new=open_M)
     notes: dict[str, object] = {
-        "scatter_shrinkage": known.shrinkage,
         "incremental": True,
         "documents_new": sum(doc not in known.group_of for doc in evidence.doc_ids),
         "documents_touched": len(touched),
@@ -111,11 +109,35 @@ def organise_again(workspace: Workspace, known: Earlier, *, policy: Policy) -> S
             "click_weight": known.click_weight,
             "sources": int(source.max(initial=0)) + 1,
         },
+        **by_content,
     }
-    open_M = np.isin(np.arange(len(group)), touched)
+    # A lone document that a touched one was paired with is touched as well: its category is another one now.
+    unclicked = np.asarray(evidence.nodes.clicks.sum(axis=0)).ravel() == 0
+    open_M |= unclicked & np.isin(grouped.group, grouped.group[open_M & unclicked])
     result = organise.stage_result(workspace, evidence, grouped, notes, policy=policy, touched=open_M)
-    result.tables |= known.lens.tables()
+    for number, one in enumerate(known.lenses):
+        result.tables |= one.tables(number)
     return result
+
+
+def standard_evidence(entities: Evidence, known: Earlier) -> Evidence:
+    """The features of documents on the scales of the previous run, those of queries as they are."""
+    seen = entities.nodes.has_image
+    views = [
+        replace(view, documents_MF=one.document.standard(view.documents_MF, seen))
+        for one, view in zip(known.lenses, entities.views, strict=True)
+    ]
+    return replace(entities, views=tuple(views))
+
+
+def looked_at(evidence: Evidence, known: Earlier, source: np.ndarray, *, policy: Policy) -> list[Poll]:
+    """What each query may share itself over, view by view, through the lenses of the previous run."""
+    polls = []
+    for one, view in zip(known.lenses, evidence.views, strict=True):
+        shown = one.documents(view.documents_MF, source, evidence.nodes.has_image)
+        space = Space(one.queries(view.queries_NF), shown)
+        polls.append(Poll(space, shares.votes(space, evidence.nodes, source, policy=policy), view.share))
+    return polls
 
 
 def _columns(table: pa.Table, key: str, value: str) -> dict[str, Any]:
@@ -132,7 +154,7 @@ def sources(evidence: Evidence, known: Earlier) -> np.ndarray:
     new = np.flatnonzero(source < 0)
     old = np.flatnonzero((source >= 0) & evidence.nodes.has_image)
     if len(new) and len(old):
-        rows = unit_rows(evidence.documents_MF)
+        rows = unit_rows(evidence.views[0].documents_MF)
         near = shares.neighbours(rows[old], rows[new], SOURCE_NEIGHBOURS)[1]
         source[new] = (source[old][near].mean(axis=1) > 0.5).astype(np.int64)
     return np.maximum(source, 0)

@@ -12,27 +12,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import csr_array
 
 from data_governance import matching
-from data_governance.admit import leaf_of
-from data_governance.content import (
-    Space,
-    document_sources,
-    learned_space,
-    never_negative,
-    prepared,
-    principal_axes,
-    recentred,
-    reciprocal_rank,
-    reduced,
-)
+from data_governance.content import Space, document_sources, joined, learned_space, recentred, reciprocal_rank
 from data_governance.content_pairs import with_content_pairs
-from data_governance.lens import Scale, lens, scale
+from data_governance.evidence import Evidence, View, click_matrix, gather, prepared_evidence, view_blocks
+from data_governance.lens import lens
 from data_governance.policy import Policy
 from data_governance.shares import Nodes, Votes, query_shares, votes
 from data_governance.stage import StageResult, Workspace
-from data_governance.tables import feature_column, feature_matrix
+from data_governance.tables import feature_column
 
 # A click outside its query's group teaches the space at this weight in the next round: it may still be right.
 DISBELIEVED = 0.3
@@ -44,25 +34,12 @@ MOST_TESTED = 2_000
 FIT_SLACK_OF_ONE_SOURCE = 0.03
 # Times the policy's click weight, tried when there is one source: 2 suits logs with a click or two a query, 5 with ten.
 BOLDER = 2.5
-FEATURE_WIDTH = 1_000
 SHRINKAGES = (0.03, 0.1, 0.2, 0.4, 0.7)
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Entities in a fixed order with all that speaks about them; arrays follow `query_ids` and `doc_ids`."""
-
-    query_ids: list[str]
-    doc_ids: list[str]
-    queries_NF: np.ndarray
-    documents_MF: np.ndarray
-    edges_P2: np.ndarray
-    nodes: Nodes
-
-
-@dataclass(frozen=True)
 class Organised:
-    """Groups of documents, and the best two groups of every query."""
+    """Groups of documents, and the best two groups of every query; `views`: the spaces that make up `space`."""
 
     space: Space
     shares: csr_array
@@ -72,102 +49,51 @@ class Organised:
     share: np.ndarray
     second: np.ndarray
     next_share: np.ndarray
+    views: tuple[Space, ...] = ()
 
 
 def organise(workspace: Workspace, *, policy: Policy) -> StageResult:
     """Run the rounds; set aside ambiguous queries and those without evidence."""
-    entities = gather(workspace)
-    scales, axes, evidence = prepared_evidence(entities, workspace.record("admit")["notes"]["blocks"])
+    entities = gather(workspace, second_share=policy.trained_share)
+    preparations, evidence = prepared_evidence(entities, view_blocks(workspace))
     found, notes = rounds(evidence, policy=policy)
     found, by_content = with_unclicked(found, evidence.nodes)
     notes |= by_content
     result = stage_result(workspace, evidence, found, notes, policy=policy)
     seen = evidence.nodes.has_image
-    result.tables |= lens(*scales, axes, found.space, evidence.documents_MF, found.source, seen).tables()
+    for number, (how, view, space) in enumerate(zip(preparations, evidence.views, found.views, strict=True)):
+        kept = lens(how.query, how.document, how.axes_FR, space, view.documents_MF, found.source, seen)
+        result.tables |= kept.tables(number)
     return result
 
 
-def with_unclicked(found: Organised, nodes: Nodes) -> tuple[Organised, dict[str, object]]:
+def with_unclicked(
+    found: Organised, nodes: Nodes, *, new: np.ndarray | None = None
+) -> tuple[Organised, dict[str, object]]:
     """The same with documents that nobody clicked in categories by content (content_pairs.py), and what was done."""
-    group, notes = with_content_pairs(found.space, nodes, found.group, found.source)
+    group, notes = with_content_pairs(found.space, nodes, found.group, found.source, new=new)
     if not notes.get("content_pairs"):
         return found, notes
     best = matching.best_two(matching.group_shares(found.shares, group))
-    return Organised(found.space, found.shares, group, found.source, *best), notes
-
-
-def gather(workspace: Workspace) -> Evidence:
-    """Entities (representatives only), their raw features and the edges between them, in the order of the ids."""
-    rows = {}
-    for name, key in (("queries", "query_id"), ("documents", "doc_id")):
-        table = workspace.table("dedupe", name)
-        own = np.array(table.column(key).to_pylist(), dtype=object) == np.array(
-            table.column("entity").to_pylist(), dtype=object
-        )
-        ids = np.array(table.column(key).to_pylist(), dtype=object)
-        order = np.array(sorted(np.flatnonzero(own), key=lambda i: ids[i]), dtype=np.int64)
-        features = feature_matrix(workspace.table("admit", f"{name}_features").column("features"))[order]
-        rows[name] = (ids[order].tolist(), features, table.take(order))
-    query_ids, query_features, _ = rows["queries"]
-    doc_ids, doc_features, documents = rows["documents"]
-    has_image = documents.column("has_image").to_numpy(zero_copy_only=False)
-    edges = workspace.table("weigh", "edges")
-    place = {row_id: i for i, row_id in enumerate(query_ids)}, {row_id: i for i, row_id in enumerate(doc_ids)}
-    pairs = np.array(
-        [
-            (place[0][q], place[1][d])
-            for q, d in zip(*(edges.column(c).to_pylist() for c in ("query", "doc")), strict=True)
-        ],
-        dtype=np.int64,
-    ).reshape(-1, 2)
-    clicks = click_matrix(pairs, (len(query_ids), len(doc_ids)))
-    names = np.array(leaf_of(documents))
-    codes = np.unique(names, return_inverse=True)[1]
-    document_leaf = np.where(names == "", -1, codes)
-    nodes = Nodes(clicks, query_leaf(clicks, document_leaf), document_leaf, has_image)
-    return Evidence(query_ids, doc_ids, query_features, doc_features, pairs, nodes)
-
-
-def prepared_evidence(entities: Evidence, blocks: list[int]) -> tuple[tuple[Scale, Scale], np.ndarray | None, Evidence]:
-    """(scales of queries and documents, principal axes, the same entities with features centred, scaled, reduced)."""
-    everywhere, has_image = np.ones(len(entities.query_ids), dtype=bool), entities.nodes.has_image
-    rooted = never_negative(entities.queries_NF, entities.documents_MF, blocks)
-    sides = ((entities.queries_NF, everywhere), (entities.documents_MF, has_image))
-    queries, documents = (prepared(features, seen, blocks, rooted) for features, seen in sides)
-    query_scale, document_scale = (scale(features, seen, blocks, rooted) for features, seen in sides)
-    axes = principal_axes(queries, documents, width=FEATURE_WIDTH)
-    evidence = replace(entities, queries_NF=reduced(queries, axes), documents_MF=reduced(documents, axes))
-    return (query_scale, document_scale), axes, evidence
-
-
-def query_leaf(clicks: csr_array, document_leaf: np.ndarray) -> np.ndarray:
-    """The leaf most clicked by each query; -1 without clicks on a known leaf. Ties go to the smaller code."""
-    count = max(int(document_leaf.max(initial=-1)) + 1, 1)
-    known = document_leaf >= 0
-    member = csr_array(
-        (known.astype(float), (np.arange(len(document_leaf)), document_leaf.clip(0))), shape=(len(known), count)
-    )
-    votes = coo_array(clicks @ member)
-    leaf = np.full(clicks.shape[0], -1)
-    order = np.lexsort((votes.col, -votes.data, votes.row))
-    row, first = np.unique(votes.row[order], return_index=True)
-    chosen = order[first]
-    leaf[row] = np.where(votes.data[chosen] > 0, votes.col[chosen], -1)
-    return leaf
+    return Organised(found.space, found.shares, group, found.source, *best, views=found.views), notes
 
 
 def rounds(evidence: Evidence, *, policy: Policy) -> tuple[Organised, dict[str, object]]:
     """The last round's groups, and what was chosen on the way."""
-    shrinkage, ranks = chosen_shrinkage(evidence, policy=policy)
-    policy = replace(policy, scatter_shrinkage=shrinkage)
+    chosen = [chosen_shrinkage(view, evidence, policy=policy) for view in evidence.views]
+    views = [replace(view, shrinkage=one) for view, (one, _) in zip(evidence.views, chosen, strict=True)]
+    evidence = replace(evidence, views=tuple(views))
     believed = np.ones(len(evidence.edges_P2))
     source = np.zeros(len(evidence.doc_ids), dtype=np.int64)
     links = linked(evidence, source, believed, policy=policy)
     found = grouped(links, source, resolution=_middle(source), policy=policy)
-    notes: dict[str, object] = {"scatter_shrinkage": shrinkage, "held_out_reciprocal_rank": ranks}
+    notes: dict[str, object] = {
+        "scatter_shrinkage": [one for one, _ in chosen],
+        "held_out_reciprocal_rank": [ranks for _, ranks in chosen],
+    }
     for number in range(policy.rounds):
         source, share = document_sources(
-            evidence.documents_MF, links.pairs_E2, seed=policy.seed, min_share=policy.min_source_share
+            evidence.views[0].documents_MF, links.pairs_E2, seed=policy.seed, min_share=policy.min_source_share
         )
         inside = found.group[evidence.edges_P2[:, 1]] == found.best[evidence.edges_P2[:, 0]]
         believed = np.where(inside, 1.0, DISBELIEVED) if number else believed
@@ -190,40 +116,57 @@ def rounds(evidence: Evidence, *, policy: Policy) -> tuple[Organised, dict[str, 
 
 
 @dataclass(frozen=True)
+class Poll:
+    """What the clicks teach in one view: the space, and what each query may share itself over in it."""
+
+    space: Space
+    votes: Votes
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
 class Links:
-    """A round's space, shares of queries (N, M), affinities (M, M), surest pairs, and all pairs of the graph."""
+    """A round's space, shares of queries (N, M), affinities (M, M), surest pairs, all pairs of the graph, views."""
 
     space: Space
     shares: csr_array
     affinity: csr_array
     pairs_E2: np.ndarray
     graph_E2: np.ndarray
+    views: tuple[Space, ...] = ()
 
 
 def linked(evidence: Evidence, source: np.ndarray, believed: np.ndarray, *, policy: Policy) -> Links:
     """Learn the space, divide the queries, and pair the documents."""
-    return paired(evidence, *polled(evidence, source, believed, policy=policy), source, policy=policy)
+    return paired(evidence, polled(evidence, source, believed, policy=policy), source, policy=policy)
 
 
-def polled(evidence: Evidence, source: np.ndarray, believed: np.ndarray, *, policy: Policy) -> tuple[Space, Votes]:
-    """The space that the clicks teach, and what each query may share itself over in it."""
-    nodes = evidence.nodes
+def polled(evidence: Evidence, source: np.ndarray, believed: np.ndarray, *, policy: Policy) -> list[Poll]:
+    """The space that the clicks teach in each view, and what each query may share itself over there."""
+    nodes, polls = evidence.nodes, []
     seen = nodes.has_image[evidence.edges_P2[:, 1]]
-    space = learned_space(
-        evidence.queries_NF,
-        recentred(evidence.documents_MF, source, nodes.has_image),
-        evidence.edges_P2[seen],
-        believed[seen],
-        shrinkage=policy.scatter_shrinkage,
-        width=policy.content_width,
-    )
-    return space, votes(space, nodes, source, policy=policy)
+    for view in evidence.views:
+        space = learned_space(
+            view.queries_NF,
+            recentred(view.documents_MF, source, nodes.has_image),
+            evidence.edges_P2[seen],
+            believed[seen],
+            shrinkage=view.shrinkage,
+            width=policy.content_width,
+        )
+        polls.append(Poll(space, votes(space, nodes, source, policy=policy), view.share))
+    return polls
 
 
-def paired(evidence: Evidence, space: Space, found: Votes, source: np.ndarray, *, policy: Policy) -> Links:
-    """Divide the queries and pair the documents that the same queries divide themselves over."""
-    shares = query_shares(found, source, policy=policy)
-    affinity = matching.document_affinity(shares, source, evidence.nodes.document_leaf, policy=policy)
+def paired(evidence: Evidence, polls: list[Poll], source: np.ndarray, *, policy: Policy) -> Links:
+    """Divide the queries in each view and add up; in the first, pair documents that the same queries are shared over.
+
+    In a space that has learned the clicks, documents that were clicked together by mistake are alike.
+    """
+    by_view = [query_shares(poll.votes, source, policy=policy) for poll in polls]
+    shares = csr_array(sum(poll.share * own for poll, own in zip(polls, by_view, strict=True)))
+    space = joined([poll.space for poll in polls], [poll.share for poll in polls])
+    affinity = matching.document_affinity(by_view[0], source, evidence.nodes.document_leaf, policy=policy)
     if source.any():
         pairs = matching.matched_pairs(affinity, source, least=policy.min_affinity)
         wide = matching.mutual_pairs(affinity, count=matching.NEIGHBOURS, least=policy.wide_affinity)
@@ -231,14 +174,15 @@ def paired(evidence: Evidence, space: Space, found: Votes, source: np.ndarray, *
         pairs = matching.mutual_pairs(affinity, count=1, least=policy.min_affinity)
         least = min(matching.LEAST_AFFINITY_OF_ONE_SOURCE, policy.min_affinity)
         wide = matching.mutual_pairs(affinity, count=matching.NEIGHBOURS_OF_ONE_SOURCE, least=least)
-    return Links(space, shares, affinity, pairs, np.unique(np.concatenate([pairs, wide]), axis=0))
+    graph = np.unique(np.concatenate([pairs, wide]), axis=0)
+    return Links(space, shares, affinity, pairs, graph, tuple(poll.space for poll in polls))
 
 
 def grouped(links: Links, source: np.ndarray, *, resolution: float, policy: Policy) -> Organised:
     """Leiden on the pairs, then the best two groups of every query."""
     group = matching.leiden_groups(links.affinity, links.graph_E2, resolution=resolution, seed=policy.seed)
     best = matching.best_two(matching.group_shares(links.shares, group))
-    return Organised(links.space, links.shares, group, source, *best)
+    return Organised(links.space, links.shares, group, source, *best, views=links.views)
 
 
 def _middle(source: np.ndarray) -> float:
@@ -260,10 +204,10 @@ def chosen_trust(
     clicks = click_matrix(evidence.edges_P2[~hidden], evidence.nodes.clicks.shape)
     part = replace(evidence, edges_P2=evidence.edges_P2[~hidden], nodes=replace(evidence.nodes, clicks=clicks))
     poll, asked = polled(part, source, believed[~hidden], policy=policy), evidence.edges_P2[hidden]
-    resolution, fits = chosen_resolution(paired(part, *poll, source, policy=policy), part, asked, source, policy=policy)
+    resolution, fits = chosen_resolution(paired(part, poll, source, policy=policy), part, asked, source, policy=policy)
     if not source.any():
         bolder = replace(policy, click_weight=BOLDER * policy.click_weight)
-        links = paired(part, *poll, source, policy=bolder)
+        links = paired(part, poll, source, policy=bolder)
         finest, bolder_fits = chosen_resolution(links, part, asked, source, policy=bolder)
         if max(bolder_fits.values()) > max(fits.values()):
             return bolder, finest, bolder_fits
@@ -287,8 +231,8 @@ def chosen_resolution(
     return max(float(name) for name, fit in fits.items() if fit >= least), fits
 
 
-def chosen_shrinkage(evidence: Evidence, *, policy: Policy) -> tuple[float, dict[str, float]]:
-    """The shrinkage under which hidden clicks rank best by content alone, and the rank of each.
+def chosen_shrinkage(view: View, evidence: Evidence, *, policy: Policy) -> tuple[float, dict[str, float]]:
+    """The shrinkage under which hidden clicks rank best by content alone in a view, and the rank of each.
 
     With few clicks and little shrinkage the space learns them by heart: every query beside its own click, the wrong
     ones too. A policy that names a shrinkage is obeyed. Ties go to the larger one.
@@ -301,8 +245,8 @@ def chosen_shrinkage(evidence: Evidence, *, policy: Policy) -> tuple[float, dict
     ranks = {}
     for shrinkage in SHRINKAGES:
         space = learned_space(
-            evidence.queries_NF,
-            evidence.documents_MF,
+            view.queries_NF,
+            view.documents_MF,
             seen[~hidden],
             np.ones(int((~hidden).sum())),
             shrinkage=shrinkage,
@@ -311,10 +255,6 @@ def chosen_shrinkage(evidence: Evidence, *, policy: Policy) -> tuple[float, dict
         ranks[str(shrinkage)] = round(reciprocal_rank(space, tested, evidence.nodes.document_leaf), 4)
     best = max(ranks, key=lambda name: (ranks[name], float(name)))
     return float(best), ranks
-
-
-def click_matrix(edges_P2: np.ndarray, shape: tuple[int, int]) -> csr_array:
-    return csr_array((np.ones(len(edges_P2)), (edges_P2[:, 0], edges_P2[:, 1])), shape=shape)
 
 
 def stage_result(

@@ -47,6 +47,8 @@ class Policy:
         scatter_shrinkage: share of identity in the scatter learned from clicks; negative: chosen on hidden clicks.
         content_width: dimensions of the learned space.
         content_temperature: of the softmax that turns cosines into shares of a query.
+        trained_share: of dividing the queries, where --encoder is a model of ours; the packaged network has the rest
+            and pairs the documents, because the model has learned from the clicks that are to be judged.
         click_weight: log-odds that a click (pooled, 0..1) adds to content.
         min_source_share: share of held-out co-relevant pairs that must lie in two sources before sources are believed.
         same_source_weight: factor on the affinity of two documents of one source, once sources are believed.
@@ -89,6 +91,7 @@ class Policy:
     scatter_shrinkage: float = -1.0
     content_width: int = 256
     content_temperature: float = 0.08
+    trained_share: float = 0.5
     click_weight: float = 2.0
     min_source_share: float = 0.6
     same_source_weight: float = 0.1
@@ -131,7 +134,7 @@ class Policy:
             _within_one(self, name)
         for name in ("min_query_margin", "max_dropped_share", "min_source_share", "validation_share"):
             _within_one(self, name)
-        for name in ("wide_affinity", "merge_cosine", "merge_click_share"):
+        for name in ("wide_affinity", "merge_cosine", "merge_click_share", "trained_share"):
             _within_one(self, name)
         for low, high in (("weight_low", "weight_high"), ("min_queries_body", "min_queries_head")):
             if getattr(self, low) > getattr(self, high):

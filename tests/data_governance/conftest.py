@@ -42,11 +42,13 @@ class World:
     folder: Path
     query_truth: dict[str, int] = field(default_factory=dict)
     document_truth: dict[str, int] = field(default_factory=dict)
+    more: list[str] = field(default_factory=list)
 
     @property
     def arguments(self) -> list[str]:
         names = ("behaviour", "queries", "catalogue")
-        return [word for name in names for word in (f"--{name}", str(self.folder / f"{name}.parquet"))]
+        tables = [word for name in names for word in (f"--{name}", str(self.folder / f"{name}.parquet"))]
+        return [*tables, *self.more]
 
 
 def write_images(path: Path, key: str, ids: list[str], images: list[bytes | None], **columns: list[Any]) -> None:

@@ -52,6 +52,18 @@ def test_clicked_documents_those_without_an_image_and_other_leaves_stay_where_th
     assert found.tolist() == group.tolist()
 
 
+def test_a_later_run_pairs_what_is_new_with_any_lone_document_and_no_two_old_ones() -> None:
+    space, nodes, group, source = world(60, blur=0.1, unclicked=10, sources=True)
+    new = np.zeros(120, dtype=bool)
+    new[[100, 119]] = True
+    found, notes = content_pairs.with_content_pairs(space, nodes, group, source, new=new)
+    assert notes["content_pairs"] == 2
+    assert (found[100] == found[101], found[118] == found[119], len(set(found.tolist()))) == (True, True, 68)
+    none = np.zeros(120, dtype=bool)
+    found, notes = content_pairs.with_content_pairs(space, nodes, group, source, new=none)
+    assert (found.tolist(), notes) == (group.tolist(), {"unclicked_alone": 20})
+
+
 def test_queries_find_their_category_under_its_number_after_pairing() -> None:
     space, nodes, group, source = world(60, blur=0.1, unclicked=10, sources=True)
     shares = csr_array((np.array([0.6, 0.4]), (np.array([0, 0]), np.array([3, 119]))), shape=nodes.clicks.shape)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from data_governance import content, lens, matching, merge_split, organise, shares
+from data_governance import content, evidence, lens, matching, merge_split, organise, shares
 from data_governance.policy import Policy
 
 POLICY = Policy()
@@ -90,11 +90,42 @@ def test_shares_equal_their_loop(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
+def test_two_views_divide_the_queries_by_their_shares_and_the_first_alone_pairs_documents() -> None:
+    (first, nodes), (second, _) = world(2), world(3)
+    source, edges = np.zeros(24, dtype=np.int64), np.stack(nodes.clicks.nonzero(), axis=1)
+    views = (evidence.View(*sides_of(first), 0.7), evidence.View(*sides_of(second), 0.3))
+    facts = evidence.Evidence([str(i) for i in range(60)], [str(i) for i in range(24)], views, edges, nodes)
+    polls = organise.polled(facts, source, np.ones(len(edges)), policy=POLICY)
+    found = organise.paired(facts, polls, source, policy=POLICY)
+    alone = [shares.query_shares(poll.votes, source, policy=POLICY).toarray() for poll in polls]
+    np.testing.assert_allclose(found.shares.toarray(), 0.7 * alone[0] + 0.3 * alone[1], atol=1e-6)
+    affinity = matching.document_affinity(csr_array(alone[0]), source, nodes.document_leaf, policy=POLICY)
+    np.testing.assert_allclose(found.affinity.toarray(), affinity.toarray(), atol=1e-6)
+    cosines = [poll.space.queries_NW @ poll.space.documents_MW.T for poll in polls]
+    joint = found.space.queries_NW @ found.space.documents_MW.T
+    np.testing.assert_allclose(joint, 0.7 * cosines[0] + 0.3 * cosines[1], atol=1e-5)
+
+
+def sides_of(space: content.Space) -> tuple[np.ndarray, np.ndarray]:
+    return space.queries_NW, space.documents_MW
+
+
+@pytest.mark.parametrize(("widths", "say"), [([5], [1.0]), ([2, 3], [0.6, 0.4])])
+def test_features_are_split_by_view_and_the_second_has_the_share_of_the_policy(
+    widths: list[int], say: list[float]
+) -> None:
+    rows = np.arange(10, dtype=np.float32).reshape(2, 5)
+    views = evidence.split_views(rows, rows[:1], widths, second_share=0.4)
+    assert [view.share for view in views] == say
+    np.testing.assert_array_equal(np.concatenate([view.queries_NF for view in views], axis=1), rows)
+    assert [view.documents_MF.shape for view in views] == [(1, width) for width in widths]
+
+
 @pytest.mark.parametrize("width", [4, 99])
 def test_the_kept_lens_shows_the_rows_where_the_learned_space_has_them(
     monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
-    monkeypatch.setattr(organise, "FEATURE_WIDTH", width)
+    monkeypatch.setattr(evidence, "FEATURE_WIDTH", width)
     rng = np.random.default_rng(width)
     nodes = world(2)[1]
     seen = np.arange(24) > 1
@@ -105,14 +136,15 @@ def test_the_kept_lens_shows_the_rows_where_the_learned_space_has_them(
     features[1][~seen] = 0
     edges = np.stack(nodes.clicks.nonzero(), axis=1)
     query_ids, doc_ids = ([str(i) for i in range(n)] for n in (60, 24))
-    entities = organise.Evidence(query_ids, doc_ids, features[0], features[1], edges, nodes)
-    scales, axes, evidence = organise.prepared_evidence(entities, [5, 3])
-    assert scales[0].rooted_F.tolist() == [True] * 5 + [False] * 3
-    assert (axes is None) == (width == 99)
+    views = (evidence.View(features[0], features[1], shrinkage=0.2),)
+    entities = evidence.Evidence(query_ids, doc_ids, views, edges, nodes)
+    (how,), ready = evidence.prepared_evidence(entities, [[5, 3]])
+    assert how.query.rooted_F.tolist() == [True] * 5 + [False] * 3
+    assert (how.axes_FR is None) == (width == 99)
     source = np.arange(24) % 2
-    space = organise.polled(evidence, source, np.ones(len(edges)), policy=Policy(scatter_shrinkage=0.2))[0]
-    kept = lens.lens(*scales, axes, space, evidence.documents_MF, source, seen)
-    again = lens.read(*kept.tables().values())
+    space = organise.polled(ready, source, np.ones(len(edges)), policy=POLICY)[0].space
+    kept = lens.lens(how.query, how.document, how.axes_FR, space, ready.views[0].documents_MF, source, seen)
+    again = lens.read(*kept.tables(0).values())
     np.testing.assert_allclose(again.queries(features[0]), space.queries_NW, atol=1e-5)
     shown = again.documents(again.document.standard(features[1], seen), source, seen)
     np.testing.assert_allclose(shown, space.documents_MW, atol=1e-5)

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from data_governance import admit, incremental
 from data_governance.__main__ import main
@@ -16,6 +17,7 @@ from data_governance.incremental import Memory
 from data_governance.policy import Policy
 from data_governance.stage import StageResult, Workspace
 from data_governance.tables import Source, feature_column
+from modeling_oclear import EfficientNetLiteConfig, OclearConfig, OclearModel
 from tests.data_governance.conftest import IMAGE, World, make_world, png
 
 POLICY = Policy(image_size=32)
@@ -82,10 +84,27 @@ def test_another_recipe_forgets(tmp_path: Path, policy: Policy) -> None:
 
 
 @pytest.mark.slow
-def test_new_rows_through_the_command_keep_keys_and_take_over_images(tmp_path: Path) -> None:
+def own_model(folder: Path) -> Path:
+    """A small random model of ours, as training publishes it."""
+    vision = EfficientNetLiteConfig(
+        stem_channels=5, out_channels=(6, 7, 9), num_block_repeats=(1, 2, 1), kernel_sizes=(3, 5, 3),
+        strides=(1, 2, 2), expand_ratios=(1, 2, 3), hidden_size=19,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    OclearModel(OclearConfig(vision_config=vision.to_dict(), text_config=None, hidden_size=27)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_new_rows_through_the_command_keep_keys_and_take_over_images(tmp_path: Path, ours: bool) -> None:
+    """With a model of ours there are two views, and each has a lens through which the later run looks."""
     (tmp_path / "world").mkdir()
     world = make_world(tmp_path / "world", categories=6, queries=3, noise=0.0)
+    if ours:
+        world.more = ["--encoder", str(own_model(tmp_path / "hub"))]
     assert main(["run", *world.arguments, "--out", str(tmp_path / "first")]) == 0
+    lenses = sorted(path.stem for path in (tmp_path / "first" / "stages" / "organise").glob("lens_?.parquet"))
+    assert lenses == (["lens_0", "lens_1"] if ours else ["lens_0"])
     queries = pq.read_table(world.folder / "queries.parquet")
     new = pa.table({"query_id": ["fresh"], "image": pa.array([{"bytes": png(2, style="filled", seed=99)}], IMAGE)})
     pq.write_table(pa.concat_tables([queries, new]), world.folder / "queries.parquet")
@@ -122,7 +141,7 @@ def test_an_incremental_run_without_anything_to_take_over_is_an_error(
     assert main([*words, "--out", str(tmp_path / "out"), "--previous", str(bare)]) == 2
     assert "lacks the stage admit" in capsys.readouterr().err
     shutil.copytree(governed / "stages", bare / "stages")
-    (bare / "stages" / "organise" / "lens.parquet").unlink()
+    (bare / "stages" / "organise" / "lens_0.parquet").unlink()
     assert main([*words, "--out", str(tmp_path / "out"), "--previous", str(bare)]) == 2
     assert "kept no learned space" in capsys.readouterr().err
 

@@ -6,9 +6,10 @@ from scipy.sparse import csr_array
 
 from data_governance import shares
 from data_governance.content import Space
+from data_governance.evidence import Evidence, View
 from data_governance.lens import Lens, Scale
 from data_governance.local_moves import Earlier, first_groups, regrouped, settled, touched_documents, weights
-from data_governance.organise import Evidence, Links
+from data_governance.organise import Links
 
 
 def graph(size: int, *edges: tuple[int, int, float]) -> csr_array:
@@ -48,12 +49,11 @@ def test_what_is_not_touched_is_frozen_even_where_it_would_gain() -> None:
 def test_a_partner_lost_to_a_new_document_is_touched_through_its_old_group() -> None:
     """a and x were one group by a's ties; the new n takes a, and nothing ties x to either. b was clicked anew."""
     nodes = shares.Nodes(csr_array((2, 5)), np.zeros(2), np.zeros(5), np.ones(5, dtype=bool))
-    evidence = Evidence(
-        ["p", "q"], ["a", "b", "n", "x", "z"], np.zeros((2, 1)), np.zeros((5, 1)), np.array([[0, 1]]), nodes
-    )
+    views = (View(np.zeros((2, 1)), np.zeros((5, 1))),)
+    evidence = Evidence(["p", "q"], ["a", "b", "n", "x", "z"], views, np.array([[0, 1]]), nodes)
     scale = Scale(np.zeros(1, dtype=bool), np.zeros(1), np.ones(1))
     lens = Lens(scale, scale, np.ones((1, 1)), np.zeros((1, 1)))
-    known = Earlier(lens, 0.1, 0.1, 2.0, {"a": 0, "x": 0, "b": 1, "z": 2}, {}, set())
+    known = Earlier((lens,), 0.1, 2.0, {"a": 0, "x": 0, "b": 1, "z": 2}, {}, set())
     links = Links(
         Space(np.zeros((2, 1)), np.zeros((5, 1))), csr_array((2, 5)), graph(5), np.zeros((0, 2)), np.array([[0, 2]])
     )

@@ -1,4 +1,4 @@
-"""A model of ours as encoder of governance: its embedding, and the later stages where its network has maps."""
+"""A model of ours as encoder of governance: its embedding and later stages, beside the packaged network."""
 
 from pathlib import Path
 
@@ -18,7 +18,12 @@ def test_blocks_are_pooled_output_embedding_stages_and_colour(tmp_path: Path, vi
     model.save_pretrained(tmp_path / "hub")
     encoder = Encoder(tmp_path / "hub", threads=1)
     squares = np.random.default_rng(0).integers(0, 256, (3, 37, 37, 3), dtype=np.uint8)
-    found = np.split(encoder.features(squares), np.cumsum(encoder.blocks)[:-1], axis=1)
+    features = encoder.features(squares)
+    packaged = Encoder(None, threads=1)
+    np.testing.assert_array_equal(features[:, : sum(encoder.blocks[:5])], packaged.features(squares))
+    assert (packaged.views, encoder.views) == ([5], [5, len(encoder.blocks) - 5])
+    assert encoder.name.endswith(" beside packaged efficientnet-lite0")
+    found = np.split(features, np.cumsum(encoder.blocks)[:-1], axis=1)[5:]
     pixels = (torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255 - 0.498) / 0.502
     with torch.no_grad():
         output = model.vision_model(pixels)
