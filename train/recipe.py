@@ -111,7 +111,8 @@ class Recipe:
             None is never.
         early_stopping: training ends after so many evaluations without a better mrr_at_10; None goes to the end.
         export_best: publish the weights of the best evaluation instead of the last ones.
-        text_folds, text_strengths: out-of-fold folds over categories, and the strengths of text to choose from.
+        text_folds, text_strengths: out-of-fold folds over categories, and strengths of text: the largest that held-out
+            categories do not speak against is taken (text_side.py).
         calibration_queries: at most so many training queries are published for CSLS.
         checkpoint_every: steps between checkpoints; one more is written at the end of the image side.
         checkpoint_minutes: one more as soon as the newest is so old by the main process's clock; None is off.
@@ -183,7 +184,7 @@ class Recipe:
     early_stopping: int | None = None
     export_best: bool = False
     text_folds: int = 5
-    text_strengths: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6)
+    text_strengths: tuple[float, ...] = (0.0, 0.2, 0.4)
     calibration_queries: int = 4096
     checkpoint_every: int = 100
     checkpoint_minutes: float | None = None

@@ -24,11 +24,12 @@ from tqdm import tqdm
 
 from train.encoders import EncoderPair, embed_rows
 from train.features import FeatureCache
-from train.held_out import Gallery, held_out_figures
+from train.held_out import FIGURES, Gallery, held_out_figures
 from train.pages import half_weight
 from train.recipe import Recipe
 from train.text_gate import fit_gate
 from train.text_memory import install_memory
+from train.text_strength import figure_means, largest_harmless
 
 RIDGE = 3.0  # ridge strength in units of the mean eigenvalue of the sentence vectors' covariance
 LEAST_SPREAD = 1e-9  # mean square distance of unit sentence vectors from their mean, below which it is rounding
@@ -196,31 +197,25 @@ def embed_documents(fusion: Any, cache: FeatureCache, images_ND: Tensor) -> tupl
 
 
 def choose_strength(model: Any, cache: FeatureCache, gallery: Gallery, *, recipe: Recipe) -> dict[str, Any]:
-    """Try every strength on queries of held-out categories; keep the best of those that harm no figure, or none.
+    """Try every strength on queries of held-out categories; keep the largest that they do not speak against.
 
     Returns:
-        {"strength": chosen, "table": one row of figures a strength}. The model's config is set.
+        {"strength": chosen, "table": one row a strength: figures, and how surely the worst of them gains or loses, in
+        standard errors}. The model's config is set.
     """
-    table = []
+    found = {}
     for strength in recipe.text_strengths:
         model.config.text_strength = strength
         model.fusion.config.text_strength = strength
         embeds, shifts = embed_documents(model.fusion, cache, gallery.images)
-        table.append({"strength": strength, **held_out_figures(gallery, embeds, shifts)})
-    chosen = best_harmless(table)
+        found[strength] = held_out_figures(gallery, embeds, shifts)
+    chosen, surest = largest_harmless(found)
     model.config.text_strength = model.fusion.config.text_strength = chosen
+    table = [
+        {"strength": strength, **dict(zip(FIGURES, figure_means(values_CF), strict=True)), "least_z": surest[strength]}
+        for strength, values_CF in found.items()
+    ]
     return {"strength": chosen, "table": table}
-
-
-def best_harmless(table: list[dict[str, float]]) -> float:
-    """The strength with the largest mrr_at_10 + recall_at_10 among those that lose nothing against the weakest.
-
-    Nothing: none of recall_at_1, recall_at_10, mrr_at_10. Of equal strengths the smallest is kept; so it is, too, when
-    nothing was held out and every figure is 0.
-    """
-    weakest = min(table, key=lambda row: row["strength"])
-    harmless = [row for row in table if all(row[key] >= weakest[key] for key in weakest if key != "strength")]
-    return max(harmless, key=lambda row: (row["mrr_at_10"] + row["recall_at_10"], -row["strength"]))["strength"]
 
 
 def image_embeddings(model: Any, cache: FeatureCache, recipe: Recipe) -> tuple[Tensor, Tensor]:

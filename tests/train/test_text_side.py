@@ -241,39 +241,6 @@ def made_gallery(count: int, queries: Tensor, images: Tensor) -> Gallery:
     )
 
 
-@pytest.mark.parametrize(
-    ("figures", "chosen"),
-    [
-        ({0.0: (0.5, 0.3), 0.2: (0.6, 0.4), 0.4: (0.55, 0.5)}, 0.4),  # the best sum
-        ({0.0: (0.5, 0.3), 0.2: (0.5, 0.3), 0.4: (0.4, 0.3)}, 0.0),  # no gain
-        ({0.0: (0.5, 0.3), 0.2: (0.4, 0.5), 0.4: (0.3, 0.1)}, 0.0),  # a better order, but less is found
-        ({0.4: (0.6, 0.4), 0.2: (0.6, 0.4), 0.0: (0.5, 0.3)}, 0.2),  # of two equal ones the smaller
-        ({0.2: (0.5, 0.3), 0.4: (0.5, 0.4)}, 0.4),  # none is not among them
-    ],
-)
-def test_the_strength_is_the_best_on_held_out_queries_and_none_unless_text_gains(
-    monkeypatch: pytest.MonkeyPatch, figures: dict[float, tuple[float, float]], chosen: float
-) -> None:
-    model, _ = build_model(tiny(), seed=0)
-
-    def looked_up(*_: object) -> dict[str, float]:
-        recall, rank = figures[model.config.text_strength]
-        return {"recall_at_1": 0.0, "recall_at_10": recall, "mrr_at_10": rank}
-
-    monkeypatch.setattr(text_side, "held_out_figures", looked_up)
-    recipe = dataclasses.replace(tiny(), text_strengths=tuple(figures))
-    cache = made_cache(normal(3, 2, TOKEN_WIDTH))
-    report = choose_strength(model, cache, made_gallery(3, torch.eye(3, WIDTH), torch.eye(3, WIDTH)), recipe=recipe)
-    assert report["strength"] == chosen == model.config.text_strength == model.fusion.config.text_strength
-    assert [row["strength"] for row in report["table"]] == list(figures)
-
-
-def test_a_strength_that_loses_first_places_is_not_chosen_however_much_it_finds() -> None:
-    rows = [(0.0, 0.48, 0.80, 0.590), (0.2, 0.482, 0.83, 0.603), (0.6, 0.464, 0.85, 0.587)]
-    keys = ("strength", "recall_at_1", "recall_at_10", "mrr_at_10")
-    assert text_side.best_harmless([dict(zip(keys, row, strict=True)) for row in rows]) == 0.2
-
-
 @pytest.mark.parametrize(("strengths", "chosen"), [((0.4, 0.0, 0.2), 0.0), ((0.6, 0.2, 0.4), 0.2)])
 def test_without_held_out_queries_the_smallest_strength_is_kept(strengths: tuple[float, ...], chosen: float) -> None:
     model, _ = build_model(tiny(), seed=0)
