@@ -116,7 +116,7 @@ def tree() -> str:
 
 def readme_blocks() -> dict[str, str]:
     """Marker name -> Markdown of README."""
-    return {"results": results(), "ablation": ablation_page.short(), "tree": tree()}
+    return {"results": results(), "immr": immr_page.short(), "ablation": ablation_page.short(), "tree": tree()}
 
 
 PAGES: dict[str, Callable[[], dict[str, str]]] = {

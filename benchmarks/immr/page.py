@@ -207,6 +207,34 @@ def others(result: Result) -> str:
 
 
 NOISES = {"20%": "usual", "40%": "noisy"}
+SHORT = ("unseen", "unseen.small", "seen", "styles", "occluded.small", "missing.small", "wrong_text")
+
+
+def short(folder: Path = RESULTS) -> str:
+    """README's table: OCLEAR and what text adds, in both settings; empty without a final grid."""
+    result = newest(folder)
+    if result is None or result["grid"] != "final" or "image_only" not in result["comparisons"]:
+        return ""
+    rows = []
+    for one in SHORT:
+        row = result["comparisons"]["image_only"].get(one)
+        if row:
+            rows.append(["hard", track(one), *levels_and_changes(row["product"], row)])
+    found = result.get("main", {}).get("unseen")
+    if found:
+        rows.append(["main", track("unseen"), *levels_and_changes(found["oclear"], found["difference"])])
+    names = METRICS.values()
+    lines = table(["texts", "searched", *names, *(f"{name}, minus documents without text" for name in names)], rows)
+    cells = result["summary"]["oclear"]["cells"]
+    said = (
+        f"Means of {cells} runs on disjoint splits of the categories, differences in points with 95% intervals over "
+        "categories, bold where they leave zero out. More, and the other methods: [docs/immr.md](docs/immr.md)."
+    )
+    return "\n".join([*lines, "", said, "", source(result)])
+
+
+def levels_and_changes(levels: Result, differences: Result) -> list[str]:
+    return [*(f"{levels[m]:.3f}" for m in METRICS), *(change(differences, m) for m in METRICS)]
 
 
 def heads(result: Result) -> str:

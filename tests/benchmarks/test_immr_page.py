@@ -93,6 +93,19 @@ def test_figures_of_the_newest_file_are_shown(tmp_path: Path) -> None:
     assert "| 0.100 | 0.200 | 0.100 | 0.200 | x0.5, 0.07, 1 |" in found["immr-heads"]
 
 
+def test_the_short_table_has_both_settings_and_is_empty_without_a_final_grid(tmp_path: Path) -> None:
+    assert page.short(tmp_path) == ""
+    result = made()
+    result["summary"]["oclear"]["cells"] = 3
+    result["comparisons"]["image_only"] = {"unseen": result["comparisons"]["best_raw_rival"]["unseen"], "seen": {}}
+    found = page.short(written(tmp_path, result)).splitlines()
+    assert found[2].startswith("| hard | unseen categories | 0.")
+    assert found[2].count("**+3.0 [+2.0, +4.0]**") == 3
+    assert found[3].startswith("| main | unseen categories | 0.500 |")
+    assert "Means of 3 runs" in found[5]
+    assert page.short(written(tmp_path, result | {"grid": "heads"})) == ""
+
+
 def test_a_file_of_the_heads_grid_has_no_section_of_the_final_one(tmp_path: Path) -> None:
     result = made() | {"grid": "heads", "slices": {}}
     for name in ("main", "noise", "styles"):
