@@ -25,10 +25,16 @@ Rule = Callable[..., list[str | None]]
 ROWS_PER_BATCH = 10_000
 
 
-def reasons(table: pa.Table, chosen: Sequence[Rule], *, policy: Policy) -> list[str | None]:
-    """The first reason that a rule, in the order given, finds for each row; None where all rules are content."""
+def reasons(table: pa.Table, chosen: Sequence[Rule], *, policy: Policy) -> list[str]:
+    """The first reason that a rule, in the order given, finds for each row; "" where all rules are content."""
+    found: list[str] = marked(table, chosen, policy=policy).to_pylist()
+    return found
+
+
+def marked(table: pa.Table, chosen: Sequence[Rule], *, policy: Policy) -> pa.ChunkedArray:
+    """`reasons` as a column: what a batch of the log is split by."""
     disable_progress_bar()  # our own bars tell the stages; one per rule would bury them
-    marked = Dataset(table).map(
+    found = Dataset(table).map(
         _mark,
         batched=True,
         batch_size=ROWS_PER_BATCH,
@@ -37,7 +43,7 @@ def reasons(table: pa.Table, chosen: Sequence[Rule], *, policy: Policy) -> list[
         load_from_cache_file=False,
         fn_kwargs={"names": [rule.__name__ for rule in chosen], "policy": policy, "source": source_digest(rules)},
     )
-    return list(marked["reason"])
+    return found.data.table.column("reason")
 
 
 def _mark(batch: dict[str, list[Any]], *, names: list[str], policy: Policy, source: str) -> dict[str, list[str | None]]:
