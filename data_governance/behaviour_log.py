@@ -166,17 +166,14 @@ def _csv(file: Path, name: str) -> Stream:
 
 
 def _json(file: Path, name: str) -> Stream:
-    """As of CSV; ids may be whole numbers."""
+    """As of CSV; ids may be whole numbers, and a column that may be missing may come later than the first block."""
     options = pyarrow.json.ReadOptions(block_size=BLOCK_BYTES)
     schema = pyarrow.json.open_json(file, read_options=options).schema
     declared(schema.empty_table(), name)
-    kinds = {
-        field: schema.field(field).type
-        if pa.types.is_integer(schema.field(field).type) and kind == pa.string()
-        else kind
-        for field, kind in fields(name)
-        if field in schema.names
-    }
+    kinds = dict(fields(name))
+    for field in schema:
+        if pa.types.is_integer(field.type) and kinds.get(field.name) == pa.string():
+            kinds[field.name] = field.type
     parsed = pyarrow.json.ParseOptions(explicit_schema=pa.schema(kinds), unexpected_field_behavior="ignore")
 
     def stream() -> Iterator[pa.Table]:

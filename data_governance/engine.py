@@ -49,7 +49,7 @@ def threads(policy: Policy) -> int:
 
 
 class Engine:
-    """One connection; what it needs on disk lies in the system's temporary folder and goes with it."""
+    """One connection; what it needs on disk lies in the system's temporary folder and goes with it, unless killed."""
 
     def __init__(self, policy: Policy, *, engine: str = "duckdb") -> None:
         if engine not in ENGINES:
@@ -81,7 +81,7 @@ class Engine:
 
     def read(self, folder: Path) -> ibis.Table:
         """The Parquet files of a folder as an ibis table, where they lie; they must stay until it is done with."""
-        name = glob.escape(str(folder))
+        name = glob.escape(str(folder.resolve()))
         return self._connection.read_parquet(name if self._spark else f"{name}/*.parquet")
 
     def keep(self, expression: ibis.Table) -> ibis.Table:

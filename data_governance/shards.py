@@ -47,7 +47,7 @@ def batches(paths: Iterable[Path], columns: Sequence[str] | None = None) -> Iter
 
 
 def gathered(tables: Iterable[pa.Table], *, rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `rows` each, the last one apart; at most two of them are held."""
+    """The same rows in tables of `rows` each, the last one apart; held is what came last and less than one more."""
     waiting: list[pa.Table] = []
     held = 0
     for table in tables:
