@@ -34,14 +34,16 @@ def reasons(table: pa.Table, chosen: Sequence[Rule], *, policy: Policy) -> list[
 def marked(table: pa.Table, chosen: Sequence[Rule], *, policy: Policy) -> pa.ChunkedArray:
     """`reasons` as a column: what a batch of the log is split by."""
     disable_progress_bar()  # our own bars tell the stages; one per rule would bury them
-    found = Dataset(table).map(
+    digest = source_digest(rules)
+    # No answer is looked up here, so a table in memory needs no fingerprint of its own: that would hash all its bytes.
+    found = Dataset(table, fingerprint=digest).map(
         _mark,
         batched=True,
         batch_size=ROWS_PER_BATCH,
         remove_columns=table.column_names,
         keep_in_memory=True,
         load_from_cache_file=False,
-        fn_kwargs={"names": [rule.__name__ for rule in chosen], "policy": policy, "source": source_digest(rules)},
+        fn_kwargs={"names": [rule.__name__ for rule in chosen], "policy": policy, "source": digest},
     )
     return found.data.table.column("reason")
 
