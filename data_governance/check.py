@@ -72,8 +72,9 @@ def _check(request: Request, result: StageResult, policy: Policy) -> int:
         if name in opened:
             usable[key] = _checked(result, opened[name], key, rules, policy)
     if log is not None and len(usable) == 2:
+        engine = Engine(policy, engine=request.engine)
         try:
-            lost = admit_log(result, log, usable, policy=policy, engine=Engine(policy, engine=request.engine))
+            lost = admit_log(result, log, usable, policy=policy, engine=engine)
             log = replace(log, lost=tuple(lost))
         except ValueError as error:
             print(f"error: {error}")

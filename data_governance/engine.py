@@ -57,8 +57,8 @@ class Engine:
         self._exchange = Path(tempfile.mkdtemp(prefix="governance-"))
         weakref.finalize(self, shutil.rmtree, self._exchange, ignore_errors=True)
         self._tables = 0
-        self._spark = engine == "spark"
-        if self._spark:
+        self._on_spark = engine == "spark"
+        if self._on_spark:
             self._connection = _spark(policy)
             return
         try:
@@ -72,7 +72,7 @@ class Engine:
 
     def load(self, table: pa.Table) -> ibis.Table:
         """An Arrow table as an ibis table; on DuckDB without a copy."""
-        if not self._spark:
+        if not self._on_spark:
             return ibis.memtable(table)
         folder = self._folder()
         folder.mkdir()
@@ -82,7 +82,7 @@ class Engine:
     def read(self, folder: Path) -> ibis.Table:
         """The Parquet files of a folder as an ibis table, where they lie; they must stay until it is done with."""
         name = glob.escape(str(folder.resolve()))
-        return self._connection.read_parquet(name if self._spark else f"{name}/*.parquet")
+        return self._connection.read_parquet(name if self._on_spark else f"{name}/*.parquet")
 
     def keep(self, expression: ibis.Table) -> ibis.Table:
         """The rows of an expression, computed once: written by the engine as Parquet, and read from there."""
@@ -98,7 +98,7 @@ class Engine:
 
     def fetch(self, expression: ibis.Table) -> pa.Table:
         """Run an expression and hold its rows; its order is kept where it has one."""
-        if not self._spark:
+        if not self._on_spark:
             return self._connection.to_pyarrow(expression)
         return pq.read_table(self._written(expression, in_order=True)).cast(expression.schema().to_pyarrow())
 
@@ -109,7 +109,7 @@ class Engine:
             ValueError: when the disk refuses.
         """
         folder = self._folder()
-        if self._spark:
+        if self._on_spark:
             rows = self._connection._session.sql(self._connection.compile(expression))
             # One writer: the rows come in the order of the expression.
             (rows.coalesce(1) if in_order else rows).write.parquet(str(folder))
