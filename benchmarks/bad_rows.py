@@ -2,9 +2,9 @@
 
 Two sets of tables, made once: the good rows alone, and the same with one bad row in every `--every`, of every kind in
 turn. The admit stage takes them in turn, `--repeats` times each after one run that is not counted; counted are seconds
-of this process's cores. Images go through all of its checks, but to a stand-in for the encoder that costs nothing: a
-real one would hide a slowdown. The catalogue has texts alone in all but a few rows, because no machine here decodes a
-million images in minutes.
+of this process's cores, the writing of the log's shards included. Images go through all of its checks, but to a
+stand-in for the encoder that costs nothing: a real one would hide a slowdown. The catalogue has texts alone in all but
+a few rows, because no machine here decodes a million images in minutes.
 
 Then the tables that are refused as a whole: a missing column, a wrong type and an empty table end with an error that
 names them, and a folder with a truncated file keeps the rows of the others.
@@ -29,11 +29,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks import outcome
-from data_governance import admit, tables
+from data_governance import admit, behaviour_log, shards
+from data_governance.behaviour_log import log_of
 from data_governance.encoder import Encoder
 from data_governance.engine import Engine
 from data_governance.policy import Policy
-from data_governance.stage import StageResult
+from data_governance.stage import StageResult, Workspace
 from data_governance.tables import Source
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -160,19 +161,29 @@ def mixed(sound: pa.Table, rows: list[Row], seed: int) -> tuple[pa.Table, np.nda
 
 def admitted(given: dict[str, pa.Table], folder: Path) -> tuple[float, StageResult]:
     """(CPU seconds, what the stage made) of the admit stage on one thread."""
-    inputs = admit.Inputs(**{name: Source(name, table, folder) for name, table in given.items()})
-    policy = Policy(threads=1)
+    queries, catalogue = (Source(name, given[name], folder) for name in ("queries", "catalogue"))
+    inputs, policy = admit.Inputs(log_of(given["behaviour"]), queries, catalogue), Policy(threads=1)
+    part = Workspace(folder).begin("admit")
     start = time.process_time()
-    result = admit.admit(inputs, policy=policy, engine=Engine(policy), encoder=StandIn())
+    result = admit.admit(inputs, part, policy=policy, engine=Engine(policy), encoder=StandIn())
     return time.process_time() - start, result
 
 
 def rows_apart(result: StageResult) -> dict[str, pa.Table]:
     """The tables that go on, without the numbers of the rows, which bad rows before them shift."""
+    log = pa.concat_tables(shards.batches(result.shards("behaviour")))
     return {
-        name: table.drop_columns([c for c in ("row", "row_id") if c in table.column_names])
-        for name, table in result.tables.items()
+        name: table.drop_columns([c for c in ("row", "row_id") if c in table.column_names]).combine_chunks()
+        for name, table in {**result.tables, "behaviour": log}.items()
     }
+
+
+def faults(result: StageResult) -> Counter[tuple[str, str]]:
+    """Rows by table and reason."""
+    told = Counter((row["table"], row["reason"]) for row in result.decisions)
+    for part in shards.batches(result.shards("behaviour_dropped"), ["reason"]):
+        told.update(("behaviour", reason) for reason in part.column("reason").to_pylist())
+    return told
 
 
 def slowdown(rows: int, *, every: int, repeats: int, seed: int) -> dict[str, Any]:
@@ -189,9 +200,8 @@ def slowdown(rows: int, *, every: int, repeats: int, seed: int) -> dict[str, Any
                 seconds[name].append(round(taken, 2))
                 if name == "good":
                     alone = rows_apart(result)
-    told = Counter((row["table"], row["reason"]) for row in result.decisions)
+        kept, told = rows_apart(result), faults(result)
     meant = Counter((name, reason) for name, rows_of in planted.items() for reason, _ in rows_of)
-    kept = rows_apart(result)
     return {
         "good_rows": {name: table.num_rows for name, table in sound.items()},
         "bad_rows": {name: len(rows_of) for name, rows_of in planted.items()},
@@ -218,7 +228,7 @@ def refused(rows: int, seed: int) -> dict[str, str | None]:
         for name, table in broken.items():
             pq.write_table(table, Path(folder) / "behaviour.parquet")
             try:
-                tables.open_source(str(Path(folder) / "behaviour.parquet"), name="behaviour")
+                behaviour_log.open_log(str(Path(folder) / "behaviour.parquet"))
                 found[name] = None
             except ValueError as error:
                 found[name] = str(error).replace(folder, "...")
@@ -234,13 +244,14 @@ def one_bad_file(rows: int, seed: int) -> dict[str, Any]:
             pq.write_table(sound.slice(i * part, part), Path(folder) / f"{i}.parquet")
         cut = Path(folder) / "3.parquet"
         cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
-        source = tables.open_source(folder, name="behaviour")
+        log = behaviour_log.open_log(folder)
+        kept = sum(table.num_rows for part in log.parts for table in part.batches())
     others = rows - sound.slice(3 * part, part).num_rows
     return {
         "files": FILES,
-        "lost": [file for file, _ in source.lost],
+        "lost": [file for file, _ in log.lost],
         "rows_of_the_others": others,
-        "rows_kept": source.table.num_rows,
+        "rows_kept": kept,
     }
 
 

@@ -129,7 +129,8 @@ def compared(one: Path, other: Path) -> dict[str, Any]:
     """Tables and rows compared, names of the unequal ones, and whether ledger.json is equal but for its seconds."""
     left, right = killed.tables(one), killed.tables(other)
     unequal = sorted(name for name in {*left, *right} if left.get(name) != right.get(name))
-    fetched = {name: len(left[f"stages/{name}.parquet"]) for name in ("admit/behaviour", "weigh/edges")}
+    found = {"admit/behaviour": "stages/admit/behaviour", "weigh/edges": "stages/weigh/edges.parquet"}
+    fetched = {name: len(left[table]) for name, table in found.items()}
     return {
         "tables": len(left),
         "rows_compared": sum(map(len, left.values())),

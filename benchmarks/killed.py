@@ -65,7 +65,7 @@ def tables(governed: Path) -> dict[str, list[str]]:
     """Digests of the rows of every table of a governed folder, sorted; the shards of a folder are one table."""
     found: dict[str, list[str]] = {}
     for path in sorted(governed.rglob("*.parquet")):
-        name = "samples" if path.parent.name == "samples" else str(path.relative_to(governed))
+        name = str((path.parent if path.stem.isdigit() else path).relative_to(governed))
         found[name] = sorted([*found.get(name, []), *row_digests(pq.read_table(path))])
     return found
 

@@ -1,6 +1,6 @@
 """The tables of docs/governance.md about whole runs, engines and bad rows, and the one table of all bars.
 
-In: results of benchmarks.{governance,governance_loop,incremental,killed,engines,bad_rows}. Out: blocks of Markdown.
+In: results of benchmarks.{governance,governance_loop,incremental,killed,engines,log_scale,bad_rows}. Out: Markdown.
 Next: render_governance.py.
 """
 
@@ -87,6 +87,35 @@ def engines(found: Results) -> str:
     return "\n".join([*table(head, rows), "", *sources]) if rows else ""
 
 
+def log_scale(found: Results) -> str:
+    """One table per file, one line a length of the log."""
+    head = [
+        "behaviour rows",
+        "dropped by admit",
+        "dropped by weigh",
+        "edges",
+        "admit rows/s",
+        "weigh rows/s",
+        "peak GiB",
+    ]
+    lines = []
+    for result in found:
+        rows = [
+            [
+                f"{run['rows']:,}",
+                *(f"{run[name]:,}" for name in ("dropped_by_admit", "dropped_by_weigh", "edges")),
+                *(f"{run['rows_per_second'][name]:,}" for name in ("admit", "weigh")),
+                f"**{run['peak_gib']:.2f}**",
+            ]
+            for run in result["runs"]
+        ]
+        size = (
+            f"{result['queries']:,} queries, {result['documents']:,} documents, engine's limit {result['memory_limit']}"
+        )
+        lines += [*table(head, rows), "", f"Simulated log, stand-in for the encoder; {size}. {source(result)}", ""]
+    return "\n".join(lines).strip()
+
+
 def bad_rows(found: Results) -> str:
     """One line a file."""
     head = [
@@ -153,6 +182,7 @@ RUNS: dict[str, tuple[str, Callable[[Results], str], str]] = {
     "governance-incremental": ("incremental", incremental, "incremental --data runs/demo/data"),
     "governance-killed": ("killed", killed, "killed --data runs/small"),
     "governance-engines": ("engines", engines, "engines --rows 50000"),
+    "governance-log-scale": ("log_scale", log_scale, "log_scale --rows 1000000 10000000"),
     "governance-bad-rows": ("bad_rows", bad_rows, "bad_rows --rows 1000000"),
     "governance-bars": ("governance_bars", bars, "governance"),
 }

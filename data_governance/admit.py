@@ -2,13 +2,15 @@
 
 Each image is decoded once, here: fault, hash and features come from the same pass, and no later stage needs pixels.
 
-In: the three opened inputs. Out: tables behaviour, queries, documents and their features. Next: dedupe.py.
+The log, which has no images and no end, goes its own way: admit_log.py.
+
+In: the three opened inputs. Out: tables queries, documents and their features; shards of behaviour. Next: dedupe.py.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,25 +21,20 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from data_governance import incremental, rules
+from data_governance.admit_log import admit_log, reasons_of
+from data_governance.behaviour_log import Log
 from data_governance.encoder import Encoder
 from data_governance.engine import Engine, threads
 from data_governance.images import decode_square, hash64
 from data_governance.incremental import Memory
 from data_governance.mapping import Rule, reasons
 from data_governance.policy import Policy
-from data_governance.relations import known_ids
-from data_governance.stage import StageResult
+from data_governance.stage import LOG, LOG_DROPPED, StageResult
 from data_governance.tables import Source, feature_column, image_bytes
 
 ROWS_PER_BATCH = 256
 # (fault or None, sha256 of the bytes or None where there is no good image, perceptual hash)
 DecodedFacts = tuple[str | None, str | None, int]
-BEHAVIOUR_RULES: list[Rule] = [
-    rules.behaviour_ids,
-    rules.behaviour_clicks,
-    rules.behaviour_impressions,
-    rules.behaviour_position,
-]
 QUERY_RULES: list[Rule] = [rules.query_id, rules.image_fault, rules.query_has_image]
 DOCUMENT_RULES: list[Rule] = [
     rules.document_id,
@@ -49,22 +46,30 @@ DOCUMENT_RULES: list[Rule] = [
 
 @dataclass(frozen=True)
 class Inputs:
-    """The three opened tables."""
+    """The log and the two opened tables."""
 
-    behaviour: Source
+    behaviour: Log
     queries: Source
     catalogue: Source
 
 
 def admit(
-    inputs: Inputs, *, policy: Policy, engine: Engine, encoder: Encoder, earlier: tuple[Path | None, ...] = ()
+    inputs: Inputs,
+    folder: Path,
+    *,
+    policy: Policy,
+    engine: Engine,
+    encoder: Encoder,
+    earlier: tuple[Path | None, ...] = (),
 ) -> StageResult:
-    """Quarantine bad rows; hash and embed the images of the good ones, but those seen in `earlier` governed folders."""
+    """Quarantine bad rows; hash and embed the images of the good ones, but those seen in `earlier` governed folders.
+
+    The shards of the log are written into `folder`, which is empty.
+    """
     recipe = incremental.recipe(policy, encoder)
     memory = incremental.remembered(earlier, recipe)
-    result = StageResult(notes={"encoder": encoder.name, "recipe": recipe, "images_taken_over": 0})
-    lost_files(result, [inputs.behaviour, inputs.queries, inputs.catalogue])
-    seen = {}
+    notes = {"encoder": encoder.name, "recipe": recipe, "images_taken_over": 0}
+    result, seen = StageResult(notes=notes, folder=folder), {}
     for source, key, chosen in (
         (inputs.queries, "query_id", QUERY_RULES),
         (inputs.catalogue, "doc_id", DOCUMENT_RULES),
@@ -83,39 +88,18 @@ def admit(
         )
         result.tables[name] = seen[key] = kept.drop_columns(["image_fault"])
     result.notes |= {"blocks": encoder.blocks, "views": encoder.views}
-    admit_behaviour(result, inputs.behaviour.table, seen, policy=policy, engine=engine)
-    for name in ("queries", "documents", "behaviour"):
-        if result.tables[name].num_rows == 0:
-            kind = "catalogue" if name == "documents" else name
-            why_all = ", ".join(sorted({d["reason"] for d in result.decisions if d["table"] == kind}))
+    lost = admit_log(result, inputs.behaviour, seen, policy=policy, engine=engine)
+    lost_files(result, [replace(inputs.behaviour, lost=tuple(lost)), inputs.queries, inputs.catalogue])
+    for kind in ("queries", "catalogue", LOG):
+        if result.counts[kind][1] == 0:
+            told = {d["reason"] for d in result.decisions if d["table"] == kind}
+            told |= reasons_of(result.shards(LOG_DROPPED)) if kind == LOG else set()
+            why_all = ", ".join(sorted(told))
             raise ValueError(f"{kind}: no row is usable ({why_all}). `check` lists the first rows of each reason.")
     return result
 
 
-def admit_behaviour(
-    result: StageResult, table: pa.Table, seen: dict[str, pa.Table], *, policy: Policy, engine: Engine
-) -> None:
-    """Rules first, then ids that queries or catalogue lack, found by two left joins."""
-    table = table.append_column("row", pa.array(range(table.num_rows), pa.int64()))
-    known = {key: engine.load(seen[key].select([key])) for key in ("query_id", "doc_id")}
-    known_rows = engine.fetch(known_ids(engine.load(table.select(["row", *known])), known).order_by("row"))
-    why = reasons(table, BEHAVIOUR_RULES, policy=policy)
-    lost = [
-        "unknown_query" if q is None else "unknown_document" if d is None else ""
-        for q, d in zip(
-            known_rows.column("query_id_known").to_pylist(), known_rows.column("doc_id_known").to_pylist(), strict=True
-        )
-    ]
-    parts = (table.column(c).to_pylist() for c in ("query_id", "doc_id", "row"))
-    names = [f"{q}>{d}#{r}" for q, d, r in zip(*parts, strict=True)]
-    table = table.append_column("row_id", pa.array(names))
-    kept = set_aside(result, "behaviour", table, "row_id", [a or b for a, b in zip(why, lost, strict=True)])
-    whole = {c: kept.column(c).cast(pa.int64()) for c in ("clicks",)}
-    kept = kept.set_column(kept.column_names.index("clicks"), "clicks", whole["clicks"])
-    result.tables["behaviour"] = kept
-
-
-def lost_files(result: StageResult, sources: list[Source]) -> None:
+def lost_files(result: StageResult, sources: Sequence[Source | Log]) -> None:
     """Files of a folder that could not be used are decisions of their own: how many rows they held is not known."""
     lost = [(source.name, file, why) for source in sources for file, why in source.lost]
     if lost:
@@ -125,11 +109,11 @@ def lost_files(result: StageResult, sources: list[Source]) -> None:
         result.counts["files"] = (files, files - len(lost))
 
 
-def _kept_mask(why: list[str | None]) -> np.ndarray:
+def _kept_mask(why: Sequence[str]) -> np.ndarray:
     return np.array([not reason for reason in why], dtype=bool)
 
 
-def with_duplicates(ids: pa.ChunkedArray, why: list[str | None]) -> list[str | None]:
+def with_duplicates(ids: pa.ChunkedArray, why: Sequence[str]) -> list[str]:
     """Of several sound rows with one id the first stays; the others are `duplicate_id`."""
     seen: set[str] = set()
     found = list(why)
@@ -140,11 +124,11 @@ def with_duplicates(ids: pa.ChunkedArray, why: list[str | None]) -> list[str | N
     return found
 
 
-def set_aside(result: StageResult, name: str, table: pa.Table, key: str, why: list[str | None]) -> pa.Table:
+def set_aside(result: StageResult, name: str, table: pa.Table, key: str, why: Sequence[str]) -> pa.Table:
     keep = pa.array(_kept_mask(why))
     ids = [f"{row_id}" if row_id else f"row {i}" for i, row_id in enumerate(table.column(key).to_pylist())]
     bad = [i for i, reason in enumerate(why) if reason]
-    result.decide(name, [ids[i] for i in bad], "dropped", [str(why[i]) for i in bad], row=bad)
+    result.decide(name, [ids[i] for i in bad], "dropped", [why[i] for i in bad], row=bad)
     kept = table.filter(keep)
     result.counts[name] = (table.num_rows, kept.num_rows)
     return kept

@@ -1,21 +1,27 @@
-"""The doctor: says what is wrong with the inputs, and writes nothing.
+"""The doctor: says what is wrong with the inputs, and writes nothing but temporary files, which go again.
 
 It opens and decodes like the first stage, without the encoder, and goes on after a fault: one call shows all of them.
 
 In: the same inputs as `run`. Out: lines on stdout; exit code 1 when a run would fail. Next: the user mends, then `run`.
 """
 
+import tempfile
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from data_governance import admit
+from data_governance import admit, shards
+from data_governance.admit_log import admit_log
+from data_governance.behaviour_log import Log, open_log
 from data_governance.engine import Engine
 from data_governance.mapping import Rule, reasons
 from data_governance.overrides import SIDES, open_overrides
 from data_governance.policy import Policy
 from data_governance.run import Request
-from data_governance.stage import StageResult
+from data_governance.stage import LOG, LOG_DROPPED, StageResult
 from data_governance.tables import Source, open_source
 
 SHOWN = 3
@@ -49,20 +55,31 @@ REMEDIES = {
 
 def check(request: Request, policy: Policy) -> int:
     """Print one line per kind of fault; 1 when a table cannot be used at all, else 0."""
+    with tempfile.TemporaryDirectory(prefix="governance-") as folder:
+        return _check(request, StageResult(folder=Path(folder)), policy)
+
+
+def _check(request: Request, result: StageResult, policy: Policy) -> int:
     opened, failed = _open(request)
-    result, usable = StageResult(), {}
-    admit.lost_files(result, list(opened.values()))
+    log, without = _open_log(request)
     decided, wrong = _decisions(request)
-    failed |= wrong
+    failed |= without | wrong
+    usable: dict[str, pa.Table] = {}
     for name, key, rules in (
         ("queries", "query_id", admit.QUERY_RULES),
         ("catalogue", "doc_id", admit.DOCUMENT_RULES),
     ):
         if name in opened:
             usable[key] = _checked(result, opened[name], key, rules, policy)
-    if "behaviour" in opened and len(usable) == 2:
+    if log is not None and len(usable) == 2:
         engine = Engine(policy, engine=request.engine)
-        admit.admit_behaviour(result, opened["behaviour"].table, usable, policy=policy, engine=engine)
+        try:
+            lost = admit_log(result, log, usable, policy=policy, engine=engine)
+            log = replace(log, lost=tuple(lost))
+        except ValueError as error:
+            print(f"error: {error}")
+            failed = True
+    admit.lost_files(result, [*([log] if log else []), *opened.values()])
     if decided is not None and len(usable) == 2:
         _check_decisions(result, decided, usable)
     for line in _lines(result):
@@ -76,13 +93,21 @@ def check(request: Request, policy: Policy) -> int:
 
 def _open(request: Request) -> tuple[dict[str, Source], bool]:
     opened, failed = {}, False
-    for name in ("behaviour", "queries", "catalogue"):
+    for name in ("queries", "catalogue"):
         try:
             opened[name] = open_source(getattr(request, name), name=name)
         except ValueError as error:
             print(f"error: {error}")
             failed = True
     return opened, failed
+
+
+def _open_log(request: Request) -> tuple[Log | None, bool]:
+    try:
+        return open_log(request.behaviour), False
+    except ValueError as error:
+        print(f"error: {error}")
+        return None, True
 
 
 def _decisions(request: Request) -> tuple[Source | None, bool]:
@@ -112,12 +137,22 @@ def _checked(result: StageResult, source: Source, key: str, rules: list[Rule], p
 
 
 def _lines(result: StageResult) -> list[str]:
-    counted = Counter((row["table"], row["reason"]) for row in result.decisions)
+    """One line for every table and reason, with the first ids; decisions about the log are read shard by shard."""
+    counted: Counter[tuple[str, str]] = Counter()
+    first: dict[tuple[str, str], list[str]] = {}
+    for row in result.decisions:
+        fault = row["table"], row["reason"]
+        counted[fault] += 1
+        first.setdefault(fault, []).append(row["row_id"])
+    for part in shards.batches(result.shards(LOG_DROPPED), ["reason", "row_id"]):
+        for reason in pc.unique(part.column("reason")).to_pylist():
+            ids = part.filter(pc.equal(part.column("reason"), reason)).column("row_id")
+            counted[LOG, reason] += len(ids)
+            first.setdefault((LOG, reason), []).extend(ids[:SHOWN].to_pylist())
     lines = []
     for (table, reason), rows in sorted(counted.items()):
-        ids = [r["row_id"] for r in result.decisions if (r["table"], r["reason"]) == (table, reason)][:SHOWN]
         total = result.counts[table][0]
         kind = "error" if rows == total and table != "overrides" else "warning"
-        shown = ", ".join(ids)
+        shown = ", ".join(first[table, reason][:SHOWN])
         lines.append(f"{kind}: {table}: {reason} in {rows} of {total} rows ({shown}): {REMEDIES[reason]}")
     return lines

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -61,16 +62,12 @@ def card(head: str, body: str) -> str:
 
 def set_aside_cards(governed: Path) -> str:
     """Per table and reason some dropped rows: the picture, beside it the categories it hesitated between."""
-    cards, shown = [], {}
+    cards = list[str]()
+    shown: dict[tuple[str, str], tuple[int, list[tuple[int, dict[str, Any]]]]] = {}
     for name in ("queries", "catalogue", "behaviour", "overrides"):
         path = governed / "dropped" / f"{name}.parquet"
-        light = (
-            [column for column in pq.read_schema(path).names if column not in ("image", "text")] if _is(path) else []
-        )
-        rows = pq.read_table(path, columns=light).to_pylist() if light else []
-        for reason in sorted({row["reason"] for row in rows}):
-            mine = [(i, row) for i, row in enumerate(rows) if row["reason"] == reason]
-            shown[name, reason] = (len(mine), mine[:DROPPED_SHOWN])
+        found = dropped_rows(path) if path.exists() else {}
+        shown |= {(name, reason): found[reason] for reason in sorted(found)}
     wanted = {named for _, some in shown.values() for _, row in some for named in _candidates(row).values()}
     pictures = sample_pictures(governed, "document", wanted)
     for (name, reason), (count, some) in shown.items():
@@ -86,8 +83,22 @@ def set_aside_cards(governed: Path) -> str:
     return "".join(cards) or "<p>Nothing was dropped.</p>"
 
 
-def _is(path: Path) -> bool:
-    return path.exists() and pq.read_metadata(path).num_rows > 0
+def dropped_rows(path: Path) -> dict[str, tuple[int, list[tuple[int, dict[str, Any]]]]]:
+    """Reason -> (how many rows, the first of them with their numbers); the file is read batch by batch."""
+    found: dict[str, tuple[int, list[tuple[int, dict[str, Any]]]]] = {}
+    start = 0
+    with pq.ParquetFile(path) as opened:
+        light = [column for column in opened.schema_arrow.names if column not in ("image", "text")]
+        for batch in opened.iter_batches(columns=light):
+            why = batch.column("reason")
+            for reason in pc.unique(why).to_pylist():
+                count, some = found.get(reason, (0, []))
+                at = np.flatnonzero(pc.equal(why, reason).to_numpy(zero_copy_only=False))
+                more = at[: DROPPED_SHOWN - len(some)]
+                rows = batch.take(pa.array(more)).to_pylist()
+                found[reason] = (count + len(at), [*some, *zip((start + more).tolist(), rows, strict=True)])
+            start += batch.num_rows
+    return found
 
 
 def _candidates(row: dict[str, Any]) -> dict[str, str]:

@@ -1,18 +1,22 @@
 """The relational engine: ibis expressions on an embedded DuckDB, or on Spark when one machine is outgrown.
 
-Both run the same expressions and give the same rows. DuckDB takes Arrow tables as they are, within the policy's memory
-limit, and spills beyond it. Spark exchanges tables as Parquet folders, which keeps missing values missing and its
-lineage short; on a cluster TMPDIR must name a folder that all workers see.
+Both run the same expressions and give the same rows. What grows with the log is read from its shards on disk, and
+what comes of it is written as Parquet by the engine: neither way is it a table in this process. Tables of entities
+are Arrow. DuckDB takes those as they are, within the policy's memory limit, and spills beyond it; Spark exchanges them
+as Parquet folders, which keeps missing values missing and its lineage short. On a cluster TMPDIR and --out must name
+folders that all workers see.
 
-In: Arrow tables. Out: an ibis connection whose tables can be joined. Next: admit.py and weigh.py.
+In: Arrow tables, shards. Out: an ibis connection whose tables can be joined. Next: admit_log.py and weigh.py.
 """
 
+import glob
 import os
 import re
 import shutil
 import sys
 import tempfile
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_governance.policy import Policy
+from data_governance.shards import listed
 
 ENGINES = ("duckdb", "spark")
+# Of a streamed answer that are in memory at once.
+ROWS_PER_BATCH = 100_000
 SPARK_NEEDS = "--engine spark needs pyspark 4.0 (pip install 'pyspark>=4.0,<4.1') and Java 17 or later"
 
 
@@ -42,20 +49,22 @@ def threads(policy: Policy) -> int:
 
 
 class Engine:
-    """One connection; what it needs on disk lies in the system's temporary folder and goes with it."""
+    """One connection; what it needs on disk lies in the system's temporary folder and goes with it, unless killed."""
 
     def __init__(self, policy: Policy, *, engine: str = "duckdb") -> None:
         if engine not in ENGINES:
             raise ValueError(f"--engine {engine} is not one of {', '.join(ENGINES)}.")
-        self._exchange: Path | None = None
+        self._exchange = Path(tempfile.mkdtemp(prefix="governance-"))
+        weakref.finalize(self, shutil.rmtree, self._exchange, ignore_errors=True)
         self._tables = 0
-        if engine == "spark":
-            self._exchange = Path(tempfile.mkdtemp(prefix="governance-"))
-            weakref.finalize(self, shutil.rmtree, self._exchange, ignore_errors=True)
+        self._on_spark = engine == "spark"
+        if self._on_spark:
             self._connection = _spark(policy)
             return
         try:
             self._connection = ibis.duckdb.connect(memory_limit=policy.memory_limit, threads=threads(policy))
+            # Where rows have to come in an order the expression says so; to keep another one costs memory.
+            self._connection.con.execute("SET preserve_insertion_order = false")
         except duckdb.Error as error:
             raise ValueError(
                 f"policy memory_limit = {policy.memory_limit!r}: not understood. Write e.g. 2GB."
@@ -63,24 +72,58 @@ class Engine:
 
     def load(self, table: pa.Table) -> ibis.Table:
         """An Arrow table as an ibis table; on DuckDB without a copy."""
-        if self._exchange is None:
+        if not self._on_spark:
             return ibis.memtable(table)
         folder = self._folder()
         folder.mkdir()
         pq.write_table(table, folder / "0.parquet")
         return self._connection.read_parquet(folder)
 
+    def read(self, folder: Path) -> ibis.Table:
+        """The Parquet files of a folder as an ibis table, where they lie; they must stay until it is done with."""
+        name = glob.escape(str(folder.resolve()))
+        return self._connection.read_parquet(name if self._on_spark else f"{name}/*.parquet")
+
+    def keep(self, expression: ibis.Table) -> ibis.Table:
+        """The rows of an expression, computed once: written by the engine as Parquet, and read from there."""
+        return self.read(self._written(expression, in_order=False))
+
+    def stream(self, expression: ibis.Table) -> Iterator[pa.Table]:
+        """The rows of an expression in its order, batch by batch; all of them are on disk before the first comes."""
+        for path in listed(self._written(expression, in_order=True)):
+            with pq.ParquetFile(path) as opened:
+                for batch in opened.iter_batches(ROWS_PER_BATCH):
+                    yield pa.Table.from_batches([batch]).cast(expression.schema().to_pyarrow())
+            path.unlink()
+
     def fetch(self, expression: ibis.Table) -> pa.Table:
-        """Run an expression; its order is kept where it has one."""
-        if self._exchange is None:
+        """Run an expression and hold its rows; its order is kept where it has one."""
+        if not self._on_spark:
             return self._connection.to_pyarrow(expression)
+        return pq.read_table(self._written(expression, in_order=True)).cast(expression.schema().to_pyarrow())
+
+    def _written(self, expression: ibis.Table, *, in_order: bool) -> Path:
+        """The folder with the rows of an expression; in order they are one file.
+
+        Raises:
+            ValueError: when the disk refuses.
+        """
         folder = self._folder()
-        # One writer: the rows come back in the order of the expression.
-        self._connection._session.sql(self._connection.compile(expression)).coalesce(1).write.parquet(str(folder))
-        return pq.read_table(folder).cast(expression.schema().to_pyarrow())
+        if self._on_spark:
+            rows = self._connection._session.sql(self._connection.compile(expression))
+            # One writer: the rows come in the order of the expression.
+            (rows.coalesce(1) if in_order else rows).write.parquet(str(folder))
+            return folder
+        folder.mkdir()
+        try:
+            self._connection.to_parquet(expression, folder / "0.parquet")
+        except duckdb.IOException as error:
+            raise ValueError(
+                f"engine: cannot write {folder} ({' '.join(str(error).split())[:200]}). Free space there or set TMPDIR."
+            ) from error
+        return folder
 
     def _folder(self) -> Path:
-        assert self._exchange is not None
         self._tables += 1
         return self._exchange / f"{self._tables:04d}"
 

@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_governance import shards
 from data_governance.admit import Inputs
 from data_governance.balance import band, sizes
 from data_governance.identity import events
 from data_governance.policy import Policy
-from data_governance.stage import STAGES, Workspace
-from data_governance.tables import IMAGE, Source, image_bytes
+from data_governance.stage import DECISIONS, LOG, LOG_DROPPED, STAGES, Workspace
+from data_governance.tables import IMAGE, TABLES, Source, image_bytes
 
 ROWS_PER_SHARD = 10_000
 ROWS_PER_GROUP = 256  # one picture, read on its own, costs the pictures of its row group
@@ -197,23 +198,27 @@ def _write_dropped(workspace: Workspace, inputs: Inputs, *, policy: Policy, over
         rows = [json.loads(figures)["row"] - 1 for figures in aside.column("figures").to_pylist()]
         came = overrides.table.take(pa.array(rows, pa.int64()))
         _write(_beside(aside, {c: came.column(c) for c in came.column_names}), folder / "overrides.parquet")
-    for name, stage_table, key in (
-        ("behaviour", "behaviour", "row_id"),
-        ("queries", "queries", "query_id"),
-        ("catalogue", "documents", "doc_id"),
-    ):
+    for name, stage_table, key in (("queries", "queries", "query_id"), ("catalogue", "documents", "doc_id")):
         mine = gone.filter(pc.equal(gone.column("table"), name))
         source: Source = getattr(inputs, name)
         admitted = workspace.table("admit", stage_table)
         at = dict(zip(admitted.column(key).to_pylist(), admitted.column("row").to_pylist(), strict=True))
         facts = zip(*(mine.column(c).to_pylist() for c in ("row_id", "stage", "figures")), strict=True)
         rows = [json.loads(figures)["row"] if stage == "admit" else at[row_id] for row_id, stage, figures in facts]
-        if name == "behaviour":
-            at_rows = pa.array(rows, pa.int64())
-            columns = {column: source.table.column(column).take(at_rows) for column in source.table.column_names}
-        else:
-            columns = dict(sample_rows(source, rows, policy=policy))
-        _write(_beside(mine, columns), folder / f"{name}.parquet")
+        _write(_beside(mine, sample_rows(source, rows, policy=policy)), folder / f"{name}.parquet")
+    _write_log_dropped(workspace, folder / "behaviour.parquet")
+
+
+def _write_log_dropped(workspace: Workspace, path: Path) -> None:
+    """The dropped rows of the log lie in the shards of the stages as they came: they are handed on, batch by batch."""
+    log = TABLES[LOG].arrow_schema
+    schema = pa.schema([*DECISIONS, *(pa.field(field.name, field.type) for field in log)])
+    files = [shard for stage in STAGES for shard in workspace.shards(stage, LOG_DROPPED)]
+    part = path.with_suffix(".tmp")
+    with pq.ParquetWriter(part, schema) as writer:
+        for table in shards.gathered(shards.batches(files, schema.names), rows=ROWS_PER_SHARD):
+            writer.write_table(table)
+    part.rename(path)
 
 
 def _beside(decisions: pa.Table, columns: dict[str, Any]) -> pa.Table:

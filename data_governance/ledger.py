@@ -1,21 +1,28 @@
 """The ledger: one row per decision, and its counts by stage and reason.
 
+Decisions about the log come in shards and are written on as they are read: the ledger is never held.
+
 In: the decisions of all stages. Out: ledger.parquet, ledger.json. Next: story.py, report.py, hub_cards.
 """
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_governance import shards
 from data_governance.policy import Policy
-from data_governance.stage import STAGES, Workspace
+from data_governance.stage import DECISIONS, LOG_DROPPED, STAGES, Workspace
 
 INPUTS = ("behaviour", "queries", "catalogue")
+KEYS = ("stage", "table", "decision", "reason")
+ROWS_PER_GROUP = 100_000
 
 
 def write(workspace: Workspace, *, policy: Policy) -> dict[str, Any]:
@@ -26,21 +33,18 @@ def write(workspace: Workspace, *, policy: Policy) -> dict[str, Any]:
     {seconds, ...}}, overrides {given, set_aside {reason: rows}}, categories {count, head, body, tail, validation},
     encoder, policy.
     """
-    decisions = pa.concat_tables([workspace.table(stage, "decisions") for stage in STAGES])
     part = workspace.out / "ledger.tmp"
-    pq.write_table(decisions, part)
+    counted = _written(workspace, part)
     part.rename(workspace.out / "ledger.parquet")
     records = {stage: workspace.record(stage) for stage in STAGES}
     for record in records.values():
         record.pop("digest")
-    keys = ("stage", "table", "decision", "reason")
-    counted = Counter(zip(*(decisions.column(key).to_pylist() for key in keys), strict=True))
     order = sorted(counted, key=lambda item: (STAGES.index(item[0]), *item[1:]))
     facts = {
         "encoder": records["admit"]["notes"]["encoder"],
         "rows": {table: _rows(table, records, counted) for table in INPUTS},
         "overrides": {"given": 0, "set_aside": {}} | records["overrides"]["notes"],
-        "decisions": [{**dict(zip(keys, item, strict=True)), "rows": counted[item]} for item in order],
+        "decisions": [{**dict(zip(KEYS, item, strict=True)), "rows": counted[item]} for item in order],
         "categories": _categories(workspace),
         "stages": _stages(records, counted),
         "notes": {stage: {"seconds": record["seconds"], **record["notes"]} for stage, record in records.items()},
@@ -49,6 +53,25 @@ def write(workspace: Workspace, *, policy: Policy) -> dict[str, Any]:
     part.write_text(json.dumps(facts, indent=1) + "\n")
     part.rename(workspace.out / "ledger.json")
     return facts
+
+
+def _written(workspace: Workspace, path: Path) -> Counter[tuple[str, ...]]:
+    """Write the decisions of all stages to one file; returns rows by `KEYS`."""
+    counted: Counter[tuple[str, ...]] = Counter()
+    with pq.ParquetWriter(path, DECISIONS) as writer:
+        for table in shards.gathered(decisions(workspace), rows=ROWS_PER_GROUP):
+            found = table.group_by(list(KEYS)).aggregate([([], "count_all")])
+            for *item, rows in zip(*(found.column(c).to_pylist() for c in (*KEYS, "count_all")), strict=True):
+                counted[tuple(item)] += rows
+            writer.write_table(table)
+    return counted
+
+
+def decisions(workspace: Workspace) -> Iterator[pa.Table]:
+    """All decisions in the order of the stages, those about the log last in each, a shard at a time."""
+    for stage in STAGES:
+        yield workspace.table(stage, "decisions")
+        yield from shards.batches(workspace.shards(stage, LOG_DROPPED), DECISIONS.names)
 
 
 def _stages(records: dict[str, Any], counted: Counter[tuple[str, ...]]) -> list[dict[str, Any]]:

@@ -25,19 +25,27 @@ Rule = Callable[..., list[str | None]]
 ROWS_PER_BATCH = 10_000
 
 
-def reasons(table: pa.Table, chosen: Sequence[Rule], *, policy: Policy) -> list[str | None]:
-    """The first reason that a rule, in the order given, finds for each row; None where all rules are content."""
+def reasons(table: pa.Table, chosen: Sequence[Rule], *, policy: Policy) -> list[str]:
+    """The first reason that a rule, in the order given, finds for each row; "" where all rules are content."""
+    found: list[str] = marked(table, chosen, policy=policy).to_pylist()
+    return found
+
+
+def marked(table: pa.Table, chosen: Sequence[Rule], *, policy: Policy) -> pa.ChunkedArray:
+    """`reasons` as a column: what a batch of the log is split by."""
     disable_progress_bar()  # our own bars tell the stages; one per rule would bury them
-    marked = Dataset(table).map(
+    digest = source_digest(rules)
+    # No answer is looked up here, so a table in memory needs no fingerprint of its own: that would hash all its bytes.
+    found = Dataset(table, fingerprint=digest).map(
         _mark,
         batched=True,
         batch_size=ROWS_PER_BATCH,
         remove_columns=table.column_names,
         keep_in_memory=True,
         load_from_cache_file=False,
-        fn_kwargs={"names": [rule.__name__ for rule in chosen], "policy": policy, "source": source_digest(rules)},
+        fn_kwargs={"names": [rule.__name__ for rule in chosen], "policy": policy, "source": digest},
     )
-    return list(marked["reason"])
+    return found.data.table.column("reason")
 
 
 def _mark(batch: dict[str, list[Any]], *, names: list[str], policy: Policy, source: str) -> dict[str, list[str | None]]:

@@ -3,7 +3,7 @@
 Pitfalls that shape it: every row number has a full tie-break; sums are cast (DuckDB's are 128 bits wide); what is
 summed in floating point is rounded before it decides anything, since another order of rows differs in the last bits.
 
-In: ibis tables. Out: ibis tables, nothing is run here. Next: engine.py runs them for admit.py and weigh.py.
+In: ibis tables. Out: ibis tables, nothing is run here. Next: engine.py runs them for admit_log.py and weigh.py.
 """
 
 import ibis
@@ -17,6 +17,13 @@ def known_ids(rows: ibis.Table, known: dict[str, ibis.Table]) -> ibis.Table:
         flag = ids.rename({f"{key}_known": key})
         rows = rows.left_join(flag, rows[key] == flag[f"{key}_known"])
     return rows
+
+
+def unknown_ids(rows: ibis.Table, known: dict[str, ibis.Table]) -> ibis.Table:
+    """The rows whose query or document no table has, in order: row, unknown_query (the document alone where not)."""
+    flagged = known_ids(rows.select("row", *known), known)
+    lost = flagged.filter(flagged.query_id_known.isnull() | flagged.doc_id_known.isnull())
+    return lost.select("row", unknown_query=lost.query_id_known.isnull()).order_by("row")
 
 
 # Parts of one in which rates and impressions are counted.
@@ -34,18 +41,25 @@ def in_units(value: ibis.Value) -> ibis.Value:
 
 def aggregated(rows: ibis.Table, entities: dict[str, ibis.Table], *, power: float) -> ibis.Table:
     """Behaviour rows -> one row per pair of entities: query, doc, clicks, shown (corrected for position), rows."""
-    for key, own in entities.items():
-        named = own.rename({f"{key}_of_entity": key, f"{key}_entity": "entity"})
-        rows = rows.left_join(named, rows[key] == named[f"{key}_of_entity"]).drop(f"{key}_of_entity")
+    rows = of_entities(rows, entities)
     shown_times = ibis.coalesce(rows.impressions.nullif(float("nan")), ibis.greatest(rows.clicks, 1).cast("float64"))
     place = ibis.coalesce(rows.position.nullif(float("nan")), 1.0)
     rows = rows.mutate(shown=in_units(shown_times * place ** (-power)))
     edges = rows.group_by(["query_id_entity", "doc_id_entity"]).aggregate(
-        clicks=rows.clicks.sum().cast("int64"),
+        # ibis takes the sum for int64 already and would leave a plain cast out: Parquet then has 128 bits as float64.
+        clicks=rows.clicks.sum().cast("decimal(38, 0)").cast("int64"),
         shown=rows.shown.sum().cast("int64").cast("float64") / UNITS,
         rows=rows["row"].count(),
     )
     return edges.rename(query="query_id_entity", doc="doc_id_entity")
+
+
+def of_entities(rows: ibis.Table, entities: dict[str, ibis.Table]) -> ibis.Table:
+    """The rows with, per key, `KEY_entity`: what stands for its id."""
+    for key, own in entities.items():
+        named = own.rename({f"{key}_of_entity": key, f"{key}_entity": "entity"})
+        rows = rows.left_join(named, rows[key] == named[f"{key}_of_entity"]).drop(f"{key}_of_entity")
+    return rows
 
 
 def ranked(edges: ibis.Table, *, base: float, policy: Policy) -> ibis.Table:
@@ -58,3 +72,12 @@ def ranked(edges: ibis.Table, *, base: float, policy: Policy) -> ibis.Table:
     )
     strong = (found.clicks > 0) & (found.rate >= policy.min_edge_share * found.best)
     return found.mutate(strong=strong & (found.place < policy.max_documents_per_query))
+
+
+def weak_rows(rows: ibis.Table, entities: dict[str, ibis.Table], edges: ibis.Table) -> ibis.Table:
+    """The behaviour rows of edges (`ranked`) that are not strong, in order: row, no_click, rate of the edge."""
+    weak = edges.filter(~edges.strong)
+    weak = weak.select("query", "doc", "rate", no_click=weak.clicks == 0)
+    mine = of_entities(rows.select("row", *entities), entities)
+    found = mine.inner_join(weak, [mine.query_id_entity == weak["query"], mine.doc_id_entity == weak["doc"]])
+    return found.select("row", "no_click", "rate").order_by("row")

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from data_governance import (
     admit,
     balance,
+    behaviour_log,
     clean,
     dedupe,
     engine,
@@ -76,7 +77,12 @@ def govern(request: Request, policy: Policy) -> dict[str, Any]:
     known = earlier_run(request, policy, eyes)
     steps: dict[str, Callable[[], StageResult]] = {
         "admit": lambda: admit.admit(
-            inputs, policy=policy, engine=relations, encoder=eyes, earlier=(request.out, request.previous)
+            inputs,
+            workspace.begin("admit"),
+            policy=policy,
+            engine=relations,
+            encoder=eyes,
+            earlier=(request.out, request.previous),
         ),
         "dedupe": lambda: dedupe.dedupe(workspace, policy=policy),
         "weigh": lambda: weigh.weigh(workspace, policy=policy, engine=relations),
@@ -119,7 +125,7 @@ def earlier_run(request: Request, policy: Policy, eyes: Encoder) -> local_moves.
 
 def open_inputs(request: Request) -> Inputs:
     return Inputs(
-        behaviour=tables.open_source(request.behaviour, name="behaviour"),
+        behaviour=behaviour_log.open_log(request.behaviour),
         queries=tables.open_source(request.queries, name="queries"),
         catalogue=tables.open_source(request.catalogue, name="catalogue"),
     )

@@ -3,18 +3,24 @@
 Why: resume, ledger and conservation are one mechanism. A folder that exists is whole; its digest covers the inputs, the
 policy, the source and every stage before it, so a rerun takes what is still true and redoes the rest.
 
+A table that grows with the log comes as shards, which the stage writes into the folder with the temporary name while it
+works; its decisions are shards too, beside the rows that they are about. All else is held until the stage commits.
+
 In: the tables and decisions of a stage. Out: governed/stages/NN_name/. Next: the following stage reads it.
 """
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from data_governance import shards
 
 STAGES = ("admit", "dedupe", "weigh", "organise", "clean", "merge_split", "overrides", "balance")
 DECISIONS = pa.schema(
@@ -29,6 +35,8 @@ DECISIONS = pa.schema(
 )
 # `restored`: a person took back what an earlier stage dropped.
 KINDS = ("kept", "dropped", "merged", "relabelled", "restored")
+# The one table that comes in shards, and the shards of its dropped rows: `DECISIONS`, then the row as it came.
+LOG, LOG_DROPPED = "behaviour", "behaviour_dropped"
 
 
 @dataclass
@@ -40,12 +48,27 @@ class StageResult:
         decisions: rows of `DECISIONS` without the stage's name.
         counts: table -> (rows in, rows kept); the difference must equal the rows dropped.
         notes: figures of the stage as a whole, for ledger.json.
+        folder: what the stage has written of itself already (`Workspace.begin`); None when it has no shards.
     """
 
     tables: dict[str, pa.Table] = field(default_factory=dict)
     decisions: list[dict[str, Any]] = field(default_factory=list)
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+    def shards(self, table: str) -> list[Path]:
+        return [] if self.folder is None else shards.listed(self.folder / table)
+
+    def add_shard(self, table: str, rows: pa.Table, *, first: int) -> None:
+        """Write one shard of a table, in place of an earlier one that began with the same row.
+
+        Raises:
+            ValueError: when the disk refuses.
+        """
+        assert self.folder is not None
+        with disk_errors(self.folder):
+            shards.write(rows, self.folder / table, first=first)
 
     def decide(
         self, table: str, row_ids: Iterable[Any], decision: str, reasons: Iterable[str] | str, **figures: Any
@@ -64,6 +87,17 @@ def _plain(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """What the disk refuses to a stage is the caller's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"stage {folder.stem}: cannot write {folder} ({error.strerror or error}). Free space, then run again."
+        ) from error
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The governed folder of one run."""
@@ -75,6 +109,17 @@ class Workspace:
 
     def table(self, name: str, table: str) -> pa.Table:
         return pq.read_table(self.folder(name) / f"{table}.parquet")
+
+    def shards(self, name: str, table: str) -> list[Path]:
+        return shards.listed(self.folder(name) / table)
+
+    def begin(self, name: str) -> Path:
+        """An empty folder with a temporary name; what a killed run left there is gone."""
+        part = self.folder(name).with_suffix(".tmp")
+        with disk_errors(part):
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        return part
 
     def record(self, name: str) -> dict[str, Any]:
         return dict(json.loads((self.folder(name) / "stage.json").read_text()))
@@ -89,10 +134,8 @@ class Workspace:
             ValueError: when the disk refuses; the stages before stay whole.
         """
         check_conservation(name, result)
-        part = self.folder(name).with_suffix(".tmp")
-        try:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+        part = result.folder or self.begin(name)
+        with disk_errors(part):
             for table, rows in result.tables.items():
                 # Vectors hardly repeat: a dictionary of them costs a third of the time to write, and saves nothing.
                 plain = [f.name for f in rows.schema if not pa.types.is_fixed_size_list(f.type)]
@@ -103,10 +146,6 @@ class Workspace:
             (part / "stage.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
             shutil.rmtree(self.folder(name), ignore_errors=True)
             part.rename(self.folder(name))
-        except OSError as error:
-            raise ValueError(
-                f"stage {name}: cannot write {part} ({error.strerror or error}). Free space, then run again."
-            ) from error
 
 
 def check_conservation(name: str, result: StageResult) -> None:
@@ -115,6 +154,10 @@ def check_conservation(name: str, result: StageResult) -> None:
     for row in result.decisions:
         assert row["decision"] in KINDS, row
         dropped[row["table"]] = dropped.get(row["table"], 0) + (row["decision"] == "dropped")
+    if result.shards(LOG_DROPPED):
+        dropped[LOG] = dropped.get(LOG, 0) + shards.count(result.shards(LOG_DROPPED))
+    if result.shards(LOG):
+        assert result.counts[LOG][1] == shards.count(result.shards(LOG)), f"{name}: rows kept are not those on disk"
     for table, (rows_in, kept) in result.counts.items():
         gone = dropped.get(table, 0)
         assert rows_in == kept + gone, f"{name} {table}: {rows_in} in, {kept} kept, {gone} dropped"

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_governance.stage import STAGES, Workspace
+from data_governance.shards import first_row
+from data_governance.stage import LOG, STAGES, Workspace
 
 # Side -> the table of each stage that knows it, the key of its rows, the key of its entities.
 SIDES = {"query": ("queries", "query_id", "query"), "document": ("documents", "doc_id", "doc")}
@@ -50,14 +51,10 @@ def story(governed: Path, row_id: str) -> list[str]:
 
 
 def _decisions(governed: Path, row_id: str) -> list[dict[str, Any]]:
-    """Ledger rows of the id itself, and of the clicks on it that were dropped."""
-    ledger = pq.read_table(governed / "ledger.parquet")
-    ids = ledger.column("row_id")
-    clicked = pc.and_(
-        pc.equal(ledger.column("table"), "behaviour"),
-        pc.or_(pc.starts_with(ids, f"{row_id}>"), pc.match_substring(ids, f">{row_id}#")),
-    )
-    return ledger.filter(pc.or_(pc.equal(ids, row_id), clicked)).to_pylist()
+    """Ledger rows of the id itself, and of the clicks on it that were dropped: the others are read past, not held."""
+    ids, of_log = pc.field("row_id"), pc.field("table") == LOG
+    clicked = of_log & (pc.starts_with(ids, f"{row_id}>") | pc.match_substring(ids, f">{row_id}#"))
+    return pq.read_table(governed / "ledger.parquet", filters=(ids == row_id) | clicked).to_pylist()
 
 
 def _entity(workspace: Workspace, side: str, row_id: str) -> str | None:
@@ -125,7 +122,12 @@ def _stage_figures(workspace: Workspace, stage: str) -> list[str]:
 
 
 def _click_row(workspace: Workspace, row_id: str) -> list[str]:
-    rows = _rows(workspace, "admit", "behaviour", "row_id", row_id)
+    """A click as it was admitted. Its name ends with the number of its row, which leads to its shard."""
+    number = row_id.rpartition("#")[2]
+    if not number.isdecimal():
+        return []
+    before = [path for path in workspace.shards("admit", LOG) if first_row(path) <= int(number)]
+    rows = pq.read_table(before[-1], filters=[("row_id", "=", row_id)]).to_pylist() if before else []
     told = [", ".join(f"{k} {_plain(v)}" for k, v in row.items() if k != "row_id" and v is not None) for row in rows]
     return [f"admit: behaviour {row_id}: {line}" for line in told]
 

@@ -3,9 +3,12 @@
 Every table is declared once, as `datasets.Features`; what a user brings is brought to these types here or refused with
 the table, the column and the remedy. Images stay bytes or paths: nothing is decoded here.
 
-In: the user's files. Out: one `datasets.Dataset` per table with exactly the declared columns. Next: admit.py.
+The tables of entities are read whole; the log of behaviour, which grows without bound, by behaviour_log.py in batches.
+
+In: the user's files. Out: Arrow tables with exactly the declared columns. Next: behaviour_log.py, admit.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,10 +76,11 @@ def open_source(location: str, *, name: str) -> Source:
     """
     path = Path(location)
     if not path.exists():
-        source = Source(name, _declared(_read_hub(location, name), name), None)
+        table = hub_dataset(location, name).with_format("arrow")[:]
+        source = Source(name, declared(table, name), None)
     elif path.is_dir() and (path / "state.json").exists():
         table = datasets.load_from_disk(str(path)).with_format("arrow")[:]
-        source = Source(name, _declared(table, name), path, files=1)
+        source = Source(name, declared(table, name), path, files=1)
     else:
         source = _read_files(path, name)
     if source.table.num_rows == 0:
@@ -86,47 +90,69 @@ def open_source(location: str, *, name: str) -> Source:
 
 def _read_files(path: Path, name: str) -> Source:
     """One file, or all of a folder: there a bad file is set aside as long as another one is sound."""
-    files = sorted(f for f in path.iterdir() if f.suffix in KINDS_OF_FILE) if path.is_dir() else [path]
-    if not files:
-        raise ValueError(f"{name}: {path} holds no .parquet, .csv, .json or .jsonl file.")
+    files = files_of(path, name)
     parts, lost = [], []
     for file in files:
         try:
-            parts.append(_declared(_read_file(file, name), name))
+            parts.append(declared(_read_file(file, name), name))
         except ValueError as error:
             lost.append((file.name, str(error)))
     if not parts:
-        more = f" None of the {len(files)} files of {path.name} can be used." if len(files) > 1 else ""
-        raise ValueError(lost[0][1] + more)
+        raise none_usable(lost, files=len(files), folder=path)
     return Source(name, pa.concat_tables(parts), path if path.is_dir() else path.parent, len(files), tuple(lost))
 
 
+def files_of(path: Path, name: str) -> list[Path]:
+    """The file, or the files of a folder in the order of their names."""
+    files = sorted(f for f in path.iterdir() if f.suffix in KINDS_OF_FILE) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{name}: {path} holds no .parquet, .csv, .json or .jsonl file.")
+    return files
+
+
+def none_usable(lost: Sequence[tuple[str, str]], *, files: int, folder: Path) -> ValueError:
+    """The error of a table whose files are all lost: why the first is, and how many there are."""
+    more = f" None of the {files} files of {folder.name} can be used." if files > 1 else ""
+    return ValueError(lost[0][1] + more)
+
+
 def _read_file(file: Path, name: str) -> pa.Table:
-    if file.suffix not in KINDS_OF_FILE:
-        raise ValueError(f"{name}: {file.name} is none of {', '.join(KINDS_OF_FILE)}.")
-    # Left to guess, the reader would make the number 7 of the id 007.
-    as_text = {field: kind for field, kind in _fields(name) if kind == pa.string()}
     try:
         if file.suffix == ".parquet":
             return pq.read_table(file)
         if file.suffix == ".csv":
-            return pyarrow.csv.read_csv(
-                file,
-                read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
-                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-                convert_options=pyarrow.csv.ConvertOptions(column_types=as_text),
-            )
-        return pyarrow.json.read_json(file, read_options=pyarrow.json.ReadOptions(block_size=BLOCK_BYTES))
+            return pyarrow.csv.read_csv(file, **csv_options(name))
+        if file.suffix in KINDS_OF_FILE:
+            return pyarrow.json.read_json(file, read_options=pyarrow.json.ReadOptions(block_size=BLOCK_BYTES))
     except (pa.ArrowException, OSError) as error:
-        kind = file.suffix.removeprefix(".")
-        raise ValueError(f"{name}: {file.name} cannot be read as {kind} ({_one_line(error)}).") from error
+        raise ValueError(unreadable(file, name, error)) from error
+    raise ValueError(f"{name}: {file.name} is none of {', '.join(KINDS_OF_FILE)}.")
 
 
-def _read_hub(location: str, name: str) -> pa.Table:
+def csv_options(name: str) -> dict[str, Any]:
+    """Texts stay text: left to guess, the reader would make the number 7 of the id 007."""
+    as_text = {field: kind for field, kind in fields(name) if kind == pa.string()}
+    return {
+        "read_options": pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
+        "parse_options": pyarrow.csv.ParseOptions(newlines_in_values=True),
+        "convert_options": pyarrow.csv.ConvertOptions(column_types=as_text),
+    }
+
+
+def unreadable(file: Path, name: str, error: BaseException) -> str:
+    return f"{name}: {file.name} cannot be read as {file.suffix.removeprefix('.')} ({_one_line(error)})."
+
+
+def hub_dataset(location: str, name: str) -> Dataset:
+    """The train split of a Hub id; its rows lie in Arrow files of the local cache and are mapped, not loaded.
+
+    Raises:
+        ValueError: for what is no id, and when the Hub has no such data set.
+    """
     if location.count("/") != 1 or location.startswith((".", "/")) or Path(location).suffix in KINDS_OF_FILE:
         raise ValueError(f"{name}: {location} does not exist. Give a file, a folder or a Hub data set id.")
     try:
-        return datasets.load_dataset(location, split="train").with_format("arrow")[:]
+        return datasets.load_dataset(location, split="train")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{name}: neither a path nor a readable Hub data set: {location} ({_one_line(error)})"
@@ -137,10 +163,10 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _declared(table: pa.Table, name: str) -> pa.Table:
+def declared(table: pa.Table, name: str) -> pa.Table:
     """The declared columns in the declared types; further columns are left where they are."""
     columns: dict[str, Any] = {}
-    for column, wanted in _fields(name):
+    for column, wanted in fields(name):
         if column not in table.column_names:
             if column not in OPTIONAL[name]:
                 have = ", ".join(table.column_names)
@@ -151,7 +177,7 @@ def _declared(table: pa.Table, name: str) -> pa.Table:
     return pa.table(columns)
 
 
-def _fields(name: str) -> list[tuple[str, pa.DataType]]:
+def fields(name: str) -> list[tuple[str, pa.DataType]]:
     schema = TABLES[name].arrow_schema
     return [(field.name, field.type) for field in schema]
 

@@ -8,8 +8,6 @@ import pytest
 from benchmarks import bad_rows
 
 
-# ibis 12 still calls what duckdb 2.0 renamed.
-@pytest.mark.filterwarnings("ignore:fetch_arrow_table\\(\\) is deprecated:DeprecationWarning")
 def test_every_planted_row_is_found_for_its_reason_and_every_good_one_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bad_rows, "QUERIES", 30)
     monkeypatch.setattr(bad_rows, "DRAWN_DOCUMENTS", 20)

@@ -80,6 +80,21 @@ def files(folder: Path) -> None:
             "rows_from_the_engine": {"weigh/edges": 9_000},
             "unequal_tables": [],
         },
+        "log_scale_m": {
+            "queries": 500,
+            "documents": 2_000,
+            "memory_limit": "500MB",
+            "runs": [
+                {
+                    "rows": 1_000_000,
+                    "dropped_by_admit": 10_000,
+                    "dropped_by_weigh": 90_000,
+                    "edges": 7_000,
+                    "rows_per_second": {"admit": 400_000, "weigh": 2_000_000},
+                    "peak_gib": 0.625,
+                }
+            ],
+        },
         "bad_rows_m": {
             "good_rows": {"behaviour": 1_000_000},
             "bad_rows": {"behaviour": 10_000, "queries": 6},
@@ -124,6 +139,7 @@ def test_figures_of_the_files_are_shown(tmp_path: Path) -> None:
         "| behaviour 1,000,000 | 10,006 | 23 | 20.0 / 21.0 | 20.5 / 22.0 | **1.025** | all"
         in found["governance-bad-rows"]
     )
+    assert "| 1,000,000 | 10,000 | 90,000 | 7,000 | 400,000 | 2,000,000 | **0.62** |" in found["governance-log-scale"]
     bars = found["governance-bars"].splitlines()
     assert "| one | 0.9812 F1 | >= 0.96 | yes | 0.99 | - |" in bars
     assert "| two | 12,346 F1 | > 13000 | **no** | - | - |" in bars

@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
+from data_governance import shards
+from data_governance.stage import Workspace
+
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -85,6 +88,17 @@ def make_world(folder: Path, *, categories: int = 24, queries: int = 8, leaves: 
     query, doc, clicks = zip(*rows, strict=True)
     pq.write_table(pa.table({"query_id": query, "doc_id": doc, "clicks": clicks}), folder / "behaviour.parquet")
     return world
+
+
+def on_disk(out: Path, log: pa.Table, **tables: pa.Table) -> Workspace:
+    """A workspace with an admitted log as one shard, and the tables of dedupe."""
+    workspace = Workspace(out)
+    for name in ("admit", "dedupe"):
+        workspace.folder(name).mkdir(parents=True)
+    shards.write(log, workspace.folder("admit") / "behaviour", first=0)
+    for name, table in tables.items():
+        pq.write_table(table, workspace.folder("dedupe") / f"{name}.parquet")
+    return workspace
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from PIL import Image
 from data_governance import images, rules, tables
 from data_governance.__main__ import main
 from data_governance.admit import lost_files
+from data_governance.behaviour_log import open_log
 from data_governance.mapping import reasons
 from data_governance.policy import Policy, load_policy
 from data_governance.stage import StageResult
@@ -182,6 +183,8 @@ def test_a_table_reads_the_same_from_every_kind_of_file(tmp_path: Path, kind: st
     else:
         tables.as_dataset(table).save_to_disk(str(path))
     rows = tables.open_source(str(path), name="behaviour").table
+    parts = [pa.concat_tables(part.batches()) for part in open_log(str(path)).parts]
+    assert pa.concat_tables(parts).equals(rows)
     assert rows.column_names == ["query_id", "doc_id", "clicks", "impressions", "position"]
     assert rows.column("clicks").to_pylist() == [1.0, 2.0]
     assert rows.column("position").to_pylist() == [None, None]
@@ -200,7 +203,9 @@ def test_one_bad_file_of_a_folder_does_not_lose_the_others(small: World, capsys:
     told = capsys.readouterr().out
     assert "warning: files: file_unusable in 2 of 6 rows (behaviour/1.parquet, behaviour/2.parquet)" in told
     assert f"behaviour: {rows.num_rows} of {rows.num_rows} rows are usable" in told
-    source = tables.open_source(str(folder), name="behaviour")
+    source = open_log(str(folder))
+    whole = tables.open_source(str(folder), name="behaviour")
+    assert [file for file, _ in source.lost] == [file for file, _ in whole.lost]
     result = StageResult()
     lost_files(result, [source])
     assert result.counts == {"files": (4, 2)}

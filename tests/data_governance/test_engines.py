@@ -9,27 +9,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import relational
-from data_governance import admit, relations, weigh
+from data_governance import relations, weigh
+from data_governance.admit_log import admit_log, reasons_of
+from data_governance.behaviour_log import log_of
 from data_governance.engine import Engine, jvm_memory
 from data_governance.policy import Policy
 from data_governance.stage import StageResult, Workspace
 
 POLICY = Policy(threads=1, memory_limit="1GB", max_documents_per_query=3)
 NAN = float("nan")
-
-
-class Tables(Workspace):
-    """A workspace whose tables come from memory."""
-
-    def __init__(self, **tables: pa.Table) -> None:
-        super().__init__(Path("none"))
-        object.__setattr__(self, "tables", tables)
-
-    def table(self, name: str, table: str) -> pa.Table:
-        return vars(self)["tables"][f"{name}_{table}"]
 
 
 def behaviour(rows: int) -> pa.Table:
@@ -48,23 +40,28 @@ def behaviour(rows: int) -> pa.Table:
     )
 
 
-def relational_part(engine: Engine) -> list[Any]:
-    """What admit and weigh make of a small log: tables, decisions, counts and notes."""
+def relational_part(engine: Engine, folder: Path) -> list[Any]:
+    """What admit and weigh make of a small log in several shards: rows that go on, rows dropped, counts and notes."""
     queries, documents = [f"q{i}" for i in range(12)], [f"d{i}" for i in range(8)]
     seen = {"query_id": pa.table({"query_id": queries}), "doc_id": pa.table({"doc_id": documents})}
-    admitted = StageResult()
-    admit.admit_behaviour(admitted, behaviour(400), seen, policy=POLICY, engine=engine)
-    workspace = Tables(
-        admit_behaviour=admitted.tables["behaviour"],
-        dedupe_queries=pa.table({"query_id": queries, "entity": [f"q{i // 2 * 2}" for i in range(12)]}),
-        dedupe_documents=pa.table({"doc_id": documents, "entity": ["d0", "d0", *documents[2:]]}),
-    )
+    workspace = Workspace(folder)
+    admitted = StageResult(folder=workspace.begin("admit"))
+    admit_log(admitted, log_of(behaviour(400)), seen, policy=POLICY, engine=engine)
+    workspace.commit("admit", admitted, digest="d", seconds=0)
+    entities = {
+        "queries": pa.table({"query_id": queries, "entity": [f"q{i // 2 * 2}" for i in range(12)]}),
+        "documents": pa.table({"doc_id": documents, "entity": ["d0", "d0", *documents[2:]]}),
+    }
+    workspace.commit("dedupe", StageResult(tables=entities), digest="d", seconds=0)
     weighed = weigh.weigh(workspace, policy=POLICY, engine=engine)
-    found: list[Any] = []
-    for result in (admitted, weighed):
-        tables = {name: (str(table.schema), table.to_pylist()) for name, table in result.tables.items()}
-        found.append((repr(tables), result.decisions, result.counts, result.notes))
-    return found
+    workspace.commit("weigh", weighed, digest="d", seconds=0)
+    found: list[Any] = [admitted.counts, weighed.counts, weighed.notes]
+    for stage, name in (("admit", "behaviour"), ("admit", "behaviour_dropped"), ("weigh", "behaviour_dropped")):
+        for path in workspace.shards(stage, name):
+            table = pq.read_table(path)
+            found.append((stage, name, path.name, str(table.schema), repr(table.to_pylist())))
+    edges = workspace.table("weigh", "edges")
+    return [*found, str(edges.schema), edges.to_pylist()]
 
 
 HAS_SPARK = importlib.util.find_spec("pyspark") is not None and shutil.which("java") is not None
@@ -74,15 +71,18 @@ HAS_SPARK = importlib.util.find_spec("pyspark") is not None and shutil.which("ja
 @pytest.mark.skipif(not HAS_SPARK, reason="pyspark or Java is not installed")
 # py4j leaves its sockets to the collector; pandas and pyspark 4.0 warn about each other.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
-def test_duckdb_and_spark_give_the_same_rows_decisions_and_counts() -> None:
-    duckdb, spark = (relational_part(Engine(POLICY, engine=name)) for name in ("duckdb", "spark"))
+def test_duckdb_and_spark_give_the_same_rows_decisions_and_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_governance.behaviour_log.ROWS_PER_BATCH", 77)
+    duckdb, spark = (relational_part(Engine(POLICY, engine=name), tmp_path / name) for name in ("duckdb", "spark"))
     assert duckdb == spark
-    reasons = {row["reason"] for result in duckdb for row in result[1]}
+    reasons = set[str]()
+    for stage in ("admit", "weigh"):
+        reasons |= reasons_of(Workspace(tmp_path / "spark").shards(stage, "behaviour_dropped"))
     assert reasons >= {"missing_id", "unknown_query", "unknown_document", "fewer_impressions_than_clicks", "weak_edge"}
 
 
-# ibis 12 still calls what duckdb 2.0 renamed.
-@pytest.mark.filterwarnings("ignore:fetch_arrow_table\\(\\) is deprecated:DeprecationWarning")
 def test_clicks_and_rates_are_the_same_to_the_bit_in_every_order_of_the_rows() -> None:
     """Sums of fractions would differ in their last bits: engines add in orders of their own."""
     rows = behaviour(4_000).append_column("row", pa.array(range(4_000), pa.int64()))
@@ -118,8 +118,6 @@ def test_a_memory_limit_that_is_none_is_refused() -> None:
         jvm_memory("much")
 
 
-# ibis 12 still calls what duckdb 2.0 renamed.
-@pytest.mark.filterwarnings("ignore:fetch_arrow_table\\(\\) is deprecated:DeprecationWarning")
 def test_the_benchmark_and_plain_sql_do_the_same(tmp_path: Path) -> None:
     relational.make(tmp_path, rows=3_000, queries=300, documents=90)
     sums = []

@@ -15,13 +15,14 @@ from data_governance import (
     images,
     merge_split,
     rules,
+    shards,
     stage,
     weigh,
 )
 from data_governance.engine import Engine
 from data_governance.mapping import reasons
 from data_governance.policy import Policy
-from tests.data_governance.conftest import png
+from tests.data_governance.conftest import on_disk, png
 
 POLICY = Policy()
 NAN = float("nan")
@@ -106,21 +107,10 @@ def test_cropping_keeps_the_drawing_and_pads_with_the_border_colour() -> None:
     assert square[10, 0].tolist() == [10, 20, 30]
 
 
-class Tables(stage.Workspace):
-    """A workspace whose tables come from memory."""
-
-    tables: dict[str, pa.Table]
-
-    def __init__(self, **tables: pa.Table) -> None:
-        object.__setattr__(self, "tables", tables)
-
-    def table(self, name: str, table: str) -> pa.Table:
-        return self.tables[f"{name}_{table}"]
-
-
-def test_rates_are_smoothed_and_corrected_for_position() -> None:
-    workspace = Tables(
-        admit_behaviour=pa.table(
+def test_rates_are_smoothed_and_corrected_for_position(tmp_path: Path) -> None:
+    workspace = on_disk(
+        tmp_path,
+        pa.table(
             {
                 "query_id": ["q", "q", "q"],
                 "doc_id": ["a", "b", "b2"],
@@ -131,8 +121,8 @@ def test_rates_are_smoothed_and_corrected_for_position() -> None:
                 "row_id": ["q>a#0", "q>b#1", "q>b2#2"],
             }
         ),
-        dedupe_queries=pa.table({"query_id": ["q"], "entity": ["q"]}),
-        dedupe_documents=pa.table({"doc_id": ["a", "b", "b2"], "entity": ["a", "b", "b"]}),
+        queries=pa.table({"query_id": ["q"], "entity": ["q"]}),
+        documents=pa.table({"doc_id": ["a", "b", "b2"], "entity": ["a", "b", "b"]}),
     )
     policy = Policy(position_power=0.5, click_prior=1.0)
     result = weigh.weigh(workspace, policy=policy, engine=Engine(policy))
@@ -144,9 +134,10 @@ def test_rates_are_smoothed_and_corrected_for_position() -> None:
     assert result.counts["behaviour"] == (3, 3)
 
 
-def test_an_edge_far_below_the_strongest_is_dropped_with_its_rows() -> None:
-    workspace = Tables(
-        admit_behaviour=pa.table(
+def test_an_edge_far_below_the_strongest_is_dropped_with_its_rows(tmp_path: Path) -> None:
+    workspace = on_disk(
+        tmp_path,
+        pa.table(
             {
                 "query_id": ["q", "q"],
                 "doc_id": ["a", "b"],
@@ -157,20 +148,21 @@ def test_an_edge_far_below_the_strongest_is_dropped_with_its_rows() -> None:
                 "row_id": ["q>a#0", "q>b#1"],
             }
         ),
-        dedupe_queries=pa.table({"query_id": ["q"], "entity": ["q"]}),
-        dedupe_documents=pa.table({"doc_id": ["a", "b"], "entity": ["a", "b"]}),
+        queries=pa.table({"query_id": ["q"], "entity": ["q"]}),
+        documents=pa.table({"doc_id": ["a", "b"], "entity": ["a", "b"]}),
     )
     result = weigh.weigh(workspace, policy=POLICY, engine=Engine(POLICY))
     assert result.tables["edges"].column("doc").to_pylist() == ["a"]
-    assert [(row["row_id"], row["reason"]) for row in result.decisions] == [("q>b#1", "weak_edge")]
+    gone = pa.concat_tables(shards.batches(result.shards("behaviour_dropped")))
+    assert [(row["row_id"], row["reason"], row["clicks"]) for row in gone.to_pylist()] == [("q>b#1", "weak_edge", 1.0)]
     assert result.counts["behaviour"] == (2, 1)
 
 
 def test_the_position_power_is_the_slope_of_clicks_over_positions() -> None:
     position = np.repeat([1.0, 2.0, 4.0], [400, 200, 100])
     table = pa.table({"position": position, "clicks": pa.array(np.ones(700, dtype=np.int64))})
-    assert weigh.estimated_power(table) == pytest.approx(1.0, abs=1e-6)
-    assert weigh.estimated_power(table.slice(0, 10)) == 0.0
+    assert weigh.estimated_power([table]) == pytest.approx(1.0, abs=1e-6)
+    assert weigh.estimated_power([table.slice(0, 10)]) == 0.0
 
 
 def test_categories_merge_only_when_content_and_clicks_of_both_sides_agree() -> None:
