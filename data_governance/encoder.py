@@ -32,6 +32,8 @@ class Encoder:
     the stages; `blocks` are the widths, known after the first call, and `views` how many of them each view has.
     """
 
+    is_ours = False
+
     def __init__(self, folder: Path | None, *, threads: int) -> None:
         torch.set_num_threads(threads)
         self.blocks: list[int] = []
@@ -39,14 +41,14 @@ class Encoder:
         if folder is None:
             self._views = [_packaged()]
         else:
-            forward, ours = _from_folder(folder)
-            self._views = [_packaged(), forward] if ours else [forward]
-            self.name = f"{folder.name} {_digest(folder)}" + (f" beside {self.name}" if ours else "")
+            forward, self.is_ours = _from_folder(folder)
+            self._views = [_packaged(), forward] if self.is_ours else [forward]
+            self.name = f"{folder.name} {_digest(folder)}" + (f" beside {self.name}" if self.is_ours else "")
 
     @property
     def views(self) -> list[int]:
         """Blocks of each view; the packaged network has always the same."""
-        return [PACKAGED_BLOCKS, len(self.blocks) - PACKAGED_BLOCKS] if len(self._views) > 1 else [len(self.blocks)]
+        return [PACKAGED_BLOCKS, len(self.blocks) - PACKAGED_BLOCKS] if self.is_ours else [len(self.blocks)]
 
     def features(self, squares_NSSC: np.ndarray) -> np.ndarray:
         """(N, S, S, 3) uint8 -> (N, W) float16, W the sum of `blocks`."""
