@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.adapters import METRICS, RECIPES, commands, main, summary
+from benchmarks.adapters import METRICS, RECIPES, commands, judged, main, parameters, summary
 from retrieval.__main__ import build_parser
 from train.command import read_options
 from train.recipe import recipe_by_name
@@ -38,6 +38,25 @@ def test_both_recipes_adapt_the_text_encoder_and_one_of_them_by_adapters() -> No
     assert (tuned.text_layers_tuned, tuned.text_lora_rank, tuned.vision_lora_rank) == (True, 0, 0)
     assert adapters.text_lora_rank > 0
     assert adapters.vision_lora_rank > 0
+
+
+def test_the_parameters_are_those_that_training_opens() -> None:
+    tuned, adapters = (parameters(name) for name in RECIPES)
+    layers, width, rank = 6, 384, 16
+    assert adapters["text_encoder"]["trained"] == layers * 2 * 2 * width * rank
+    assert tuned["text_encoder"]["trained"] == layers * 2 * (width + 1) * width
+    assert tuned["image_head"] == adapters["image_head"] > 0
+    for found in (tuned, adapters):
+        both = found["both_encoders"]
+        assert both["trained"] == found["image_encoder"]["trained"] + found["text_encoder"]["trained"]
+        assert found["share"] == pytest.approx(both["trained"] / both["all"], abs=1e-4)
+    assert adapters["share"] < 0.05 < tuned["share"]
+
+
+def test_a_bar_is_met_up_to_its_value() -> None:
+    met = judged({"recall_at_1": -0.02}, 0.0499)
+    assert all(bar["met"] for bar in met.values())
+    assert not any(bar["met"] for bar in judged({"recall_at_1": -0.0201}, 0.05).values())
 
 
 def test_a_folder_without_a_demo_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
