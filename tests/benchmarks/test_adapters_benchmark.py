@@ -1,11 +1,12 @@
 """The comparison of adapters: paired by seed, by commands that exist, on a demo that is there."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks.adapters import METRICS, RECIPES, commands, judged, main, parameters, summary
+from benchmarks.adapters import METRICS, RECIPES, commands, judged, main, parameters, share_views, summary
 from retrieval.__main__ import build_parser
 from train.command import read_options
 from train.recipe import recipe_by_name
@@ -31,6 +32,26 @@ def test_the_commands_are_those_that_a_user_has() -> None:
     for words in steps[1:]:
         assert words[1:3] == ["-m", "retrieval"]
         build_parser().parse_args(words[3:])
+
+
+def test_the_image_side_that_the_demo_has_trained_is_not_trained_again() -> None:
+    def words(recipe: str, seed: int) -> list[str]:
+        return next(iter(commands(Path("demo"), Path("out"), recipe, seed=seed).values()))
+
+    assert words("emoji_tuned", 0)[-2:] == ["--image-side", "demo"]
+    assert {words(*run)[-1] for run in (("emoji_tuned", 1), ("emoji_lora", 0), ("emoji_lora", 1))} == {"--resume"}
+
+
+def test_every_seed_finds_the_views_of_seed_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.adapters.read_samples", lambda _: SimpleNamespace(table=None))
+    monkeypatch.setattr("benchmarks.adapters.build_model", lambda *_, **__: (None, None))
+    monkeypatch.setattr("benchmarks.adapters.cache_keys", lambda *_, seed, **__: (f"images-{seed}", ""))
+    share_views(tmp_path, tmp_path / "features-2", seed=2)
+    assert not (tmp_path / "features-2").exists()
+    (tmp_path / "features" / "images-0").mkdir(parents=True)
+    for _ in range(2):
+        share_views(tmp_path, tmp_path / "features-2", seed=2)
+    assert (tmp_path / "features-2" / "images-2").resolve() == tmp_path / "features" / "images-0"
 
 
 def test_both_recipes_adapt_the_text_encoder_and_one_of_them_by_adapters() -> None:
