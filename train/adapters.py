@@ -38,8 +38,8 @@ def adapter_layers(vision: nn.Module, recipe: Recipe) -> list[str]:
             backbone has neither query and value projections nor 1x1 convolutions.
     """
     frozen: tuple[str, ...] = ()
-    if hasattr(vision, "forward_tail"):
-        frozen = ("stem.", *(f"stages.{stage}." for stage in range(recipe.frozen_stages or 0)))
+    if recipe.frozen_stages:
+        frozen = ("stem.", *(f"stages.{stage}." for stage in range(recipe.frozen_stages)))
     layers: dict[str, nn.Module] = {
         name: module
         for name, module in vision.named_modules()

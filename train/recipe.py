@@ -59,7 +59,7 @@ class Recipe:
         frozen_stages: EfficientNet stages whose output is cached and never trained; 0 trains the whole backbone
             from pixel values; None freezes the whole backbone and caches its pooled output.
         vision_feature_stage: stage whose cells the text attends to (index into the backbone's hidden states; at most
-            `frozen_stages`, since cells are cached); None is the last hidden state.
+            `frozen_stages`, since cells are cached, or any where that is 0 or None); None is the last hidden state.
         query_views, document_views: augmented views cached beside the clean one.
         max_text_tokens: tokens of a text that are read, special tokens included.
         steps, warmup_steps: optimiser steps in all, and those of the linear warm-up; the rest is a cosine to 0.
