@@ -2,8 +2,8 @@
 
 Why: what cannot be run here can still be counted, formula by formula. Nothing in these tables was measured on a GPU.
 
-In: train/plan.py, results of benchmarks/data_at_scale.py. Out: marker name -> Markdown. Next:
-`python -m benchmarks.render` fills docs/scaling.md.
+In: train/plan.py, results of benchmarks/data_at_scale.py, curves.py and adapters.py. Out: marker name -> Markdown.
+Next: `python -m benchmarks.render` fills docs/scaling.md.
 """
 
 import functools
@@ -191,6 +191,58 @@ def curves(folder: Path = RESULTS) -> str:
     return "\n".join(rows)
 
 
+SYSTEMS = {"emoji_tuned": "the layers themselves", "emoji_lora": "adapters of rank 16 on them"}
+
+
+def adapters(folder: Path = RESULTS) -> str:
+    """What adapters train and what they lose, with the bars, from the newest result of benchmarks/adapters.py.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = sorted(folder.glob("adapters_*.json"), key=lambda path: path.stem.split("_")[-1])
+    if not found:
+        raise ValueError("benchmarks/results holds no adapters_*.json: run python -m benchmarks.adapters first")
+    result = json.loads(found[-1].read_text())
+    rows = [
+        "| trained | image encoder | text encoder | of both | R@1 | R@10 | MRR@10 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for recipe, title in SYSTEMS.items():
+        counts, means = result["parameters"][recipe], result["mean"][recipe]
+        parts = (counts[part] for part in ("image_encoder", "text_encoder"))
+        cells = [f"{part['trained']:,} of {part['all']:,}" for part in parts] + [f"{counts['share']:.2%}"]
+        cells += [f"{means[name]:.3f}" for name in ("recall_at_1", "recall_at_10", "mrr_at_10")]
+        rows.append(f"| {title} (`{recipe}`) | {' | '.join(cells)} |")
+    runs = [result["by_seed"][recipe] for recipe in SYSTEMS]
+    gaps = {seed: runs[1][seed]["recall_at_1"] - runs[0][seed]["recall_at_1"] for seed in runs[0]}
+    said = ", ".join(f"{gap:+.3f} (seed {seed})" for seed, gap in gaps.items())
+    share, loss = (result["bars"][name] for name in ("share_of_parameters", "loss_of_recall_at_1"))
+    mean, points = result["difference"]["recall_at_1"], 100 * loss["at_most"]
+    lines = [
+        f"Adapters minus layers, R@1, mean {mean:+.4f}: {said}.{_few(len(gaps))}",
+        f"Share below {share['below']:.0%}: {_met(share)}. At most {points:g} points lost: {_met(loss)}.",
+        "",
+        f"From `benchmarks/results/{found[-1].name}`, made by `{result['command']}` on "
+        f"{result['environment']['cores']} core(s) ({result['environment']['cpu']}).",
+    ]
+    return "\n".join([*rows, "", *lines])
+
+
+def _few(seeds: int) -> str:
+    return "" if seeds >= 3 else f" The bars are meant for 3 seeds; with {seeds} the loss is not settled."
+
+
+def _met(bar: dict[str, Any]) -> str:
+    return "met" if bar["met"] else "**not met**"
+
+
 def blocks() -> dict[str, str]:
     """Marker name -> Markdown."""
-    return {"sizes": table(), "data": data_path(), "curves": curves(), "example": example()}
+    return {
+        "sizes": table(),
+        "data": data_path(),
+        "curves": curves(),
+        "adapters": adapters(),
+        "example": example(),
+    }

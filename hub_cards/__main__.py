@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx2
 from huggingface_hub.errors import HfHubHTTPError
 
-from hub_cards.push import check_repo_id, check_tag_name, describe, plan, send
+from hub_cards.adapter import is_adapter, plan_adapter
+from hub_cards.push import Upload, check_repo_id, check_tag_name, describe, plan, send
 from hub_cards.render import render_run
 
 
@@ -37,13 +38,16 @@ def _parser() -> argparse.ArgumentParser:
         description="List what would be uploaded, with sizes and sha256; with --yes, upload it.",
         epilog="example: python -m hub_cards push runs/demo/hub --repo-id my-org/oclear-demo --revision v1 --yes",
     )
-    push.add_argument("folder", type=Path, help="published model folder (its query side lies in the subfolder query)")
+    push.add_argument(
+        "folder", type=Path, help="published model folder (its query side lies in the subfolder query), or run/adapter"
+    )
     push.add_argument("--repo-id", required=True, help="model repository owner/name; created when it is missing")
     push.add_argument("--yes", action="store_true", help="really upload; without it nothing is sent")
     push.add_argument("--revision", metavar="TAG", help="tag the new commit; a tag that exists is refused")
     push.add_argument("--private", action="store_true", help="create missing repositories as private")
     push.add_argument("--dataset", type=Path, metavar="GOVERNED", help="governed folder to publish as a data set")
     push.add_argument("--dataset-repo-id", help="data repository owner/name; goes with --dataset")
+    push.add_argument("--base-repo-id", help="repository owner/name of an adapter's base; goes with an adapter folder")
     return parser
 
 
@@ -56,10 +60,21 @@ def _render(args: argparse.Namespace) -> None:
         print(path)
 
 
+def _planned(args: argparse.Namespace) -> list[Upload]:
+    """The uploads of a model folder, or of an adapter and its base."""
+    if is_adapter(args.folder):
+        if args.dataset is not None or args.dataset_repo_id is not None:
+            raise ValueError(f"{args.folder} is an adapter; --dataset goes with the push of the whole model.")
+        return plan_adapter(args.folder, repo_id=args.repo_id, base_repo_id=args.base_repo_id)
+    if args.base_repo_id is not None:
+        raise ValueError(f"--base-repo-id is {args.base_repo_id}, but {args.folder} holds no adapter. Leave it out.")
+    return plan(args.folder, repo_id=args.repo_id, dataset=args.dataset, dataset_repo_id=args.dataset_repo_id)
+
+
 def _push(args: argparse.Namespace) -> None:
     if args.revision is not None:
         check_tag_name(args.revision)
-    uploads = plan(args.folder, repo_id=args.repo_id, dataset=args.dataset, dataset_repo_id=args.dataset_repo_id)
+    uploads = _planned(args)
     print(describe(uploads, private=args.private, tag=args.revision))
     if not args.yes:
         print("dry run: nothing was sent. Add --yes to upload.")

@@ -37,6 +37,12 @@ def _encoder(source: str) -> str:
     return WEIGHTS.get(source, f"`{source}` (its own licence applies)")
 
 
+def weight_sources(recipe: ResultFile) -> list[str]:
+    """What the weights of a run started from, and under which licence."""
+    sources = [_encoder(recipe.text("vision"))]
+    return sources + [_encoder(recipe.text("text"))] if recipe.content.get("text") else sources
+
+
 def _evaluation(run: RunResults, model_name: str) -> ModelCardData:
     """Metadata; the model-index holds the figures on categories that were never trained on."""
     name_of_data = data_name(run)
@@ -183,8 +189,6 @@ def model_card(run: RunResults, *, repo_id: str | None) -> ModelCard:
     model_name = repo_id.split("/")[1] if repo_id else f"oclear-{run.name}"
     address = repo_id or f"runs/{run.name}/hub"
     headline = run.metrics.section("unseen.full_gallery")
-    sources = [_encoder(run.recipe.text("vision"))]
-    sources += [_encoder(run.recipe.text("text"))] if run.recipe.content.get("text") else []
     body = render_template(
         "model_card.md.j2",
         model_name=model_name,
@@ -210,7 +214,7 @@ def model_card(run: RunResults, *, repo_id: str | None) -> ModelCard:
         usage=usage(
             "model_usage.md.j2", address=address, on_hub=repo_id is not None, has_text=run.config.has("text_config")
         ),
-        sources=sources,
+        sources=weight_sources(run.recipe),
         attribution=nested(run.attribution),
     )
     return ModelCard(f"---\n{_evaluation(run, model_name).to_yaml()}\n---\n{body}")

@@ -23,6 +23,7 @@ MODEL_SUFFIXES = {".safetensors", ".json", ".jsonl", ".py", ".md", ".txt", ".mod
 MODEL_NAMES = {"LICENSE", "NOTICE", ".gitattributes"}
 UNSAFE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npz", ".npy", ".h5", ".joblib", ".msgpack"}
 DATASET_PATTERNS = ("samples/*.parquet", "categories.parquet", "category_map.parquet", "ledger.parquet", "ledger.json")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 DATASET_EXTRAS = ("policy.toml", "ATTRIBUTION.md")
 VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"}
 TOP_FOLDERS = "home|root|work|mnt|tmp|var|Users|opt|data|srv|media|scratch|workspace|private|content|usr"
@@ -197,12 +198,13 @@ def _check_card(path: Path, card_class: type[ModelCard] | type[DatasetCard], rem
     card_class(text)
 
 
-def model_files(folder: Path, *, host_names: Sequence[str] | None = None) -> list[PlannedFile]:
+def model_files(folder: Path, *, host_names: Sequence[str] | None = None, has_card: bool = True) -> list[PlannedFile]:
     """Check a published model folder and list its files.
 
     Args:
         folder: root of the future repository; the query side lies in its subfolder `query`.
         host_names: names that must not occur in any text (default: this machine's).
+        has_card: whether the card lies in the folder; the base of an adapter gets one when it is pushed.
 
     Returns:
         Every file, by path.
@@ -211,7 +213,8 @@ def model_files(folder: Path, *, host_names: Sequence[str] | None = None) -> lis
         ValueError: the first thing that must not or cannot be published, with file, reason and remedy.
     """
     files = _relative_files(folder)
-    _check_card(folder / "README.md", ModelCard, f"Run: python -m hub_cards render {folder.parent}")
+    if has_card:
+        _check_card(folder / "README.md", ModelCard, f"Run: python -m hub_cards render {folder.parent}")
     for path in files:
         _check_kind(folder, path)
     for side, required in ((folder, {"AutoConfig", "AutoModel"}), (folder / "query", {"AutoConfig", "AutoModel"})):
@@ -225,6 +228,22 @@ def model_files(folder: Path, *, host_names: Sequence[str] | None = None) -> lis
     for path in files:
         if path.name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
             _check_remote_code(folder, path, set())
+    _check_texts(files, this_host() if host_names is None else host_names)
+    return [PlannedFile(path.relative_to(folder).as_posix(), path) for path in files]
+
+
+def adapter_files(folder: Path, *, host_names: Sequence[str] | None = None) -> list[PlannedFile]:
+    """Check the folder of an adapter as training wrote it and list its files; its card is made when it is pushed.
+
+    Raises:
+        ValueError: with file, reason and remedy.
+    """
+    files = _relative_files(folder)
+    names = {path.relative_to(folder).as_posix() for path in files}
+    for name in sorted({ADAPTER_CONFIG, ADAPTER_WEIGHTS} - names):
+        raise ValueError(f"{folder} lacks {name}: it is not the folder of an adapter. Export it again from training.")
+    for path in files:
+        _check_kind(folder, path)
     _check_texts(files, this_host() if host_names is None else host_names)
     return [PlannedFile(path.relative_to(folder).as_posix(), path) for path in files]
 

@@ -157,7 +157,8 @@ def _data(folder: Path, metrics: ResultFile) -> ResultFile:
     return read_json(folder / "data.json", "data.json")
 
 
-def _attribution(folder: Path) -> str:
+def read_attribution(folder: Path) -> str:
+    """Whose pictures and texts a run learned from; raises ValueError where nothing says so."""
     for path in (folder / "ATTRIBUTION.md", folder / "data" / "ATTRIBUTION.md"):
         if path.is_file() and path.read_text(encoding="utf-8").strip():
             return path.read_text(encoding="utf-8").strip()
@@ -184,5 +185,5 @@ def read_run(folder: Path) -> RunResults:
         config=config,
         data=_data(folder, metrics),
         curve=read_curve(folder / "train.jsonl"),
-        attribution=_attribution(folder),
+        attribution=read_attribution(folder),
     )

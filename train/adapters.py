@@ -11,7 +11,7 @@ without adapters, and layers of the text encoder tuned themselves.
 peft takes seconds to import: only functions that need it do so.
 
 In: a backbone and the recipe. Out: the same backbone with adapters; `adapter/` and `base/` in the run folder. Next:
-`AutoPeftModelForFeatureExtraction.from_pretrained("runs/x/adapter", trust_remote_code=True)`.
+`python -m hub_cards push runs/x/adapter`, then `AutoPeftModelForFeatureExtraction.from_pretrained("org/name-adapter")`.
 """
 
 import os
@@ -27,6 +27,7 @@ from train.recipe import Recipe
 
 ATTENTION = ("q_proj", "v_proj", "query", "value")  # the layers that Hu et al. adapt, as transformers names them
 ADAPTER = "default"
+BASE = "../base"  # from the adapter's folder; never the name of a repository, so that nobody's code is fetched by it
 
 
 def adapter_layers(vision: nn.Module, recipe: Recipe) -> list[str]:
@@ -37,8 +38,8 @@ def adapter_layers(vision: nn.Module, recipe: Recipe) -> list[str]:
             backbone has neither query and value projections nor 1x1 convolutions.
     """
     frozen: tuple[str, ...] = ()
-    if hasattr(vision, "forward_tail"):
-        frozen = ("stem.", *(f"stages.{stage}." for stage in range(recipe.frozen_stages or 0)))
+    if recipe.frozen_stages:
+        frozen = ("stem.", *(f"stages.{stage}." for stage in range(recipe.frozen_stages)))
     layers: dict[str, nn.Module] = {
         name: module
         for name, module in vision.named_modules()
@@ -170,8 +171,10 @@ def export_adapter(
 ) -> None:
     """Write `run/base`, the model that training started from, and `run/adapter`, all that training has added to it.
 
-    The adapter names its base by the path of `run` as it was given; whoever publishes both sets
-    `base_model_name_or_path` of adapter_config.json to the Hub id of the base. Several adapters share one base.
+    The adapter names its base as `BASE`, so the run folder may be moved. peft reads that from the current directory,
+    not from the adapter: `AutoPeftModelForFeatureExtraction.from_pretrained(".")` within `run/adapter`, or anywhere
+    `PeftModel.from_pretrained(AutoModel.from_pretrained("run/base"), "run/adapter")`. hub_cards sets the base's Hub
+    id when it pushes the two, and writes their cards: peft's own is left out. Several adapters share one base.
 
     Args:
         base: what `build_model` gives. model: the trained model with adapters folded in.
@@ -202,8 +205,14 @@ def export_adapter(
         assert not lora or not encoder.load_state_dict(lora, strict=False).unexpected_keys
     for name in modules:
         getattr(inner, name).modules_to_save[ADAPTER].load_state_dict(getattr(model, name).state_dict())
-    adapted.peft_config[ADAPTER].base_model_name_or_path = str(run / "base")
-    _replace(run / "adapter", adapted.save_pretrained)
+    adapted.peft_config[ADAPTER].base_model_name_or_path = BASE
+    _replace(run / "adapter", lambda folder: _save_adapter(adapted, folder))
+
+
+def _save_adapter(adapted: Any, folder: Path) -> None:
+    # "auto" would look for the base's config, here or on the Hub, to find out whether embeddings were resized.
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink()
 
 
 def _published_layers(base: Any, recipe: Recipe) -> dict[str, int]:

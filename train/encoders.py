@@ -41,8 +41,8 @@ class EncoderPair(nn.Module):
 
     Args:
         model: an `OclearModel`; its modules are shared, not copied, and its dropout is replaced.
-        frozen_stages: as in the recipe: None reads pooled features, a number hidden maps after that many stages;
-            a backbone that cannot be cut reads pixel values and is trained whole.
+        frozen_stages: as in the recipe: None reads pooled features, a number hidden maps after that many stages; 0
+            reads pixel values and trains the backbone whole, also one that cannot be cut.
         mixed_precision: "bf16" runs `forward`, the pass of training, under autocast; its rows come back in at least
             float32. `pooled` and `embed`, which statistics and the published folder depend on, are never under it.
     """
@@ -63,7 +63,7 @@ class EncoderPair(nn.Module):
         """Inputs of one kind -> (B, H) pooled features of the backbone."""
         if self.vision is None:
             return inputs
-        if hasattr(self.vision, "forward_tail"):
+        if self.frozen_stages:
             pooled: Tensor = self.vision.forward_tail(inputs, self.frozen_stages).pooler_output
             return pooled
         assert self.encode_image is not None
@@ -114,13 +114,13 @@ def sharded_units(vision: nn.Module | None) -> list[str]:
 
 
 def _freeze_trunk(vision: nn.Module, frozen_stages: int) -> None:
-    if not hasattr(vision, "forward_tail"):
-        if frozen_stages:
-            raise ValueError(
-                f"frozen_stages is {frozen_stages}, but {type(vision).__name__} cannot be cut into stages; "
-                "use None (whole backbone frozen) or 0 (whole backbone trained)"
-            )
+    if not frozen_stages:
         return
+    if not hasattr(vision, "forward_tail"):
+        raise ValueError(
+            f"frozen_stages is {frozen_stages}, but {type(vision).__name__} cannot be cut into stages; "
+            "use None (whole backbone frozen) or 0 (whole backbone trained)"
+        )
     stages: Any = vision.stages
     if frozen_stages > len(stages):
         raise ValueError(f"frozen_stages is {frozen_stages}, but the backbone has {len(stages)}; use at most that many")

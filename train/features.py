@@ -5,8 +5,8 @@ is decoded, augmented and pushed through them once; a training step then costs t
 keyed by everything that its content depends on: weights, samples, view recipe, source of the augmentation. A stale
 answer cannot be read.
 
-A backbone that is trained whole and cannot be cut has no frozen part: its pixel values are kept, and no cells, for
-those would be the cells of weights that are about to change (text_stage.py computes them after training).
+A backbone that is trained whole has no frozen part: its pixel values are kept, and no cells, for those would be the
+cells of weights that are about to change (text_stage.py computes them after training).
 
 In: governed samples and an `OclearModel`. Out: a `FeatureCache` of memory-mapped fp16 arrays. Next: image_side.py
 learns from it, then text_side.py.

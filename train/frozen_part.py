@@ -19,8 +19,9 @@ IMAGES_AT_ONCE = 16
 
 
 def cells_are_trained(model: Any, recipe: Recipe) -> bool:
-    """Whether training the image side changes the cells: a backbone that cannot be cut into stages, trained whole."""
-    return recipe.frozen_stages is not None and not hasattr(model.vision_model, "forward_trunk")
+    """Whether training the image side changes the cells: a backbone that is trained whole, or cannot be cut."""
+    is_whole = recipe.frozen_stages == 0 or not hasattr(model.vision_model, "forward_trunk")
+    return recipe.frozen_stages is not None and is_whole
 
 
 def check_stages(model: Any, recipe: Recipe) -> None:
@@ -38,7 +39,7 @@ def check_stages(model: Any, recipe: Recipe) -> None:
     if stage is None or stage > frozen:
         raise ValueError(
             f"vision_feature_stage is {stage}, but only the output of stages 0 to {frozen} is cached: set it to "
-            f"{frozen} or less, or freeze more stages"
+            f"{frozen} or less, freeze more stages, or none (0), when the cells are computed after training"
         )
 
 

@@ -26,15 +26,16 @@ from train.checkpointer import Checkpointer
 from train.class_start import SideRowsOfClass, at_start, first_rows, start_from_means
 from train.class_storage import ClassStorage
 from train.class_table import ClassTable
-from train.collectives import gather_rows, on_main, rank, world_size
+from train.collectives import on_main, rank, world_size
 from train.encoders import EncoderPair, start_image_head
 from train.evaluator import Evaluator, load_best, stopped_early, summary
 from train.feature_stream import looking_ahead
 from train.hard_classes import HardClasses, LeafClasses, NearestClasses
+from train.hub_head import is_head_published
 from train.journal import Journal
 from train.model_identity import model_identity
 from train.parameter_groups import parameter_groups
-from train.prototypes import export_prototypes
+from train.prototypes import export_prototypes, whole_prototypes
 from train.recipe import MACHINE_FIELDS, TEXT_FIELDS, Recipe
 from train.recompute import recompute_blocks
 from train.sample_table import in_own_pages
@@ -53,7 +54,8 @@ class ImageResult:
 
     Attributes:
         weights: state of the `EncoderPair` on the main process, empty elsewhere.
-        class_weights: (C, D) float32 unit rows, one per trained class, on the main process; empty elsewhere.
+        class_weights: (C, D) float32 unit rows, one per trained class, on the main process; empty elsewhere, and where
+            there are more than `hub/` takes (hub_head.py).
         steps: steps done in all. seconds: time of the steps of this call.
         evaluation: the best line of evaluation.jsonl and the number of lines; None without evaluations.
     """
@@ -139,7 +141,7 @@ def train_image_side(
         export_prototypes(folder / "prototypes", side.shard, _class_lines(samples, classes))
     return ImageResult(
         weights=_weights(side),
-        class_weights=_class_weights(side.shard),
+        class_weights=_class_weights(side.shard, recipe, samples),
         steps=done,
         seconds=seconds,
         evaluation=summary(trained or folder, done=done),
@@ -350,13 +352,11 @@ def _weights(side: ImageSide) -> dict[str, Tensor]:
     return {name: average.get(name, value).detach().cpu() for name, value in state.items()}
 
 
-def _class_weights(shard: ClassShard) -> Tensor:
-    """(C, D) unit rows of all ranks on the main process."""
-    bounds = [class_range(shard.num_classes, part=part, parts=world_size()) for part in range(world_size())]
-    rows = gather_rows(shard.prototypes(torch.arange(shard.start, shard.end)), [end - start for start, end in bounds])
-    if rank() != 0:
-        return torch.empty(0, shard.hidden_size)
-    return rows.cpu()
+def _class_weights(shard: ClassShard, recipe: Recipe, samples: GovernedSamples) -> Tensor:
+    """All prototypes on the main process where `hub/` is to hold them."""
+    if is_head_published(recipe, categories=samples.num_categories):
+        return whole_prototypes(shard)
+    return torch.empty(0, shard.hidden_size)
 
 
 def check_layout(recipe: Recipe, *, processes: int) -> None:

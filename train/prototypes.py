@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from train.collectives import barrier, on_main, world_size
+from train.collectives import barrier, gather_rows, on_main, rank, world_size
 from train.journal import write_json
 from train.shard import ClassShard, class_range
 
@@ -76,6 +76,24 @@ def export_prototypes(
             save_file({TENSOR: torch.cat(parts)}, partial / file["file"])
     barrier()
     on_main(lambda: _replace(partial, folder))
+
+
+def whole_prototypes(shard: ClassShard, *, rows_at_once: int = ROWS_AT_ONCE) -> Tensor:
+    """(C, D) fp32 unit rows of all ranks on the main process, empty elsewhere; all ranks call it.
+
+    They come in pieces: beside the result no rank holds more than `rows_at_once` of them.
+    """
+    bounds = [class_range(shard.num_classes, part=part, parts=world_size()) for part in range(world_size())]
+    found = torch.empty(shard.num_classes if rank() == 0 else 0, shard.hidden_size)
+    at_once = max(1, rows_at_once // world_size())
+    for first in range(0, bounds[0][1], at_once):  # no rank has more classes than the first
+        pieces = [(min(start + first, end), min(start + first + at_once, end)) for start, end in bounds]
+        counts = [high - low for low, high in pieces]
+        parts = gather_rows(shard.prototypes(torch.arange(*pieces[rank()])), counts).split(counts)
+        if rank() == 0:
+            for (low, high), rows in zip(pieces, parts, strict=True):
+                found[low:high] = rows
+    return found
 
 
 def _files(num_classes: int, rows_per_file: int) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from train.recipe_checks import check_recipe
 MACHINE_FIELDS = (
     "head_storage",
     "head_storage_folder",
+    "hub_prototypes_gib",
     "activation_checkpointing",
     "compile",
     "checkpoint_minutes",
@@ -58,7 +59,7 @@ class Recipe:
         frozen_stages: EfficientNet stages whose output is cached and never trained; 0 trains the whole backbone
             from pixel values; None freezes the whole backbone and caches its pooled output.
         vision_feature_stage: stage whose cells the text attends to (index into the backbone's hidden states; at most
-            `frozen_stages`, since cells are cached); None is the last hidden state.
+            `frozen_stages`, since cells are cached, or any where that is 0 or None); None is the last hidden state.
         query_views, document_views: augmented views cached beside the clean one.
         max_text_tokens: tokens of a text that are read, special tokens included.
         steps, warmup_steps: optimiser steps in all, and those of the linear warm-up; the rest is a cosine to 0.
@@ -89,6 +90,8 @@ class Recipe:
             weights to each positive; "leaf", drawn from the coarse categories of the positives.
         hard_per_positive: how many per positive. hard_refresh_every: steps between indexes of "nearest".
         publish_prototypes: write `prototypes/` in the run folder (prototypes.py), for more classes than `hub/` holds.
+        hub_prototypes_gib: `hub/` holds the prototypes of all categories up to this size, in float32, and the main
+            process three times as much while it writes them; beyond it see hub_head.py.
         ema_decay: what is published, judged and read by the text side are the encoders' weights averaged over the
             steps, a step's share shrinking by this factor with each later one; None is the weights of the last step
             (weight_average.py).
@@ -164,6 +167,7 @@ class Recipe:
     hard_per_positive: int = 10
     hard_refresh_every: int = 100
     publish_prototypes: bool = False
+    hub_prototypes_gib: float = 4.0
     ema_decay: float | None = None
     mixed_precision: str = "no"
     activation_checkpointing: bool = False

@@ -69,6 +69,7 @@ _LEAST: dict[str, float] = {
     "text_documents_per_step": 2,
     "text_folds": 2,
     "calibration_queries": 0,
+    "hub_prototypes_gib": 0,
     "checkpoint_every": 1,
     "checkpoint_keep": 1,
 }

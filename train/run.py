@@ -14,6 +14,7 @@ from train.command import Options, read_options
 from train.encoders import EncoderPair
 from train.export import calibration_queries, export_hub
 from train.features import FeatureCache
+from train.hub_head import check_head, is_head_published
 from train.image_side import ImageResult, check_layout, train_image_side
 from train.journal import Stopwatch
 from train.recipe import Recipe, recipe_by_name
@@ -42,6 +43,7 @@ def train(options: Options) -> None:
     accelerator = start_topology(tracker=options.tracker, folder=options.out, seed=options.seed)
     check_layout(recipe, processes=accelerator.num_processes)
     samples = read_samples(options.data)
+    check_head(recipe, categories=samples.num_categories)
     open_run(options.out, recipe, accelerator, resume=options.resume, seed=options.seed)
     stopwatch = Stopwatch(options.out if accelerator.is_main_process else None, resume=options.resume)
     model, processor = build_model(recipe, seed=options.seed)
@@ -77,7 +79,9 @@ def finish(
     """What one process does with the trained image side: text side, published folder, record of the run."""
     model, processor = with_image_weights(recipe, image.weights, seed=options.seed)
     encoders = EncoderPair(model, frozen_stages=recipe.frozen_stages)
-    prototypes = category_prototypes(encoders, cache, samples, image.class_weights)
+    prototypes = None
+    if is_head_published(recipe, categories=samples.num_categories):
+        prototypes = category_prototypes(encoders, cache, samples, image.class_weights)
     with stopwatch.stage("text_side"):
         text = fit_text(model, cache, samples, prototypes, recipe=recipe, seed=options.seed)
     with stopwatch.stage("export"):
@@ -103,7 +107,8 @@ def finish(
         stopwatch=stopwatch,
         seed=options.seed,
     )
-    print(f"published folder: {options.out / 'hub'}", flush=True)
+    where = "" if prototypes is not None else f"; prototypes: {options.out / 'prototypes'}"
+    print(f"published folder: {options.out / 'hub'}{where}", flush=True)
 
 
 if __name__ == "__main__":

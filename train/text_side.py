@@ -83,8 +83,11 @@ def folds_of(labels_R: np.ndarray, *, folds: int, seed: int) -> np.ndarray:
 
 def centred_targets(prototypes_CD: Tensor, labels_R: np.ndarray) -> Tensor:
     """(R, D) unit prototype of each row's category minus the mean prototype of the categories at hand."""
-    unit_CD = functional.normalize(prototypes_CD.double(), dim=1)
-    return unit_CD[torch.from_numpy(labels_R)] - unit_CD[torch.from_numpy(np.unique(labels_R))].mean(0)
+    own_RD, seen_CD = (
+        functional.normalize(prototypes_CD[torch.from_numpy(rows)].double(), dim=1)
+        for rows in (labels_R, np.unique(labels_R))
+    )
+    return own_RD - seen_CD.mean(0)
 
 
 @dataclass(frozen=True)

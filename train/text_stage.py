@@ -57,7 +57,7 @@ def category_prototypes(
         for chunk, embeds_BD in embed_rows(encoders, inputs, rows, side=side):
             found.index_add_(0, torch.from_numpy(category_ids[chunk]), embeds_BD.float().cpu())
         known[category_ids[rows]] = True
-    return torch.nn.functional.normalize(found, dim=1)
+    return torch.nn.functional.normalize(found, dim=1, out=found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +69,17 @@ class TextResult:
 
 
 def fit_text(
-    model: Any, cache: FeatureCache, samples: GovernedSamples, prototypes: Tensor, *, recipe: Recipe, seed: int
+    model: Any, cache: FeatureCache, samples: GovernedSamples, prototypes: Tensor | None, *, recipe: Recipe, seed: int
 ) -> TextResult:
     """Adapt the text encoder where the recipe says so, then fit the text side, in place. Main process only.
 
     Args:
         model: the whole model with its trained image side, float32.
-        cache: what the image side was trained on.
+        cache: what the image side was trained on. prototypes: None only without text (hub_head.py).
     """
     if recipe.text is None:
         return TextResult({"text": False, "strength": 0.0}, {})
+    assert prototypes is not None
     folder = cache.home.parent
     adapters: dict[str, Tensor] = {}
     said: dict[str, Any] = {}

@@ -8,9 +8,12 @@ In: the environment and the command line of the launcher. Out: an `Accelerator` 
 """
 
 import datetime
+import functools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -18,10 +21,13 @@ from accelerate import Accelerator, DistributedType
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import InitProcessGroupKwargs
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from train.watchdog import limit_minutes
 
 THREADS_VARIABLE = "OCLEAR_THREADS"
+RESTART_SCHEME = "restart"
 # Other ranks wait this long while the main one caches features; in the loop the limit is that of watchdog.py.
 LEAST_WAIT = datetime.timedelta(hours=2)
 
@@ -49,7 +55,7 @@ def start_topology(*, tracker: str, folder: Path, seed: int) -> Accelerator:
     _same_processes(asked, really)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=group_timeout())],
+        kwargs_handlers=[InitProcessGroupKwargs(init_method=meeting_place(), timeout=group_timeout())],
         log_with=None if tracker == "none" else tracker,
         project_dir=str(folder),
     )
@@ -63,6 +69,32 @@ def start_topology(*, tracker: str, folder: Path, seed: int) -> Accelerator:
     if accelerator.is_main_process:
         print(describe(accelerator, threads=threads), flush=True)
     return accelerator
+
+
+def meeting_place() -> str | None:
+    """How the ranks find each other: None is as torch does it, else by a store in which each start has its own keys.
+
+    torchrun keeps one store through all restarts, and torch 2.13 takes no care which start has written what. A rank
+    that is ready before another then finds the address of the one that was killed, cannot connect, and costs a
+    restart, until none is left. Each machine counts restarts for itself: on several, launch with
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 instead, which makes a store for every start.
+    """
+    is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1"
+    if not is_kept or "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+        return None
+    _know_restarts()
+    return f"{RESTART_SCHEME}://"
+
+
+@functools.cache
+def _know_restarts() -> None:
+    register_rendezvous_handler(RESTART_SCHEME, _own_keys)
+
+
+def _own_keys(url: str, **options: Any) -> Iterator[tuple[Store, int, int]]:
+    """What env:// gives, with the keys of this start apart from those of the starts before."""
+    store, part, parts = next(rendezvous(f"env:{url.partition(':')[2]}", **options))
+    yield PrefixStore(f"start-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store), part, parts
 
 
 def group_timeout() -> datetime.timedelta:

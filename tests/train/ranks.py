@@ -52,7 +52,7 @@ class Job:
         shared = {"OCLEAR_THREADS": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(variables or {})}
         self.processes: list[ForkServerProcess] = []
         for part in range(ranks):
-            place = {} if self.store is None else _place(part, ranks, self.store.port)
+            place = {} if self.store is None else place_of(part, ranks, self.store.port)
             settings = {**shared, **place}
             given = ([str(word) for word in words], settings, log, rows if part == 0 else None, most_bytes)
             self.processes.append(CONTEXT.Process(target=_on_rank, args=given))
@@ -119,7 +119,8 @@ def steps_done(out: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def _place(part: int, ranks: int, port: int) -> dict[str, str]:
+def place_of(part: int, ranks: int, port: int) -> dict[str, str]:
+    """What torchrun tells a rank about its place."""
     return {
         "RANK": str(part),
         "LOCAL_RANK": str(part),

@@ -112,8 +112,10 @@ def test_a_resumed_run_with_adapters_is_the_uninterrupted_one_bit_for_bit(tmp_pa
 # peft 0.21 reads this attribute of transformers 5.23 under its old name.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("text", ["tiny", None])
-def test_the_published_adapter_is_the_merged_model(tmp_path: Path, text: str | None) -> None:
-    from peft import AutoPeftModelForFeatureExtraction
+def test_the_published_adapter_is_the_merged_model(
+    tmp_path: Path, text: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import AutoPeftModelForFeatureExtraction, PeftModel
 
     recipe = dataclasses.replace(recipe_by_name("tiny"), vision_lora_rank=2, text=text)
     base, processor = build_model(recipe, seed=0)
@@ -127,10 +129,14 @@ def test_the_published_adapter_is_the_merged_model(tmp_path: Path, text: str | N
     model, _ = with_image_weights(recipe, weights, seed=0)
     if text is not None:
         torch.nn.init.normal_(model.fusion.gate.weight, std=0.5)
-    export_adapter(tmp_path, base=base, model=model, processor=processor, weights=weights, recipe=recipe)
-    names = {path.name for path in (tmp_path / "adapter").iterdir()}
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= names
-    loaded = AutoPeftModelForFeatureExtraction.from_pretrained(tmp_path / "adapter", trust_remote_code=True).eval()
+    export_adapter(tmp_path / "made", base=base, model=model, processor=processor, weights=weights, recipe=recipe)
+    run = (tmp_path / "made").rename(tmp_path / "moved")
+    names = {path.name for path in (run / "adapter").iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors"}
+    assert str(tmp_path) not in (run / "adapter" / "adapter_config.json").read_text()
+    by_hand = PeftModel.from_pretrained(OclearModel.from_pretrained(run / "base"), run / "adapter").eval()
+    monkeypatch.chdir(run / "adapter")
+    loaded = AutoPeftModelForFeatureExtraction.from_pretrained(".", trust_remote_code=True).eval()
     pixels = torch.randn(3, 3, 37, 37)
     given = {"pixel_values": pixels}
     if text is not None:
@@ -140,6 +146,7 @@ def test_the_published_adapter_is_the_merged_model(tmp_path: Path, text: str | N
     with torch.no_grad():
         for ask in (lambda m: m.get_query_embeds(pixels), lambda m: m.get_document_embeds(**given).embeds):
             torch.testing.assert_close(ask(loaded), ask(model), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(ask(by_hand), ask(loaded), rtol=0, atol=0)
             assert not torch.allclose(ask(start), ask(model), atol=1e-2)
         plain = loaded.merge_and_unload()
         torch.testing.assert_close(plain.get_query_embeds(pixels), model.get_query_embeds(pixels), rtol=1e-5, atol=1e-5)

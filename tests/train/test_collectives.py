@@ -10,10 +10,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from made_run import small_recipe, train_small
+from test_shard import shard
 from torch._C._distributed_c10d import TCPStore
 from torch.multiprocessing.spawn import spawn
 
 from train.collectives import gather_rows, max_over_ranks, on_main, rank, sum_over_ranks
+from train.prototypes import whole_prototypes
+from train.shard import ClassShard
 
 COUNTS = (2, 1, 3)
 
@@ -27,6 +30,7 @@ def _on_rank(part: int, parts: int, port: int, folder: str) -> None:
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # every rank is a client of the parent's store
     Accelerator(cpu=True)
     _check_gather()
+    _check_whole_prototypes()
     train_small(small_recipe(sample_rate=0.4), Path(folder) / "double", max_steps=7)
     train_small(small_recipe(sample_rate=0.4, dtype="float32"), Path(folder) / "single")
     torch.distributed.destroy_process_group()
@@ -72,6 +76,21 @@ def _check_gather() -> None:
         on_main(_refuse)
 
 
+def _check_whole_prototypes() -> None:
+    """Seven classes on three ranks, the last of which has one, in pieces of one row a rank and all at once."""
+    rows = shard(7, 4)
+    for rows_at_once in (1, 7, 1000):
+        found = whole_prototypes(rows, rows_at_once=rows_at_once)
+        expected = torch.nn.functional.normalize(torch.from_numpy(_all_rows(rows)), dim=1)
+        assert len(found) == (7 if rank() == 0 else 0)
+        torch.testing.assert_close(found, expected[: len(found)])
+
+
+def _all_rows(rows: ClassShard) -> np.ndarray:
+    found: np.ndarray = rows.random_rows(torch.arange(rows.num_classes)).numpy()
+    return found
+
+
 def _refuse() -> None:
     assert rank() == 0
     raise ValueError("only rank 0 knows")
@@ -90,6 +109,11 @@ def curve(folder: Path) -> np.ndarray:
 @pytest.fixture(autouse=True)
 def _fresh_state() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_prototypes_of_three_ranks_come_to_the_main_one_in_pieces(three_ranks: Path) -> None:
+    # `_check_whole_prototypes` asserts on every rank, before anything is trained.
+    assert (three_ranks / "double" / "train.jsonl").exists()
 
 
 def test_saved_by_three_ranks_and_continued_by_one_is_the_uninterrupted_run(three_ranks: Path, tmp_path: Path) -> None:

@@ -87,14 +87,17 @@ def test_two_fsdp2_ranks_equal_one_process_which_goes_on_from_their_checkpoint(b
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_the_adapter_of_a_run_is_its_hub_folder_and_holds_no_weight_of_the_backbone(base: Path) -> None:
+def test_the_adapter_of_a_run_is_its_hub_folder_and_holds_no_weight_of_the_backbone(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from peft import AutoPeftModelForFeatureExtraction
 
     run_folder = base / "alone"
     held = load_file(run_folder / "adapter" / "adapter_model.safetensors")
     assert all(".lora_" in name for name in held if "vision_model" in name)
     hub = OclearModel.from_pretrained(run_folder / "hub").eval()
-    loaded = AutoPeftModelForFeatureExtraction.from_pretrained(run_folder / "adapter", trust_remote_code=True).eval()
+    monkeypatch.chdir(run_folder / "adapter")
+    loaded = AutoPeftModelForFeatureExtraction.from_pretrained(".", trust_remote_code=True).eval()
     pixels = torch.randn(3, 3, 37, 37)
     with torch.no_grad():
         for side in ("query", "document"):

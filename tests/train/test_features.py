@@ -281,8 +281,12 @@ def test_a_backbone_that_cannot_be_cut_is_frozen_whole_or_trained_whole(start: A
         compute(generic(start), tmp_path, recipe=dataclasses.replace(RECIPE, frozen_stages=3))
 
 
-def test_a_generic_backbone_that_is_trained_whole_keeps_pixel_values_and_no_cells(start: Any, tmp_path: Path) -> None:
-    found = compute(generic(start), tmp_path, recipe=dataclasses.replace(RECIPE, frozen_stages=0))
+@pytest.mark.parametrize("kind", ["vit", "efficientnet"])
+def test_a_backbone_that_is_trained_whole_keeps_pixel_values_and_no_cells(
+    start: Any, tmp_path: Path, kind: str
+) -> None:
+    there = generic(start) if kind == "vit" else start
+    found = compute(there, tmp_path, recipe=dataclasses.replace(RECIPE, frozen_stages=0))
     assert found.query_inputs.shape == (48, 2, 3, 37, 37)
     image = Image.open(io.BytesIO(side("document")[7]["image"]["bytes"]))
     close(found.document_inputs[7, 0], start.processor(images=image)["pixel_values"][0].numpy())

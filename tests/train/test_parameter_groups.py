@@ -23,7 +23,13 @@ def rates(encoders: EncoderPair, **changes: Any) -> dict[str, float]:
 
 def test_each_layer_learns_at_a_share_of_the_rate_above_it() -> None:
     found = rates(EncoderPair(small_model(small_recipe()), frozen_stages=0), layer_decay=0.5, encoder_learning_rate=0.8)
-    expected = {"vision.head": 0.8, "vision.stages.1": 0.4, "vision.stages.0": 0.2, "image_head": 2e-3}
+    expected = {
+        "vision.head": 0.8,
+        "vision.stages.1": 0.4,
+        "vision.stages.0": 0.2,
+        "vision.stem": 0.1,
+        "image_head": 2e-3,
+    }
     for start, rate in expected.items():
         mine = {name: value for name, value in found.items() if name.startswith(start)}
         assert mine

@@ -155,7 +155,7 @@ def run(folder: Path, recipe: Recipe) -> Path:
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("storage", ["cache", "stream"])
 def test_adapters_of_both_encoders_are_published_reload_and_fold_into_the_published_model(
-    tmp_path: Path, storage: str
+    tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from peft import AutoPeftModelForFeatureExtraction
 
@@ -164,7 +164,8 @@ def test_adapters_of_both_encoders_are_published_reload_and_fold_into_the_publis
     assert report["encoder"]["parameters_trained"] == 2 * 2 * 2 * 3 * 12  # layers, projections, A and B, rank, width
     assert {"strength", "table"} <= set(report)
     hub = OclearModel.from_pretrained(out / "hub").eval()
-    loaded = AutoPeftModelForFeatureExtraction.from_pretrained(out / "adapter", trust_remote_code=True).eval()
+    monkeypatch.chdir(out / "adapter")
+    loaded = AutoPeftModelForFeatureExtraction.from_pretrained(".", trust_remote_code=True).eval()
     base = OclearModel.from_pretrained(out / "base").eval()
     _, processor = build_model(small(), seed=0)
     batch = processor(text=["thing a", "other b", "c"])

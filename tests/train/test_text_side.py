@@ -342,6 +342,30 @@ def test_a_run_that_streams_its_inputs_fits_the_same_text_side(samples: Governed
     assert np.load(home / "document_inputs.npy").shape[:2] == (36, 1)  # clean views alone
 
 
+def test_a_network_of_stages_that_is_trained_whole_attends_to_the_cells_of_any_stage_as_they_are_after_training(
+    samples: GovernedSamples, tmp_path: Path
+) -> None:
+    model, cache, report = trained(samples, tmp_path, frozen_stages=0, vision_feature_stage=5)
+    start, _ = build_model(tiny(), seed=0)
+    moved = {
+        name for name, value in start.vision_model.state_dict().items() if not value.equal(weights_of(model)[name])
+    }
+    assert "stem.conv.weight" in moved
+    assert any(name.startswith("stages.0.") for name in moved)
+    pixels = torch.from_numpy(np.array(cache.document_inputs[5, :1])).float()
+    assert pixels.shape == (1, 3, 37, 37)
+    (home,) = (path for path in (tmp_path / "features").glob("images-*") if path != cache.home)
+    with torch.no_grad():
+        cells = model.encode_image(pixels)[0]
+    np.testing.assert_allclose(np.load(home / "document_cells.npy")[5], cells[0].numpy(), atol=5e-3)
+    assert report["mass_in_named_half"]["trained"] > 0.5
+
+
+def weights_of(model: Any) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = model.vision_model.state_dict()
+    return state
+
+
 def test_cells_of_a_backbone_that_was_trained_whole_are_computed_after_training(
     samples: GovernedSamples, tmp_path: Path
 ) -> None:

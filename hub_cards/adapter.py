@@ -1,0 +1,131 @@
+"""Upload of a low-rank adapter and of the model that it is added to: two repositories, each with a card of its own.
+
+Why here: training knows neither repository, so the adapter names its base by a path within the run. Only now can it
+name one that a stranger can load, and that is written on the way: the folders on disk stay as they are.
+
+In: run/adapter, run/base beside it, recipe.json and ATTRIBUTION.md of the run. Out: `Upload` rows, base first. Next:
+push.py sends them; then `AutoPeftModelForFeatureExtraction.from_pretrained("owner/adapter", trust_remote_code=True)`.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors import safe_open
+
+from hub_cards.address import render_template
+from hub_cards.figures import table
+from hub_cards.model_card import nested, weight_sources
+from hub_cards.publishable import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    PlannedFile,
+    adapter_files,
+    machine_traces,
+    model_files,
+    this_host,
+)
+from hub_cards.push import Upload, check_repo_id
+from hub_cards.results import ResultFile, read_attribution, read_json
+
+ENCODERS = {"vision_model": "image encoder", "text_model": "text encoder"}
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter and no whole model."""
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def plan_adapter(folder: Path, *, repo_id: str, base_repo_id: str | None) -> list[Upload]:
+    """Check an adapter and its base and list both; sends nothing.
+
+    Args:
+        folder: the adapter; its base lies where its config says.
+        repo_id: repository of the adapter. base_repo_id: repository of the base.
+
+    Returns:
+        The uploads in order: the base before the adapter that names it.
+
+    Raises:
+        ValueError: whatever must not or cannot be published.
+    """
+    if base_repo_id is None:
+        raise ValueError(
+            f"{folder} holds an adapter, which nobody can load without its base. Add --base-repo-id owner/name: the "
+            "repository that takes the base."
+        )
+    if check_repo_id(repo_id) == check_repo_id(base_repo_id):
+        raise ValueError(f"adapter and base cannot both be {repo_id}. Give --base-repo-id another name.")
+    files = adapter_files(folder)
+    config = read_json(folder / ADAPTER_CONFIG, ADAPTER_CONFIG)
+    base = folder / config.text("base_model_name_or_path")
+    base_files = model_files(base, has_card=False)
+    shared: dict[str, Any] = {
+        "base": base_repo_id,
+        "has_text": read_json(base / "config.json", "base/config.json").has("text_config"),
+        "sources": weight_sources(read_json(folder.parent / "recipe.json", "recipe.json")),
+    }
+    base_card = _card("base_card.md.j2", base_repo_id, library="transformers", **shared)
+    adapter_card = _card(
+        "adapter_card.md.j2",
+        repo_id,
+        library="peft",
+        parts=_parts(folder, config),
+        attribution=nested(read_attribution(folder.parent)),
+        **shared,
+    )
+    named = {**config.content, "base_model_name_or_path": base_repo_id}
+    made = {ADAPTER_CONFIG: json.dumps(named, indent=2, sort_keys=True) + "\n", "README.md": adapter_card}
+    return [
+        Upload("model", base_repo_id, _with(base_files, {"README.md": base_card})),
+        Upload("model", repo_id, _with(files, made)),
+    ]
+
+
+def _with(files: list[PlannedFile], made: dict[str, str]) -> list[PlannedFile]:
+    """The same files, those of `made` added or in the place of older ones."""
+    kept = [file for file in files if file.path_in_repo not in made]
+    return sorted(
+        [*kept, *(PlannedFile(name, text.encode()) for name, text in made.items())], key=lambda file: file.path_in_repo
+    )
+
+
+def _card(template: str, repo_id: str, *, library: str, base: str, **values: Any) -> str:
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name=library,
+        pipeline_tag="image-feature-extraction",
+        base_model=base if library == "peft" else None,
+        tags=[
+            "oclear",
+            "image-retrieval",
+            "multi-modal-retrieval",
+            "custom_code",
+            *(["lora"] if library == "peft" else []),
+        ],
+        model_name=repo_id.split("/")[1],
+    )
+    body = render_template(template, model_name=repo_id.split("/")[1], repo_id=repo_id, base=base, **values)
+    text = str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}"))
+    for trace in machine_traces(text, this_host()):
+        raise ValueError(f"'{trace}' of the run's result files tells about this machine. Write a relative path there.")
+    return text
+
+
+def _parts(folder: Path, config: ResultFile) -> str:
+    """A table of what the adapter holds: layers, rank and parameters, as its files say."""
+    sizes: dict[str, int] = {}
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="numpy") as weights:
+        for name in weights.keys():  # noqa: SIM118
+            part = name.removeprefix("base_model.model.").split(".")[0]
+            sizes[part] = sizes.get(part, 0) + math.prod(weights.get_slice(name).get_shape())
+    ranks: dict[str, list[int]] = {}
+    for layer, rank in config.section("rank_pattern").content.items():
+        ranks.setdefault(str(layer).split(".")[0], []).append(int(rank))
+    rows = []
+    for part, size in sizes.items():
+        what = f"rank {max(ranks[part])} on {len(ranks[part])} layers" if part in ranks else "whole"
+        rows.append([ENCODERS.get(part, part), what, f"{size:,}"])
+    return table(["part", "held", "parameters"], rows)
