@@ -217,7 +217,12 @@ def emoji_image_only() -> Recipe:
 def emoji_lora() -> Recipe:
     """`emoji` with low-rank adapters on both encoders, in place of the layers that `emoji_tuned` trains."""
     return dataclasses.replace(
-        emoji(), name="emoji_lora", vision_lora_rank=16, encoder_learning_rate=2e-3, text_lora_rank=16
+        emoji(),
+        name="emoji_lora",
+        vision_lora_rank=64,
+        text_lora_rank=64,
+        lora_alpha=64.0,
+        encoder_learning_rate=2e-3,
     )
 
 
