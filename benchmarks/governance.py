@@ -67,7 +67,7 @@ PARTS = {
         made_by=f"python -m examples.emoji --out {SMALL} --limit-categories 400 --events 2000",
     ),
     "loop": Part(f"governance_loop --demo {DEMO} --out runs/loop", governance_bars.loop, reads=DEMO),
-    "bad-rows": Part("bad_rows --rows 1000000 --repeats 3", governance_bars.bad_rows),
+    "bad-rows": Part("bad_rows --rows 1000000 --repeats 2", governance_bars.bad_rows),
 }
 
 

@@ -174,7 +174,7 @@ def _product(cell: Cell, stand: Stand, desk: Desk) -> tuple[Path, Recipe]:
     elif cell.stage == "heads":
         recipe = dataclasses.replace(recipe, frozen_stages=None)
     desk.cells.mkdir(parents=True, exist_ok=True)
-    words = desk.cells / f"{cell.name}.recipe.json"
+    words = desk.out / f"{cell.name}.recipe.json"
     write_json(words, recipe.to_json())
     hub = train_product(
         home / RUN,
