@@ -219,9 +219,8 @@ def emoji_lora() -> Recipe:
     return dataclasses.replace(
         emoji(),
         name="emoji_lora",
-        vision_lora_rank=64,
-        text_lora_rank=64,
-        lora_alpha=64.0,
+        vision_lora_rank=16,
+        text_lora_rank=16,
         encoder_learning_rate=2e-3,
     )
 
