@@ -62,7 +62,9 @@ def results() -> str:
     lines = []
     for name, setting in result["settings"].items():
         words = "no word of the category's name in any text" if name == "hard" else "texts as they are"
-        lines += [f"*{name} setting* ({words}), mean of seeds {', '.join(str(seed) for seed in setting['seeds'])}:", ""]
+        seeds = ", ".join(str(seed) for seed in setting["seeds"])
+        of = f"mean of seeds {seeds}" if len(setting["seeds"]) > 1 else f"seed {seeds}"
+        lines += [f"*{name} setting* ({words}), {of}:", ""]
         lines += [*results_table(setting), ""]
         fused = setting["fused_minus_image_only"]
         lines += [
