@@ -29,12 +29,13 @@ BRIEF = (*METRICS, "queries", "documents")
 
 
 def cells_of_system(desk: Desk, system: str, track: str, *, kind: str, worlds: Sequence[str]) -> Cells:
-    """Scores of a system by (world, seed). Zero-shot has no seed: it stands under all of them."""
+    """Scores of a system by (world, seed). Zero-shot has no seed: it stands under all that the product has."""
     found = {}
     for world in worlds:
         for seed in SEEDS:
             name = Cell(kind, world, system, 0 if system == ZERO_SHOT else seed).name
-            if desk.file(name).is_file():
+            beside = system != ZERO_SHOT or desk.file(Cell(kind, world, PRODUCT, seed).name).is_file()
+            if beside and desk.file(name).is_file():
                 found[world, seed] = kept_scores(desk.cells / name, track)
     return found
 
