@@ -1,13 +1,15 @@
 """The relational part of governance on a made click log: our ibis expressions against plain DuckDB SQL.
 
 Both do the same four steps, each in a process of its own: ids that queries or catalogue lack, clicks per pair of
-entities corrected for position, totals, rates with rank and cap. Ours writes a Parquet folder after every step, as
-governance does; the SQL is one script that keeps its tables in memory. Equal check sums or the benchmark stops.
+entities corrected for position, totals, rates with rank and cap. Ours is governance's engine, which writes a Parquet
+folder after every step; the SQL is one script that keeps its tables in memory, under the same settings. Equal check
+sums or the benchmark stops.
 
 In: nothing (the log is made, and is no measurement of any site). Out: figures. Next: `benchmarks.render_governance`.
 """
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import ibis
+from tqdm import tqdm
 
 from benchmarks import outcome
+from data_governance.engine import Engine
 from data_governance.policy import Policy
 from data_governance.relations import aggregated, known_ids, ranked
 
 POWER = 0.5
-CHECKS = "count(*) AS edges, sum(CAST(clicks AS BIGINT))::BIGINT AS clicks, round(sum(rate), 2) AS rates"
+LEAST = {"rows": 100, "rounds": 1}
+CHECKS = "count(*), sum(clicks)::BIGINT, sum(rate)"
 # Whole-number arithmetic instead of a hash function: every engine and version makes the same log. A tenth of the
 # queries makes most of the events, as in real logs; one id in a hundred is unknown.
 MADE = """
@@ -45,14 +49,14 @@ COPY (SELECT '{letter}' || i AS {key}, '{letter}' || (i - CASE WHEN i % 40 = 0 A
 """
 SQL = """
 CREATE TABLE known AS
-  SELECT b.* FROM read_parquet('{data}/behaviour.parquet') b
-  WHERE query_id IN (SELECT query_id FROM read_parquet('{data}/query_id.parquet'))
-    AND doc_id IN (SELECT doc_id FROM read_parquet('{data}/doc_id.parquet'));
+  SELECT b.* FROM read_parquet('{data}/behaviour/*.parquet') b
+  WHERE query_id IN (SELECT query_id FROM read_parquet('{data}/query_id/*.parquet'))
+    AND doc_id IN (SELECT doc_id FROM read_parquet('{data}/doc_id/*.parquet'));
 CREATE TABLE edges AS
   SELECT q.entity AS query, d.entity AS doc, sum(clicks)::BIGINT AS clicks,
          sum(floor(impressions * coalesce(position, 1.0) ** -{power} * 1e6 + 0.5)::BIGINT)::BIGINT / 1e6 AS shown
-  FROM known JOIN read_parquet('{data}/query_id.parquet') q USING (query_id)
-             JOIN read_parquet('{data}/doc_id.parquet') d USING (doc_id) GROUP BY ALL;
+  FROM known JOIN read_parquet('{data}/query_id/*.parquet') q USING (query_id)
+             JOIN read_parquet('{data}/doc_id/*.parquet') d USING (doc_id) GROUP BY ALL;
 CREATE TABLE base AS SELECT round(sum(clicks) / sum(shown), 6) AS base FROM edges;
 CREATE TABLE strong AS
   WITH rated AS (SELECT *, floor((clicks + {prior} * base) / (shown + {prior}) * 1e6 + 0.5) / 1e6 AS rate
@@ -65,35 +69,33 @@ CREATE TABLE strong AS
 
 
 def make(folder: Path, *, rows: int, queries: int, documents: int) -> None:
-    """behaviour.parquet, query_id.parquet and doc_id.parquet: one document in forty shows what its neighbour shows."""
+    """Folders behaviour, query_id, doc_id with a Parquet file; one document in forty shows what its neighbour shows."""
     with duckdb.connect() as engine:
         engine.execute("SET threads = 1")
-        path = folder / "behaviour.parquet"
+        (folder / "behaviour").mkdir()
+        path = folder / "behaviour" / "0.parquet"
         engine.execute(MADE.format(rows=rows, queries=queries, documents=documents, path=path))
         for letter, key, count in (("q", "query_id", queries), ("d", "doc_id", documents)):
-            engine.execute(ENTITIES.format(letter=letter, key=key, count=count, path=folder / f"{key}.parquet"))
+            (folder / key).mkdir()
+            path = folder / key / "0.parquet"
+            engine.execute(ENTITIES.format(letter=letter, key=key, count=count, path=path))
 
 
 def ours(data: Path, out: Path, *, memory: str, threads: int) -> dict[str, Any]:
-    """The expressions of relations.py, a Parquet file at every stage boundary."""
-    policy = Policy()
-    engine = ibis.duckdb.connect(memory_limit=memory, threads=threads, temp_directory=str(out / "spill"))
-
-    def stage(name: str, expression: ibis.Table) -> ibis.Table:
-        engine.to_parquet(expression, out / f"{name}.parquet")
-        return engine.read_parquet(out / f"{name}.parquet")
-
-    rows = engine.read_parquet(data / "behaviour.parquet")
-    entities = {key: engine.read_parquet(data / f"{key}.parquet") for key in ("query_id", "doc_id")}
-    flags = known_ids(rows, {key: table.select(key) for key, table in entities.items()})
+    """The expressions of relations.py on governance's own engine, which writes Parquet at every stage boundary."""
+    policy = Policy(memory_limit=memory, threads=threads)
+    engine = Engine(policy)
+    entities = {key: engine.read(data / key) for key in ("query_id", "doc_id")}
+    flags = known_ids(engine.read(data / "behaviour"), {key: table.select(key) for key, table in entities.items()})
     both = flags.query_id_known.notnull() & flags.doc_id_known.notnull()
-    known = stage("admit", flags.filter(both).drop("query_id_known", "doc_id_known"))
-    edges = stage("aggregate", aggregated(known, entities, power=POWER))
-    totals = engine.to_pyarrow(edges.aggregate(clicks=edges.clicks.sum().cast("float64"), shown=edges.shown.sum()))
+    known = engine.keep(flags.filter(both).drop("query_id_known", "doc_id_known"))
+    edges = engine.keep(aggregated(known, entities, power=POWER))
+    totals = engine.fetch(edges.aggregate(clicks=edges.clicks.sum().cast("float64"), shown=edges.shown.sum()))
     base = round(totals.column("clicks")[0].as_py() / totals.column("shown")[0].as_py(), 6)
     found = ranked(edges, base=base, policy=policy)
-    stage("weigh", found.filter(found.strong).select("query", "doc", "clicks", "shown", "rate"))
-    return checks(engine.con, f"read_parquet('{out}/weigh.parquet')")
+    strong = engine.keep(found.filter(found.strong).select("query", "doc", "clicks", "shown", "rate"))
+    sums = engine.fetch(strong.aggregate(edges=strong.count(), clicks=strong.clicks.sum(), rates=strong.rate.sum()))
+    return checked(*sums.to_pylist()[0].values())
 
 
 def plain(data: Path, out: Path, *, memory: str, threads: int) -> dict[str, Any]:
@@ -101,15 +103,15 @@ def plain(data: Path, out: Path, *, memory: str, threads: int) -> dict[str, Any]
     policy = Policy()
     with duckdb.connect() as engine:
         engine.execute(f"SET memory_limit = '{memory}'; SET threads = {threads}; SET temp_directory = '{out}/spill'")
+        engine.execute("SET preserve_insertion_order = false")
         filled = {"prior": policy.click_prior, "share": policy.min_edge_share, "cap": policy.max_documents_per_query}
         engine.execute(SQL.format(data=data, power=POWER, **filled))
-        return checks(engine, "strong")
+        return checked(*engine.execute(f"SELECT {CHECKS} FROM strong").fetchall()[0])
 
 
-def checks(engine: duckdb.DuckDBPyConnection, table: str) -> dict[str, Any]:
+def checked(edges: int, clicks: int, rates: float) -> dict[str, Any]:
     """Sums that differ when a row differs, free of any engine's hash function."""
-    row = engine.execute(f"SELECT {CHECKS} FROM {table}").fetchall()[0]
-    return dict(zip(("edges", "clicks", "rates"), row, strict=True))
+    return {"edges": int(edges), "clicks": int(clicks), "rates": round(float(rates), 2)}
 
 
 CONTESTANTS = {"ours": ours, "plain": plain}
@@ -143,22 +145,34 @@ def alone(name: str, data: Path, *, memory: str, threads: int) -> dict[str, Any]
     return {"seconds": seconds, "peak_gib": outcome.peak_gib(), "checks": sums}
 
 
-def compare(*, rows: int, queries: int, documents: int, memory: str, threads: int) -> dict[str, Any]:
-    """Both contestants on one made log.
+def compare(*, rows: int, queries: int, documents: int, memory: str, threads: int, rounds: int) -> dict[str, Any]:
+    """Both contestants on one made log, turn about for some rounds.
+
+    Returns:
+        Sizes, per contestant its median `seconds`, those of every round and its highest peak; the ratio of the medians.
 
     Raises:
         ValueError: when their check sums differ.
     """
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         make(data, rows=rows, queries=queries, documents=documents)
-        found = {name: contest(name, data, memory=memory, threads=threads) for name in CONTESTANTS}
-    sums = [entry.pop("checks") for entry in found.values()]
-    if sums[0] != sums[1]:
+        for name in tqdm([*CONTESTANTS] * rounds, desc="relational", unit="run"):
+            runs[name].append(contest(name, data, memory=memory, threads=threads))
+    sums = [run["checks"] for mine in runs.values() for run in mine]
+    if any(one != sums[0] for one in sums):
         raise ValueError(f"check sums differ: {sums}. The two do not do the same.")
     size = {"rows": rows, "queries": queries, "documents": documents, "memory_limit": memory, "engine_threads": threads}
+    found = {name: _of_rounds(mine) for name, mine in runs.items()}
     ratio = round(found["ours"]["seconds"] / found["plain"]["seconds"], 3)
     return {"simulated": True, **size, **found, "seconds_ours_over_plain": ratio, "checks": sums[0]}
+
+
+def _of_rounds(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    seconds = [run["seconds"] for run in runs]
+    peak = max(run["peak_gib"] for run in runs)
+    return {"seconds": round(statistics.median(seconds), 2), "peak_gib": peak, "seconds_of_rounds": seconds}
 
 
 def main(words: list[str] | None = None) -> int:
@@ -168,12 +182,16 @@ def main(words: list[str] | None = None) -> int:
     line.add_argument("--documents", type=int, help="default: three hundredths of the rows")
     line.add_argument("--memory", default="2GB", help="memory limit of the engine")
     line.add_argument("--threads", type=int, default=1, help="of the engine")
+    line.add_argument("--rounds", type=int, default=3, help="of both, turn about; medians are compared")
     line.add_argument("--contestant", choices=tuple(CONTESTANTS), help="run this one alone (needs --data)")
     line.add_argument("--data", type=Path, help="folder of the made tables, with --contestant")
     given = line.parse_args(words)
     if given.contestant:
         print(json.dumps(alone(given.contestant, given.data, memory=given.memory, threads=given.threads)))
         return 0
+    for flag in ("rows", "rounds"):
+        if (value := getattr(given, flag)) < (least := LEAST[flag]):
+            line.error(f"--{flag} {value}: at least {least}")
     try:
         figures = compare(
             rows=given.rows,
@@ -181,6 +199,7 @@ def main(words: list[str] | None = None) -> int:
             documents=given.documents or max(3 * given.rows // 100, 1),
             memory=given.memory,
             threads=given.threads,
+            rounds=given.rounds,
         )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -116,7 +116,8 @@ class Engine:
             return folder
         folder.mkdir()
         try:
-            self._connection.to_parquet(expression, folder / "0.parquet")
+            # Encodings of version 2 are a third smaller and quicker to write.
+            self._connection.to_parquet(expression, folder / "0.parquet", parquet_version="v2")
         except duckdb.IOException as error:
             raise ValueError(
                 f"engine: cannot write {folder} ({' '.join(str(error).split())[:200]}). Free space there or set TMPDIR."

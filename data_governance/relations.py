@@ -40,7 +40,7 @@ def in_units(value: ibis.Value) -> ibis.Value:
 
 
 def aggregated(rows: ibis.Table, entities: dict[str, ibis.Table], *, power: float) -> ibis.Table:
-    """Behaviour rows -> one row per pair of entities: query, doc, clicks, shown (corrected for position), rows."""
+    """Behaviour rows -> one row per pair of entities: query, doc, clicks, shown (corrected for position)."""
     rows = of_entities(rows, entities)
     shown_times = ibis.coalesce(rows.impressions.nullif(float("nan")), ibis.greatest(rows.clicks, 1).cast("float64"))
     place = ibis.coalesce(rows.position.nullif(float("nan")), 1.0)
@@ -49,7 +49,6 @@ def aggregated(rows: ibis.Table, entities: dict[str, ibis.Table], *, power: floa
         # ibis takes the sum for int64 already and would leave a plain cast out: Parquet then has 128 bits as float64.
         clicks=rows.clicks.sum().cast("decimal(38, 0)").cast("int64"),
         shown=rows.shown.sum().cast("int64").cast("float64") / UNITS,
-        rows=rows["row"].count(),
     )
     return edges.rename(query="query_id_entity", doc="doc_id_entity")
 
