@@ -206,7 +206,14 @@ class Recipe:
 
 def emoji() -> Recipe:
     """Last block of EfficientNet-Lite0 trained by CosFace, then the text side: the recipe of the demo."""
-    return Recipe(name="emoji", vision="efficientnet_lite0", text="minilm")
+    return Recipe(
+        name="emoji",
+        vision="efficientnet_lite0",
+        text="minilm",
+        encoder_learning_rate=2e-3,
+        head_learning_rate=8e-3,
+        prototype_learning_rate=24e-3,
+    )
 
 
 def emoji_image_only() -> Recipe:

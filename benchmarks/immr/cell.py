@@ -27,7 +27,7 @@ from train.recipe import Recipe
 
 KINDS = ("search", "heads", "final-search", "final")
 PRODUCT, IMAGE_ONLY, ZERO_SHOT = "oclear", "image_only", "zero_shot"
-RATES = (1.0, 0.5, 2.0)
+RATES = (1.0, 0.5, 0.25, 2.0)  # a pair loss in a small batch may want less than a classification does
 CHOSEN_BY = "mrr_at_10"
 SEARCH_SHARE = 0.5  # of the steps, with a schedule of that length, while heads alone are searched
 VALIDATION = "validation"
