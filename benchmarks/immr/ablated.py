@@ -126,7 +126,7 @@ def trained_systems(part: str, stand: Stand, desk: Desk, home: Path, *, seed: in
 
 def _trained(part: str, stand: Stand, desk: Desk, home: Path, seed: int) -> Path:
     """The published folder of the product, trained by its own command without one part."""
-    recipe, cache = _recipe(stand), stand.training(STAGE).cache
+    recipe, cache = stand.recipe_of(STAGE), stand.training(STAGE).cache
     governed = stand.world.governed
     if part == "augmentation":
         recipe = dataclasses.replace(recipe, query_views=0, document_views=0)
@@ -142,10 +142,6 @@ def _trained(part: str, stand: Stand, desk: Desk, home: Path, seed: int) -> Path
         return train_product(
             home / "run", governed=governed, recipe=str(words), cache=cache, seed=seed, max_steps=desk.max_steps
         )
-
-
-def _recipe(stand: Stand) -> Recipe:
-    return dataclasses.replace(stand.recipe, frozen_stages=None)
 
 
 @contextlib.contextmanager
@@ -167,14 +163,14 @@ def _one_transform() -> Iterator[None]:
 
 def _contrasted(part: str, stand: Stand, desk: Desk, home: Path, *, seed: int) -> Path:
     """The published folder of an image side trained by a contrastive loss, all stages behind it the product's own."""
-    method, recipe, learned = Method.named(LOSSES[part]), _recipe(stand), stand.training(STAGE)
+    method, recipe, learned = Method.named(LOSSES[part]), stand.recipe_of(STAGE), stand.training(STAGE)
     rival = train_rival(
         stand.untrained,
         learned,
         stand.rows[method.labels],
         method=method,
         settings=desk.settings(method, STAGE),
-        recipe=stand.recipe,
+        recipe=recipe,
         stage=STAGE,
         seed=seed,
         max_steps=desk.max_steps,

@@ -27,7 +27,8 @@ from train.recipe import Recipe
 
 KINDS = ("search", "heads", "final-search", "final")
 PRODUCT, IMAGE_ONLY, ZERO_SHOT = "oclear", "image_only", "zero_shot"
-RATES = (1.0, 0.5, 0.25, 2.0)  # a pair loss in a small batch may want less than a classification does
+# Of the recipe's rates at the stage; the last block was given its rates by a classification, pairs may want less.
+RATES = {"heads": (1.0, 0.5, 2.0), "last_block": (1.0, 0.5, 0.25, 2.0)}
 CHOSEN_BY = "mrr_at_10"
 SEARCH_SHARE = 0.5  # of the steps, with a schedule of that length, while heads alone are searched
 VALIDATION = "validation"
@@ -146,7 +147,7 @@ def _systems(cell: Cell, stand: Stand, desk: Desk) -> Iterator[tuple[str, System
 
 def trained_rival(cell: Cell, stand: Stand, desk: Desk, settings: Settings, *, share: float = 1.0) -> System:
     """A rival of a cell under some settings, its whole schedule shortened to `share` of the recipe's steps."""
-    method, features, recipe = Method.named(cell.system), stand.training(cell.stage), stand.recipe
+    method, features, recipe = Method.named(cell.system), stand.training(cell.stage), stand.recipe_of(cell.stage)
     rows = stand.rows[method.labels]
     steps, warmup = (round(share * count) for count in (recipe.steps, recipe.warmup_steps))
     rival = train_rival(
@@ -167,12 +168,10 @@ def trained_rival(cell: Cell, stand: Stand, desk: Desk, settings: Settings, *, s
 def _product(cell: Cell, stand: Stand, desk: Desk) -> tuple[Path, Recipe]:
     """The published folder of the product under the cell's recipe, and that recipe."""
     home = desk.cells / cell.name
-    recipe, cache = stand.recipe, stand.training(cell.stage).cache
+    recipe, cache = stand.recipe_of(cell.stage), stand.training(cell.stage).cache
     if cell.system == ZERO_SHOT:
         cache = stand.training("heads").cache
         recipe = _zero_shot(recipe, width=cache.document_inputs.shape[-1])
-    elif cell.stage == "heads":
-        recipe = dataclasses.replace(recipe, frozen_stages=None)
     desk.cells.mkdir(parents=True, exist_ok=True)
     words = desk.out / f"{cell.name}.recipe.json"
     write_json(words, recipe.to_json())
@@ -215,7 +214,7 @@ def _search(cell: Cell, stand: Stand, desk: Desk) -> dict[str, Any]:
 
     best = Settings.usual(method) if cell.kind == "search" else desk.settings(method, "heads")
     top = tried(best)
-    axes: dict[str, tuple[Any, ...]] = {"rate": RATES}
+    axes: dict[str, tuple[Any, ...]] = {"rate": RATES[cell.stage]}
     if cell.kind == "search":
         axes |= {"value": VALUES[method.loss], "balance": (1.0, 0.0) if method.labels == "raw" else (1.0,)}
     for field, values in axes.items():
