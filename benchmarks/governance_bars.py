@@ -152,6 +152,9 @@ def loop(found: Result) -> Iterator[Row]:
         for key, told in ((figure, "right labels"), ("kept_share", "kept"), ("category_pair_f1", "pair F1")):
             gain = round(100 * (second[key] - first[key]), 2)
             yield row(f"{name}, second round: gain in {told}", gain, "points", (">", 0.0))
+        right = [one[figure] * one["kept_share"] for one in (first, second)]
+        told = "events that are kept and right"
+        yield row(f"{name}, second round: gain in {told}", round(100 * (right[1] - right[0]), 2), "points", None)
 
 
 def bad_rows(found: Result) -> Iterator[Row]:

@@ -14,7 +14,8 @@ Results = list[dict[str, Any]]
 
 def loop(found: Results) -> str:
     """First and second round beside each other, one line for every share of wrong clicks."""
-    head = ["clicks that are right", "round", "labels right", "kept", "precision of pairs", "recall", "F1"]
+    head = ["clicks that are right", "round", "labels right", "kept", "kept and right"]
+    head += ["precision of pairs", "recall", "F1"]
     lines = []
     for result in found:
         rows = []
@@ -22,9 +23,10 @@ def loop(found: Results) -> str:
             for name in ("first", "second"):
                 cells = setting[name]
                 right = f"{cells['label_accuracy_before']:.3f}"
-                figures = [f"{cells[key]:.3f}" for key in ("label_accuracy_after", "kept_share")]
-                figures += [f"{cells[f'category_pair_{key}']:.3f}" for key in ("precision", "recall")]
-                rows.append([right, name, *figures, f"**{cells['category_pair_f1']:.3f}**"])
+                shares = [cells[key] for key in ("label_accuracy_after", "kept_share")]
+                figures = [f"{share:.4f}" for share in (*shares, shares[0] * shares[1])]
+                figures += [f"{cells[f'category_pair_{key}']:.4f}" for key in ("precision", "recall")]
+                rows.append([right, name, *figures, f"**{cells['category_pair_f1']:.4f}**"])
         lines += [*table(head, rows), "", f"Simulated clicks on real drawings. {source(result)}", ""]
     return "\n".join(lines).strip()
 

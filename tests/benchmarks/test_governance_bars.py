@@ -49,8 +49,9 @@ def test_a_second_round_has_to_gain_in_every_figure() -> None:
     first = {"label_accuracy_before": 0.8, "label_accuracy_after": 0.97, "kept_share": 0.9, "category_pair_f1": 0.9}
     second = {**first, "kept_share": 0.93, "label_accuracy_after": 0.96}
     rows = list(governance_bars.loop(result("x", settings=[{"noise": 0.2, "first": first, "second": second}])))
-    assert [row["ok"] for row in rows] == [True, True, True, False, True, False]
-    assert [row["value"] for row in rows[3:]] == [-1.0, 3.0, 0.0]
+    assert [row["ok"] for row in rows] == [True, True, True, False, True, False, None]
+    kept_and_right = round(100 * (0.93 * 0.96 - 0.9 * 0.97), 2)
+    assert [row["value"] for row in rows[3:]] == [-1.0, 3.0, 0.0, kept_and_right]
 
 
 def test_commands_are_the_same_whatever_the_folders_and_the_result_file() -> None:
