@@ -95,15 +95,18 @@ def _common(row: Result, full: Result) -> int:
     return round(full["evaluations"] * row["change"]["cells"] / full["cells"])
 
 
+def _seeds(result: Result) -> str:
+    return ", ".join(str(seed) for seed in sorted({cell["seed"] for cell in result["cells"].values()}))
+
+
 def _notes(result: Result) -> list[str]:
     machine, full = result["environment"], result["parts"][FULL]["unseen"]
-    seeds = sorted({cell["seed"] for cell in result["cells"].values()})
     cells = {part: tracks["unseen"]["cells"] for part, tracks in result["parts"].items()}
     cut = f" Trial run with {result['max_steps']} steps: no figure counts." if result["max_steps"] else ""
     fewer = [PARTS[part][0] for part, count in cells.items() if count < full["cells"]]
     lines = [
         f"World {result['world']}, unseen categories, full gallery; heads alone on frozen features, so the level lies "
-        f"below that of the finished recipe; training seeds {', '.join(map(str, seeds))}. Changes are those of taking "
+        f"below that of the finished recipe; training seeds {_seeds(result)}. Changes are those of taking "
         "the part out, paired query by query, with 95% intervals over categories; bold ones leave zero out. "
         '"Ranks moved": queries whose first right answer stands elsewhere than with all parts.'
         + (f" With fewer seeds: {', '.join(fewer)}." if fewer else "")
@@ -145,7 +148,7 @@ def short(folder: Path = RESULTS) -> str:
     ]
     head = ["taken out: what stands there instead", *(f"{name}, points" for name in METRICS.values())]
     note = (
-        f"Unseen categories of `{result['world']}`, heads alone on frozen features, change against all parts with 95% "
-        "intervals ([docs/immr.md](docs/immr.md))."
+        f"Unseen categories of `{result['world']}`, heads alone on frozen features, training seeds {_seeds(result)}; "
+        "change against all parts with 95% intervals ([docs/immr.md](docs/immr.md))."
     )
     return "\n".join([*table(head, rows), "", note])
