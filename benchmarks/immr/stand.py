@@ -39,7 +39,7 @@ LONG_TRACKS = (
 SMALL = ".small"  # the gallery of unseen documents alone
 # Heads alone, the product's and every rival's, do best on validation categories with this share of the recipe's rates.
 HEADS_RATE = 0.25
-RATES = ("encoder_learning_rate", "head_learning_rate", "prototype_learning_rate")
+LEARNING_RATES = ("encoder_learning_rate", "head_learning_rate", "prototype_learning_rate")
 
 
 class Stand:
@@ -57,7 +57,7 @@ class Stand:
         """The recipe at a stage ("heads" or "last_block")."""
         if stage != "heads":
             return self.recipe
-        rates: dict[str, Any] = {name: getattr(self.recipe, name) * HEADS_RATE for name in RATES}
+        rates: dict[str, Any] = {name: getattr(self.recipe, name) * HEADS_RATE for name in LEARNING_RATES}
         return dataclasses.replace(self.recipe, frozen_stages=None, **rates)
 
     @cached_property
