@@ -149,7 +149,8 @@ def _size_panel(sizes: Mapping[str, NDArray[np.int64]]) -> str:
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         if low >= largest:
             break
-        label = str(high) if high == low + 1 else f"{low + 1}-{high}" if high < 2**62 else f"over {low}"
+        # Short, so that neighbours do not touch; a column holds what is above the column before it.
+        label = str(high) if high == low + 1 else f"\N{LESS-THAN OR EQUAL TO}{high}" if high < 2**62 else f">{low}"
         data.append(Column(label, [(int(((size > low) & (size <= high)).sum()), band) for band, size in sizes.items()]))
     while data and sum(count for count, _ in data[0].parts) == 0:
         data = data[1:]
