@@ -62,7 +62,11 @@ class Engine:
             self._connection = _spark(policy)
             return
         try:
-            self._connection = ibis.duckdb.connect(memory_limit=policy.memory_limit, threads=threads(policy))
+            # Left alone, DuckDB spills into the folder that the command was called from.
+            spill = str(self._exchange / "spill")
+            self._connection = ibis.duckdb.connect(
+                memory_limit=policy.memory_limit, threads=threads(policy), temp_directory=spill
+            )
             # Where rows have to come in an order the expression says so; to keep another one costs memory.
             self._connection.con.execute("SET preserve_insertion_order = false")
         except duckdb.Error as error:

@@ -34,6 +34,15 @@ def stand(out: Path) -> Stand:
     return Stand(open_world("hard-0", out), tiny())
 
 
+def test_heads_alone_learn_at_a_quarter_of_the_rates(stand: Stand) -> None:
+    heads, whole = (stand.recipe_of(stage) for stage in ("heads", "last_block"))
+    assert whole == tiny()
+    assert heads.frozen_stages is None
+    for name in ("encoder_learning_rate", "head_learning_rate", "prototype_learning_rate"):
+        assert getattr(heads, name) == getattr(whole, name) / 4
+    assert heads.text_learning_rate == whole.text_learning_rate
+
+
 @pytest.fixture(scope="module")
 def desk(out: Path, stand: Stand) -> Desk:
     """With the cells of a rival, the product and zero-shot done."""

@@ -1,8 +1,10 @@
 """One relational program, two engines, equal rows; and what the engines refuse."""
 
+import gc
 import importlib.util
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,24 @@ def test_an_engine_that_cannot_be_had_is_an_error_with_its_remedy(monkeypatch: p
 @pytest.mark.parametrize(("limit", "jvm"), [("2GB", "2048m"), ("1.5 GiB", "1536m"), ("300MB", "300m")])
 def test_a_memory_limit_is_told_to_the_jvm_in_its_own_words(limit: str, jvm: str) -> None:
     assert jvm_memory(limit) == jvm
+
+
+def test_what_does_not_fit_goes_to_the_temporary_folder_and_leaves_with_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    for name in ("temporary", "called_from"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "called_from")
+    engine = Engine(Policy(memory_limit="40MB", threads=1))
+    numbers = pa.table({"number": np.random.default_rng(0).permutation(10_000_000)})
+    first = next(engine.stream(engine.load(numbers).order_by("number")))
+    assert first.column("number")[0].as_py() == 0
+    assert not list((tmp_path / "called_from").iterdir())
+    assert list((tmp_path / "temporary").glob("governance-*/spill"))
+    del engine
+    gc.collect()
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_a_memory_limit_that_is_none_is_refused() -> None:
