@@ -5,7 +5,6 @@ Next: `accelerate launch train/run.py --data governed`.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -78,9 +77,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    # Read when numpy is first imported. Linear algebra of a thousand dimensions gains little from a second thread and
-    # takes five times as long with one when the other core is busy.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     top = parser()
     args = top.parse_args(argv)
     try:

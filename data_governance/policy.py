@@ -24,7 +24,7 @@ class Policy:
     Attributes:
         seed: of every random draw (k-means starts, Leiden).
         memory_limit: DuckDB's limit, e.g. "2GB"; beyond it joins spill to disk.
-        threads: of DuckDB, torch and FAISS; 0 takes the cores this process may use.
+        threads: of DuckDB, torch and FAISS; 0 takes OMP_NUM_THREADS, or the idle cores.
 
         max_image_pixels: width x height above which an image is refused from its header, before decoding (a
             50,000 x 50,000 PNG of one colour is small on disk and 7.5 GB in memory).

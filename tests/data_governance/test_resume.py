@@ -1,6 +1,7 @@
 """Killed at any moment, or with a full disk, a run goes on from the last whole stage and ends with equal tables."""
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from threadpoolctl import threadpool_limits
 
 from data_governance import stage
 from data_governance.__main__ import main
@@ -52,6 +54,15 @@ def sorted_rows(governed: Path) -> dict[str, list[Any]]:
     return {name: sorted(map(repr, pq.read_table(governed / name).to_pylist())) for name in names}
 
 
+def same_tables(ours: Path, theirs: Path, said: str) -> None:
+    """The ledger, what is exported, and every table of every stage to the last bit."""
+    assert facts(ours) == facts(theirs), said
+    assert sorted_rows(ours) == sorted_rows(theirs), said
+    for path in sorted((theirs / "stages").glob("*/*.parquet")):
+        where = path.relative_to(theirs)
+        assert pq.read_table(ours / where).equals(pq.read_table(path)), f"{said}: {where}"
+
+
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_like_one_that_was_left_alone(tmp_path: Path) -> None:
     (tmp_path / "world").mkdir()
@@ -80,8 +91,17 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_left_alone(tmp_path
     assert kills >= 3
     assert main(["run", *world.arguments, "--out", str(out)]) == 0
     assert not list(stages.glob("*.tmp"))
-    assert facts(out) == facts(tmp_path / "alone")
-    assert sorted_rows(out) == sorted_rows(tmp_path / "alone")
+    same_tables(out, tmp_path / "alone", f"the second kill came {moment} s after admit")
+
+
+def test_the_last_bits_are_the_same_whatever_threads_linear_algebra_has(tmp_path: Path) -> None:
+    (tmp_path / "world").mkdir()
+    world = make_world(tmp_path / "world", categories=6, queries=3)
+    command = [sys.executable, "-m", "data_governance", "run", *world.arguments, "--out", str(tmp_path / "one")]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, check=True)
+    with threadpool_limits(limits=2, user_api="blas"):
+        assert main(["run", *world.arguments, "--out", str(tmp_path / "more")]) == 0
+    same_tables(tmp_path / "more", tmp_path / "one", "two threads")
 
 
 def test_a_folder_whose_export_did_not_end_is_not_taken_for_finished(
