@@ -27,6 +27,7 @@ from train.recipe import Recipe
 
 ATTENTION = ("q_proj", "v_proj", "query", "value")  # the layers that Hu et al. adapt, as transformers names them
 ADAPTER = "default"
+SETTINGS: dict[str, Any] = {"lora_dropout": 0.0, "bias": "none"}
 BASE = "../base"  # from the adapter's folder; never the name of a repository, so that nobody's code is fetched by it
 
 
@@ -125,14 +126,14 @@ def add_text_adapters(text: nn.Module, recipe: Recipe, *, seed: int) -> Any:
 def _add(encoder: nn.Module, layers: list[str], rank: int, recipe: Recipe, *, seed: int) -> Any:
     from peft import LoraConfig, LoraModel
 
-    config = LoraConfig(target_modules=layers, r=rank, **_settings(recipe))
+    config = LoraConfig(target_modules=layers, r=rank, lora_alpha=_alpha(recipe, rank), **SETTINGS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LoraModel(encoder, config, ADAPTER)
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    return {"lora_alpha": recipe.lora_alpha, "lora_dropout": 0.0, "bias": "none"}
+def _alpha(recipe: Recipe, rank: int) -> Any:  # peft says int, and takes any number
+    return rank if recipe.lora_alpha is None else recipe.lora_alpha
 
 
 def load_and_merge(vision: nn.Module, weights: dict[str, Tensor], recipe: Recipe, *, seed: int) -> None:
@@ -193,9 +194,10 @@ def export_adapter(
         target_modules=list(layers),
         r=max(layers.values()),
         rank_pattern=layers,
+        alpha_pattern={name: _alpha(recipe, rank) for name, rank in layers.items()},
         task_type="FEATURE_EXTRACTION",
         modules_to_save=modules,
-        **_settings(recipe),
+        **SETTINGS,
     )
     adapted = get_peft_model(base, config)
     inner: Any = adapted.get_base_model()

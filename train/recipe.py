@@ -100,7 +100,8 @@ class Recipe:
         activation_checkpointing: keep only the input of each block of the backbone, compute the rest again backwards.
         compile: torch.compile on the encoders.
         vision_lora_rank: train low-rank adapters on the backbone's trained stages instead of the stages themselves
-            (adapters.py); 0 is off. lora_alpha: adapters count alpha / rank. lora_dropout: must be 0.
+            (adapters.py); 0 is off. lora_alpha: adapters of either encoder count alpha / rank; None counts them once,
+            whatever their rank. lora_dropout: must be 0.
         lora_targets: ends of the names of the backbone's layers that get adapters; None takes the 1x1 convolutions of
             EfficientNet-Lite, the query and value projections of a transformer.
         text_lora_rank: train low-rank adapters on the query and value projections of the text encoder before the text
@@ -173,7 +174,7 @@ class Recipe:
     activation_checkpointing: bool = False
     compile: bool = False
     vision_lora_rank: int = 0
-    lora_alpha: float = 16.0
+    lora_alpha: float | None = None
     lora_dropout: float = 0.0
     lora_targets: tuple[str, ...] | None = None
     text_lora_rank: int = 0
@@ -226,9 +227,9 @@ def emoji_lora() -> Recipe:
     return dataclasses.replace(
         emoji(),
         name="emoji_lora",
-        vision_lora_rank=16,
+        vision_lora_rank=96,
         text_lora_rank=16,
-        encoder_learning_rate=2e-3,
+        encoder_learning_rate=12e-3,
     )
 
 

@@ -42,7 +42,6 @@ _ABOVE_ZERO = (
     "prototype_learning_rate",
     "encoder_learning_rate",
     "text_learning_rate",
-    "lora_alpha",
 )
 _MOST = {"sample_rate": 1.0, "class_balance": 1.0, "embed_dropout": 0.99, "label_smoothing": 0.99}
 _LEAST: dict[str, float] = {
@@ -133,6 +132,8 @@ def check_encoders(recipe: Any) -> None:
         raise ValueError(f"recipe.layer_decay is {recipe.layer_decay}; it must be above 0 and at most 1, or null")
     if recipe.ema_decay is not None and not 0 <= recipe.ema_decay < 1:
         raise ValueError(f"recipe.ema_decay is {recipe.ema_decay}; it must be at least 0 and below 1, or null")
+    if recipe.lora_alpha is not None and not recipe.lora_alpha > 0:
+        raise ValueError(f"recipe.lora_alpha is {recipe.lora_alpha}; it must be above 0, or null for the rank")
     if recipe.lora_dropout != 0:
         raise ValueError(
             f"recipe.lora_dropout is {recipe.lora_dropout}; only 0 is taken, because its draws would differ with the "

@@ -30,6 +30,9 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--demo", type=Path, default=Path("runs/demo"), help="demo folder whose data may be read")
     line.add_argument("--recipe", default="emoji", help="recipe of the product (default: emoji)")
     line.add_argument("--max-steps", type=int, help="shorter training, for trying things out; its cells lie apart")
+    line.add_argument(
+        "--taken-over", type=Path, metavar="FILE", help="earlier result: searches and heads cells not here"
+    )
     line.add_argument("--list", action="store_true", help="print the cells that are left and stop")
     line.add_argument("--summary", action="store_true", help="run no cell; write the result file from those there are")
     return line
@@ -38,8 +41,10 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the command line; 2 and one line on stderr for a caller's mistake."""
     said = parser().parse_args()
-    desk = Desk(said.out, said.recipe, said.max_steps)
+    desk = Desk(said.out, said.recipe, said.max_steps, said.taken_over)
     try:
+        if said.taken_over is not None and not said.taken_over.is_file():
+            raise ValueError(f"--taken-over {said.taken_over} is no file; give a result file of an earlier run")
         for grid in [] if said.summary else [said.grid] if said.grid else GRIDS:
             if said.list:
                 list_cells(grid, desk, said.only)

@@ -8,6 +8,7 @@ In: a cell's name, a `Stand`. Out: its files. Next: grid.py runs many, summary.p
 """
 
 import dataclasses
+import functools
 import json
 import shutil
 import time
@@ -62,11 +63,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class Desk:
-    """Where cells lie, and how many steps they train (None = the recipe's)."""
+    """Where cells lie, and how many steps they train (None = the recipe's).
+
+    `taken_over` is an earlier result file: choices and heads cells that are not here stand there.
+    """
 
     out: Path
     recipe: str
     max_steps: int | None = None
+    taken_over: Path | None = None
+
+    @functools.cached_property
+    def earlier(self) -> dict[str, Any]:
+        """The earlier result file; empty without one."""
+        return {} if self.taken_over is None else dict(json.loads(self.taken_over.read_text()))
 
     @property
     def cells(self) -> Path:
@@ -81,7 +91,7 @@ class Desk:
         """What searches chose, by "METHOD@stage"."""
         path = self.cells / "choices.json"
         found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return found
+        return dict(self.earlier.get("choices", {})) | found
 
     def choose(self, key: str, chosen: dict[str, Any]) -> None:
         """Keep a choice; one that stands there already stays."""

@@ -42,9 +42,11 @@ def finalists(desk: Desk) -> list[str]:
     figures = {}
     for method in METHODS:
         path = desk.file(Cell("heads", FIRST, method.name).name)
-        if not path.is_file():
+        earlier = desk.earlier.get("heads", {}).get(method.name)
+        if not path.is_file() and earlier is None:
             return []
-        figures[method.name] = float(json.loads(path.read_text())["tracks"][VALIDATION][CHOSEN_BY])
+        tracks = json.loads(path.read_text())["tracks"] if path.is_file() else earlier
+        figures[method.name] = float(tracks[VALIDATION][CHOSEN_BY])
     best = sorted(figures, key=lambda name: (-figures[name], name))
     return [
         name

@@ -254,9 +254,12 @@ def heads(result: Result) -> str:
         "",
         "One split, one seed. The last column is what the search on validation categories chose: factor on all",
     ]
-    return "\n".join(
-        [*lines, "learning rates, temperature or margin of the loss, and whether batches draw classes evenly (1)."]
-    )
+    lines.append("learning rates, temperature or margin of the loss, and whether batches draw classes evenly (1).")
+    if earlier := result.get("taken_over"):
+        lines.append(
+            f"Of these and of the searches {earlier['cells']} were taken over from commit {earlier['commit']}."
+        )
+    return "\n".join(lines)
 
 
 SECTIONS: dict[str, Callable[[Result], str]] = {

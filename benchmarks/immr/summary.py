@@ -97,7 +97,7 @@ def summarised(desk: Desk) -> dict[str, Any]:
     }
     if kind == "final":
         found |= {"main": _main(desk), "noise": _noise(desk), "styles": _styles(desk)}
-    return found | {"heads": _heads(desk), "choices": desk.choices, "cells": _cells(desk)}
+    return found | {"heads": _heads(desk), "choices": desk.choices, "cells": _cells(desk), **_taken_over(desk)}
 
 
 def _systems(desk: Desk, kind: str) -> list[str]:
@@ -166,9 +166,22 @@ def _styles(desk: Desk) -> dict[str, Any]:
     return found
 
 
+def _taken_over(desk: Desk) -> dict[str, Any]:
+    """Which result file gave what was not run again; empty when everything was."""
+    if desk.taken_over is None:
+        return {}
+    cells = [name for name, row in desk.earlier["cells"].items() if row["kind"] != "final"]
+    missing = [name for name in cells if not desk.file(name).is_file()]
+    if not missing:
+        return {}
+    # What that file had taken over itself was made at the commit that it names.
+    commit = desk.earlier.get("taken_over", desk.earlier)["commit"]
+    return {"taken_over": {"commit": commit, "cells": len(missing)}}
+
+
 def _heads(desk: Desk) -> dict[str, Any]:
-    """The heads grid: a row a system, by track."""
-    found = {}
+    """The heads grid: a row a system, by track; what has no cell here is taken over from an earlier result file."""
+    found = dict(desk.earlier.get("heads", {}))
     for path in sorted(desk.cells.glob("heads--*.json")):
         row = json.loads(path.read_text())
         tracks = {track: {key: one[key] for key in BRIEF} for track, one in row["tracks"].items()}
@@ -177,8 +190,9 @@ def _heads(desk: Desk) -> dict[str, Any]:
 
 
 def _cells(desk: Desk) -> dict[str, Any]:
-    """Every cell in short."""
-    found = {}
+    """Every cell in short, searches and heads of an earlier result file among them."""
+    earlier = desk.earlier.get("cells", {})
+    found = {name: row for name, row in earlier.items() if row["kind"] != "final"}
     for path in sorted(desk.cells.glob("*--*.json")):
         row = json.loads(path.read_text())
         brief = {key: row[key] for key in ("kind", "world", "system", "seed", "stage", "seconds", "threads")}

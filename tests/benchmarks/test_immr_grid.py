@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.immr import grid
 from benchmarks.immr.cell import Cell, Desk, run_cell
-from benchmarks.immr.rivals import METHODS
+from benchmarks.immr.rivals import METHODS, Method, Settings
 from benchmarks.immr.stand import LONG_TRACKS, Stand, kept_scores
 from benchmarks.immr.summary import summarised
 from benchmarks.immr.systems import published_system, train_product
@@ -191,6 +191,30 @@ def test_the_finalists_are_two_governed_rivals_and_one_raw_by_validation(tmp_pat
     assert grid.finalists(desk) == ["cosface.governed.concat", "cosface.governed.mean", "siglip.raw.mean"]
     cells = grid.final_cells(grid.finalists(desk))
     assert len({cell.name for cell in cells}) == len(cells) == 3 + 3 * (1 + 4 * 3) + 4 * 3
+
+
+def test_searches_and_heads_of_an_earlier_result_are_taken_over_where_there_is_no_cell(tmp_path: Path) -> None:
+    usual = {"rate": 0.5, "value": 0.1, "balance": 1.0}
+    figures = {name: {"recall_at_1": 0.3, "queries": 9} for name in ("validation", "unseen")}
+    kinds = {"heads": "heads--hard-0--siglip.raw.mean--s0", "final": "final--hard-0--oclear--s0"}
+    earlier = {
+        "commit": "abc",
+        "choices": {"siglip.raw.mean@last_block": {"settings": usual}},
+        "heads": {m.name: {"validation": {"mrr_at_10": i / 100}} for i, m in enumerate(METHODS)},
+        "cells": {name: {"kind": kind, "tracks": figures} for kind, name in kinds.items()},
+    }
+    file = tmp_path / "earlier.json"
+    file.write_text(json.dumps(earlier))
+    desk = Desk(tmp_path, "tiny", taken_over=file)
+    desk.cells.mkdir()
+    assert desk.settings(Method.named("siglip.raw.mean"), "last_block") == Settings(**usual)
+    assert grid.finalists(desk) == ["cosface.governed.concat", "cosface.governed.mean", "cosface.raw.concat"]
+    found = summarised(desk)
+    assert list(found["heads"]) == [method.name for method in METHODS]
+    assert list(found["cells"]) == [kinds["heads"]]  # a figure of the last block is never taken over
+    assert found["taken_over"] == {"commit": "abc", "cells": 1}
+    desk.choose("siglip.raw.mean@last_block", {"settings": usual | {"rate": 2.0}})
+    assert desk.settings(Method.named("siglip.raw.mean"), "last_block").rate == 0.5
 
 
 def test_a_world_is_known_by_its_name_and_refuses_data_of_other_settings(out: Path) -> None:
