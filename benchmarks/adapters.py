@@ -70,7 +70,7 @@ def figures(run: Path) -> dict[str, Any]:
 
 
 def parameters(name: str) -> dict[str, Any]:
-    """How many parameters a recipe trains, of each encoder, of both and of the image head."""
+    """How many parameters a recipe trains, of each encoder, of both and of the image head, and the adapters' ranks."""
     recipe = recipe_by_name(name)
     model, _ = build_model(recipe, seed=0)
     encoders = EncoderPair(model, frozen_stages=recipe.frozen_stages)
@@ -88,7 +88,14 @@ def parameters(name: str) -> dict[str, Any]:
     }
     both = {what: sum(part[what] for part in found.values()) for what in ("trained", "all")}
     head, _ = trained_and_all(encoders.get_submodule("image_head"))
-    return {**found, "both_encoders": both, "share": round(both["trained"] / both["all"], 4), "image_head": head}
+    ranks = {"image": recipe.vision_lora_rank, "text": recipe.text_lora_rank}
+    return {
+        **found,
+        "ranks": ranks,
+        "both_encoders": both,
+        "share": round(both["trained"] / both["all"], 4),
+        "image_head": head,
+    }
 
 
 def judged(difference: dict[str, float], share: float) -> dict[str, Any]:

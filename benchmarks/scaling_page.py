@@ -191,7 +191,7 @@ def curves(folder: Path = RESULTS) -> str:
     return "\n".join(rows)
 
 
-SYSTEMS = {"emoji_tuned": "the layers themselves", "emoji_lora": "adapters of rank 16 on them"}
+SYSTEMS = {"emoji_tuned": "the layers themselves", "emoji_lora": "adapters on them, of rank {image} and {text}"}
 
 
 def adapters(folder: Path = RESULTS) -> str:
@@ -213,6 +213,7 @@ def adapters(folder: Path = RESULTS) -> str:
         parts = (counts[part] for part in ("image_encoder", "text_encoder"))
         cells = [f"{part['trained']:,} of {part['all']:,}" for part in parts] + [f"{counts['share']:.2%}"]
         cells += [f"{means[name]:.3f}" for name in ("recall_at_1", "recall_at_10", "mrr_at_10")]
+        title = title.format_map(counts["ranks"])
         rows.append(f"| {title} (`{recipe}`) | {' | '.join(cells)} |")
     runs = [result["by_seed"][recipe] for recipe in SYSTEMS]
     gaps = {seed: runs[1][seed]["recall_at_1"] - runs[0][seed]["recall_at_1"] for seed in runs[0]}

@@ -139,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--demo", type=Path, default=Path("runs/demo"), help="demo folder whose data may be read")
     line.add_argument("--recipe", default="emoji", help="recipe of the product (default: emoji)")
     line.add_argument("--max-steps", type=int, help="shorter training, for trying things out; its cells lie apart")
+    line.add_argument("--taken-over", type=Path, metavar="FILE", help="earlier result of the grid: its searches")
     line.add_argument("--summary", action="store_true", help="run no cell; write the result file from those there are")
     return line
 
@@ -146,7 +147,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the command line; 2 and one line on stderr for a caller's mistake."""
     said = parser().parse_args()
-    desk, grid = (Desk(out, said.recipe, said.max_steps) for out in (said.out / "ablation", said.out))
+    desk = Desk(said.out / "ablation", said.recipe, said.max_steps)
+    grid = Desk(said.out, said.recipe, said.max_steps, said.taken_over)
     try:
         if not said.summary:
             world = open_world(FIRST, said.out, demo=said.demo if said.demo.is_dir() else None)

@@ -72,6 +72,7 @@ def test_the_parameters_are_those_that_training_opens() -> None:
         assert both["trained"] == found["image_encoder"]["trained"] + found["text_encoder"]["trained"]
         assert found["share"] == pytest.approx(both["trained"] / both["all"], abs=1e-4)
     assert adapters["share"] < 0.05 < tuned["share"]
+    assert (tuned["ranks"], adapters["ranks"]["text"]) == ({"image": 0, "text": 0}, rank)
 
 
 def test_a_bar_is_met_up_to_its_value() -> None:
