@@ -189,7 +189,7 @@ class Recipe:
     early_stopping: int | None = None
     export_best: bool = False
     text_folds: int = 5
-    text_strengths: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6)
+    text_strengths: tuple[float, ...] = (0.0, 0.2, 0.4)
     calibration_queries: int = 4096
     checkpoint_every: int = 100
     checkpoint_minutes: float | None = None
