@@ -43,8 +43,6 @@ def main() -> int:
     said = parser().parse_args()
     desk = Desk(said.out, said.recipe, said.max_steps, said.taken_over)
     try:
-        if said.taken_over is not None and not said.taken_over.is_file():
-            raise ValueError(f"--taken-over {said.taken_over} is no file; give a result file of an earlier run")
         for grid in [] if said.summary else [said.grid] if said.grid else GRIDS:
             if said.list:
                 list_cells(grid, desk, said.only)

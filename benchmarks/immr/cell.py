@@ -75,8 +75,16 @@ class Desk:
 
     @functools.cached_property
     def earlier(self) -> dict[str, Any]:
-        """The earlier result file; empty without one."""
-        return {} if self.taken_over is None else dict(json.loads(self.taken_over.read_text()))
+        """The earlier result file; empty without one.
+
+        Raises:
+            ValueError: it is no file.
+        """
+        if self.taken_over is None:
+            return {}
+        if not self.taken_over.is_file():
+            raise ValueError(f"--taken-over {self.taken_over} is no file; give a result file of an earlier run")
+        return dict(json.loads(self.taken_over.read_text()))
 
     @property
     def cells(self) -> Path:

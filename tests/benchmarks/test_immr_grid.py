@@ -215,6 +215,8 @@ def test_searches_and_heads_of_an_earlier_result_are_taken_over_where_there_is_n
     assert found["taken_over"] == {"commit": "abc", "cells": 1}
     desk.choose("siglip.raw.mean@last_block", {"settings": usual | {"rate": 2.0}})
     assert desk.settings(Method.named("siglip.raw.mean"), "last_block").rate == 0.5
+    with pytest.raises(ValueError, match=r"none.json is no file; give a result file"):
+        grid.finalists(Desk(tmp_path, "tiny", taken_over=tmp_path / "none.json"))
 
 
 def test_a_world_is_known_by_its_name_and_refuses_data_of_other_settings(out: Path) -> None:
