@@ -12,13 +12,14 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.immr.losses import PAIRED
 from benchmarks.immr.rivals import VALUES, Method, Settings, train_rival
 from benchmarks.immr.scores import METRICS, Scores
 from benchmarks.immr.stand import LONG_TRACKS, SHORT_TRACKS, Stand, keep_scores
@@ -30,6 +31,7 @@ KINDS = ("search", "heads", "final-search", "final")
 PRODUCT, IMAGE_ONLY, ZERO_SHOT = "oclear", "image_only", "zero_shot"
 # Of the recipe's rates at the stage; the last block was given its rates by a classification, pairs may want less.
 RATES = {"heads": (1.0, 0.5, 2.0), "last_block": (1.0, 0.5, 0.25, 2.0)}
+RATE_HALVINGS = 4
 CHOSEN_BY = "mrr_at_10"
 SEARCH_SHARE = 0.5  # of the steps, with a schedule of that length, while heads alone are searched
 VALIDATION = "validation"
@@ -65,7 +67,8 @@ class Cell:
 class Desk:
     """Where cells lie, and how many steps they train (None = the recipe's).
 
-    `taken_over` is an earlier result file: choices and heads cells that are not here stand there.
+    `taken_over` is an earlier result file: choices and heads cells that are not here stand there, and only those: a
+    search that is done here has the word.
     """
 
     out: Path
@@ -97,13 +100,15 @@ class Desk:
     @property
     def choices(self) -> dict[str, Any]:
         """What searches chose, by "METHOD@stage"."""
+        return dict(self.earlier.get("choices", {})) | self._chosen_here()
+
+    def _chosen_here(self) -> dict[str, Any]:
         path = self.cells / "choices.json"
-        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return dict(self.earlier.get("choices", {})) | found
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
 
     def choose(self, key: str, chosen: dict[str, Any]) -> None:
-        """Keep a choice; one that stands there already stays."""
-        write_json(self.cells / "choices.json", {key: chosen} | self.choices)
+        """Keep a choice; one that was made here before stays."""
+        write_json(self.cells / "choices.json", {key: chosen} | self._chosen_here())
 
     def settings(self, method: Method, stage: str) -> Settings:
         """What was chosen for a method.
@@ -217,32 +222,74 @@ def _search(cell: Cell, stand: Stand, desk: Desk) -> dict[str, Any]:
     Under heads alone it is done with image documents and with the mean of image and text, at half the steps; what it
     chooses with text holds for every form that reads text.
 
-    On the last block only the learning rate is searched again, from what the heads chose.
+    On the last block the learning rate is searched again, from what the heads chose; of a loss over pairs the value
+    too, since what a miner or a temperature makes of pairs depends on the features under them.
+
+    A lowest rate that is the best of its row is halved until that gains nothing (`RATE_HALVINGS` times at most).
     """
     method = Method.named(cell.system)
-    table: list[dict[str, Any]] = []
-
     share = SEARCH_SHARE if cell.kind == "search" else 1.0
 
-    def tried(settings: Settings) -> float:
+    def validated(settings: Settings) -> dict[str, float]:
         system = trained_rival(cell, stand, desk, settings, share=share)
-        scores = stand.scored(system, (VALIDATION,), stage=cell.stage)[VALIDATION]
-        table.append({"settings": dataclasses.asdict(settings), "validation": _means(scores)})
-        return float(table[-1]["validation"][CHOSEN_BY])
+        return _means(stand.scored(system, (VALIDATION,), stage=cell.stage)[VALIDATION])
 
-    best = Settings.usual(method) if cell.kind == "search" else desk.settings(method, "heads")
-    top = tried(best)
+    start = Settings.usual(method) if cell.kind == "search" else desk.settings(method, "heads")
+    table = searched_table(
+        start, axes_of(cell, method), validated, halvings=0 if cell.kind == "search" else RATE_HALVINGS
+    )
+    return {"table": table, "chosen": max(table, key=_figure)}
+
+
+def axes_of(cell: Cell, method: Method) -> dict[str, tuple[Any, ...]]:
+    """What a search tries, coordinate by coordinate."""
     axes: dict[str, tuple[Any, ...]] = {"rate": RATES[cell.stage]}
-    if cell.kind == "search":
-        axes |= {"value": VALUES[method.loss], "balance": (1.0, 0.0) if method.labels == "raw" else (1.0,)}
+    if cell.kind == "search" or method.loss in PAIRED:
+        axes["value"] = VALUES[method.loss]
+    if cell.kind == "search" and method.labels == "raw":
+        axes["balance"] = (1.0, 0.0)
+    return axes
+
+
+def searched_table(
+    start: Settings,
+    axes: dict[str, tuple[Any, ...]],
+    validated: Callable[[Settings], dict[str, float]],
+    *,
+    halvings: int,
+) -> list[dict[str, Any]]:
+    """Every setting that was tried, in order, with its validation figures.
+
+    Args:
+        axes: values by field of `Settings`, tried one coordinate after the other from the best so far.
+        validated: settings -> figures. halvings: how often a best rate that is the lowest is halved at most.
+    """
+    table: list[dict[str, Any]] = []
+
+    def gains(settings: Settings) -> bool:
+        said = dataclasses.asdict(settings)
+        if any(row["settings"] == said for row in table):
+            return False
+        top = max(map(_figure, table), default=-1.0)
+        table.append({"settings": said, "validation": validated(settings)})
+        return _figure(table[-1]) > top
+
+    gains(start)
+    best = start
     for field, values in axes.items():
         for value in values:
             settings = dataclasses.replace(best, **{field: value})
-            if any(row["settings"] == dataclasses.asdict(settings) for row in table):
-                continue
-            if (figure := tried(settings)) > top:
-                best, top = settings, figure
-    return {"table": table, "chosen": max(table, key=lambda row: float(row["validation"][CHOSEN_BY]))}
+            best = settings if gains(settings) else best
+        for _ in range(halvings if field == "rate" and best.rate == min(values) else 0):
+            settings = dataclasses.replace(best, rate=best.rate / 2)
+            if not gains(settings):
+                break
+            best = settings
+    return table
+
+
+def _figure(row: dict[str, Any]) -> float:
+    return float(row["validation"][CHOSEN_BY])
 
 
 def _means(scores: Scores) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.immr import grid
-from benchmarks.immr.cell import Cell, Desk, run_cell
+from benchmarks.immr.cell import Cell, Desk, axes_of, run_cell, searched_table
 from benchmarks.immr.rivals import METHODS, Method, Settings
 from benchmarks.immr.stand import LONG_TRACKS, Stand, kept_scores
 from benchmarks.immr.summary import summarised
@@ -76,12 +77,37 @@ def test_a_choice_that_stands_is_not_changed_by_another_search(desk: Desk) -> No
     assert desk.choices[f"{SEARCHED}@heads"] == before
 
 
-def test_on_the_last_block_a_rival_searches_its_learning_rate_again(desk: Desk) -> None:
+def test_on_the_last_block_a_rival_searches_its_learning_rate_again_and_pairs_their_value(desk: Desk) -> None:
     heads, last = desk.choices[f"{SEARCHED}@heads"]["settings"], desk.choices[f"{RIVAL}@last_block"]["settings"]
-    assert {key: last[key] for key in ("value", "balance")} == {key: heads[key] for key in ("value", "balance")}
+    assert last["balance"] == heads["balance"]
+    searched = json.loads(desk.file(Cell("final-search", "hard-0", RIVAL).name).read_text())["table"]
+    assert {row["settings"]["value"] for row in searched} == {0.07, 0.03, 0.15}
+    assert {1.0, 0.5, 0.25, 2.0} <= {row["settings"]["rate"] for row in searched}
     found = json.loads(desk.file(Cell("final", "hard-0", RIVAL).name).read_text())
     assert (found["settings"], found["stage"]) == (last, "last_block")
     assert set(found["tracks"]) == set(LONG_TRACKS)
+
+
+def test_classes_search_their_rate_alone_on_the_last_block() -> None:
+    pairs, classes = (Method.named(f"{loss}.governed.image") for loss in ("triplet", "proxyanchor"))
+    for method, fields in ((pairs, ["rate", "value"]), (classes, ["rate"])):
+        assert list(axes_of(Cell("final-search", "hard-0", method.name), method)) == fields
+        assert list(axes_of(Cell("search", "hard-0", method.name), method)) == ["rate", "value"]
+
+
+def test_a_search_goes_on_below_its_lowest_rate_while_that_gains() -> None:
+    def rates(best: float, *, halvings: int) -> list[float]:
+        def figure(settings: Settings) -> dict[str, float]:
+            return {"mrr_at_10": 1 / (1 + abs(math.log2(settings.rate / best)))}
+
+        table = searched_table(Settings(1.0), {"rate": (1.0, 0.5, 2.0)}, figure, halvings=halvings)
+        return [row["settings"]["rate"] for row in table]
+
+    assert rates(1.0, halvings=4) == [1.0, 0.5, 2.0]
+    assert rates(0.5, halvings=4) == [1.0, 0.5, 2.0, 0.25]
+    assert rates(0.125, halvings=4) == [1.0, 0.5, 2.0, 0.25, 0.125, 0.0625]
+    assert rates(0.125, halvings=1) == [1.0, 0.5, 2.0, 0.25]
+    assert rates(0.125, halvings=0) == [1.0, 0.5, 2.0]
 
 
 def test_the_product_is_scored_through_its_published_folder_on_every_track(desk: Desk) -> None:
@@ -213,8 +239,9 @@ def test_searches_and_heads_of_an_earlier_result_are_taken_over_where_there_is_n
     assert list(found["heads"]) == [method.name for method in METHODS]
     assert list(found["cells"]) == [kinds["heads"]]  # a figure of the last block is never taken over
     assert found["taken_over"] == {"commit": "abc", "cells": 1}
-    desk.choose("siglip.raw.mean@last_block", {"settings": usual | {"rate": 2.0}})
-    assert desk.settings(Method.named("siglip.raw.mean"), "last_block").rate == 0.5
+    for rate in (2.0, 4.0):  # a search that is run here has the word, and what it chose first stays
+        desk.choose("siglip.raw.mean@last_block", {"settings": usual | {"rate": rate}})
+        assert desk.settings(Method.named("siglip.raw.mean"), "last_block").rate == 2.0
     with pytest.raises(ValueError, match=r"none.json is no file; give a result file"):
         grid.finalists(Desk(tmp_path, "tiny", taken_over=tmp_path / "none.json"))
 
