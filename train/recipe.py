@@ -227,9 +227,10 @@ def emoji_lora() -> Recipe:
     return dataclasses.replace(
         emoji(),
         name="emoji_lora",
-        vision_lora_rank=96,
+        vision_lora_rank=58,
+        lora_targets=("expand.conv", "project.conv"),
         text_lora_rank=16,
-        encoder_learning_rate=12e-3,
+        encoder_learning_rate=16e-3,
     )
 
 
