@@ -191,7 +191,7 @@ def curves(folder: Path = RESULTS) -> str:
     return "\n".join(rows)
 
 
-SYSTEMS = {"emoji_tuned": "the layers themselves", "emoji_lora": "adapters on them, of rank {image} and {text}"}
+SYSTEMS = {"emoji_tuned": "the layers themselves", "emoji_lora": "adapters, of rank {image} and {text}"}
 
 
 def adapters(folder: Path = RESULTS) -> str:

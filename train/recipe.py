@@ -230,7 +230,10 @@ def emoji_lora() -> Recipe:
         vision_lora_rank=58,
         lora_targets=("expand.conv", "project.conv"),
         text_lora_rank=16,
-        encoder_learning_rate=16e-3,
+        encoder_learning_rate=20e-3,
+        head_learning_rate=2e-3,
+        prototype_learning_rate=6e-3,
+        encoder_max_grad_norm=2.0,
     )
 
 
