@@ -225,10 +225,12 @@ def short(folder: Path = RESULTS) -> str:
         rows.append(["main", track("unseen"), *levels_and_changes(found["oclear"], found["difference"])])
     names = METRICS.values()
     lines = table(["texts", "searched", *names, *(f"{name}, minus documents without text" for name in names)], rows)
-    cells = result["summary"]["oclear"]["cells"]
+    runs = f"Means of {result['summary']['oclear']['cells']} runs in the hard setting"
+    runs += f" and {found['oclear']['cells']} in the main one" if found else ""
     said = (
-        f"Means of {cells} runs on disjoint splits of the categories, differences in points with 95% intervals over "
-        "categories, bold where they leave zero out. More, and the other methods: [docs/immr.md](docs/immr.md)."
+        f"{runs}, on splits of the categories with disjoint test sets, each with its seeds of training; differences in "
+        "points with 95% intervals over categories, bold where they leave zero out. More, and the other methods: "
+        "[docs/immr.md](docs/immr.md)."
     )
     return "\n".join([*lines, "", said, "", source(result)])
 

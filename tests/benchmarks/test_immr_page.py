@@ -96,13 +96,13 @@ def test_figures_of_the_newest_file_are_shown(tmp_path: Path) -> None:
 def test_the_short_table_has_both_settings_and_is_empty_without_a_final_grid(tmp_path: Path) -> None:
     assert page.short(tmp_path) == ""
     result = made()
-    result["summary"]["oclear"]["cells"] = 3
+    result["summary"]["oclear"]["cells"], result["main"]["unseen"]["oclear"]["cells"] = 9, 3
     result["comparisons"]["image_only"] = {"unseen": result["comparisons"]["best_raw_rival"]["unseen"], "seen": {}}
     found = page.short(written(tmp_path, result)).splitlines()
     assert found[2].startswith("| hard | unseen categories | 0.")
     assert found[2].count("**+3.0 [+2.0, +4.0]**") == 3
     assert found[3].startswith("| main | unseen categories | 0.500 |")
-    assert "Means of 3 runs" in found[5]
+    assert found[5].startswith("Means of 9 runs in the hard setting and 3 in the main one, on splits")
     assert page.short(written(tmp_path, result | {"grid": "heads"})) == ""
 
 
