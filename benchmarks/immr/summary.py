@@ -148,10 +148,11 @@ def _main(desk: Desk) -> dict[str, Any]:
 
 
 def _noise(desk: Desk) -> dict[str, Any]:
-    """The product with 40% wrong clicks against itself with 20%, on the same queries."""
+    """The product with 40% wrong clicks against itself with 20%, on the same queries and seeds."""
     noisy = cells_of_system(desk, PRODUCT, "unseen", kind="final", worlds=(NOISY,))
     usual = cells_of_system(desk, PRODUCT, "unseen", kind="final", worlds=(FIRST,))
     moved = {(FIRST, seed): scores for (_, seed), scores in noisy.items()}
+    usual = {key: scores for key, scores in usual.items() if key in moved}
     return {"noisy": pooled(noisy), "usual": pooled(usual), "difference": compared(moved, usual)}
 
 

@@ -10,7 +10,7 @@ import made_world
 import numpy as np
 import pytest
 
-from benchmarks.immr import grid
+from benchmarks.immr import grid, summary
 from benchmarks.immr.cell import Cell, Desk, axes_of, run_cell, searched_table
 from benchmarks.immr.rivals import METHODS, Method, Settings
 from benchmarks.immr.stand import LONG_TRACKS, Stand, kept_scores
@@ -244,6 +244,17 @@ def test_searches_and_heads_of_an_earlier_result_are_taken_over_where_there_is_n
         assert desk.settings(Method.named("siglip.raw.mean"), "last_block").rate == 2.0
     with pytest.raises(ValueError, match=r"none.json is no file; give a result file"):
         grid.finalists(Desk(tmp_path, "tiny", taken_over=tmp_path / "none.json"))
+
+
+def test_noise_is_judged_on_the_seeds_that_both_have(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = kept_scores(desk.cells / Cell("final", "hard-0", "oclear").name, "unseen")
+
+    def cells(_: Desk, __: str, ___: str, *, worlds: tuple[str, ...], **____: str) -> summary.Cells:
+        return {(worlds[0], seed): scores for seed in ((0,) if worlds == (grid.NOISY,) else (0, 1, 2))}
+
+    monkeypatch.setattr(summary, "cells_of_system", cells)
+    found = summarised(desk)["noise"]
+    assert found["noisy"]["cells"] == found["usual"]["cells"] == found["difference"]["cells"] == 1
 
 
 def test_a_world_is_known_by_its_name_and_refuses_data_of_other_settings(out: Path) -> None:
