@@ -223,7 +223,11 @@ def emoji_image_only() -> Recipe:
 
 
 def emoji_lora() -> Recipe:
-    """`emoji` with low-rank adapters on both encoders, in place of the layers that `emoji_tuned` trains."""
+    """`emoji` with low-rank adapters on the last block's 1x1 convolutions and on the text encoder's projections.
+
+    Rates and clipping were chosen on validation categories (docs/log.md, 2026-11-29): without clipping some seeds of
+    such rates collapse.
+    """
     return dataclasses.replace(
         emoji(),
         name="emoji_lora",
@@ -238,7 +242,7 @@ def emoji_lora() -> Recipe:
 
 
 def emoji_tuned() -> Recipe:
-    """The layers themselves where `emoji_lora` has adapters: what adapters are compared with."""
+    """The whole last block and the text encoder's projections themselves: what `emoji_lora` is compared with."""
     return dataclasses.replace(emoji(), name="emoji_tuned", text_layers_tuned=True, text_learning_rate=5e-5)
 
 
