@@ -4,9 +4,8 @@
 
 Both recipes see the governed data of a finished demo; each run is trained by the user's own command, published, indexed
 and evaluated through its folder, on queries of categories that were never trained on. What is finished in --out is not
-made again. Two things are shared, for time: every seed learns from the augmented views of seed 0, which the demo has
-cached, so a seed decides the start, what is drawn and the made pages; and `emoji_tuned` differs from the demo's recipe
-in its text encoder alone, so with seed 0 it takes the demo's trained image side.
+made again. For time, every seed learns from the augmented views of seed 0, which the demo has cached, so a seed decides
+the start, what is drawn and the made pages.
 
 Two bars: adapters train fewer than 5% of the parameters of both encoders, and lose at most 2 points of recall_at_1 in
 the mean. Parameters are counted on the encoders as training opens them; the image head, which starts from nothing and
@@ -40,8 +39,7 @@ def commands(demo: Path, out: Path, recipe: str, *, seed: int) -> dict[Path, lis
     """What is to be done for one run, in order: file that shows that it is done -> words of the command."""
     run, data = out / f"{recipe}-{seed}", demo / "data"
     train: list[object] = ["train/run.py", "--data", demo / "governed", "--out", run, "--recipe", recipe]
-    train += ["--seed", seed, "--features", demo / "features" if seed == 0 else out / f"features-{seed}"]
-    train += ["--image-side", demo] if (recipe, seed) == ("emoji_tuned", 0) else ["--resume"]
+    train += ["--seed", seed, "--features", demo / "features" if seed == 0 else out / f"features-{seed}", "--resume"]
     catalogue: list[object] = ["--model", run / "hub", "--catalogue", data / "catalogue.parquet"]
     index: list[object] = ["-m", "retrieval", "index", *catalogue, "--out", run / "index"]
     judge: list[object] = ["-m", "retrieval", "evaluate", *catalogue, "--index", run / "index"]

@@ -16,6 +16,7 @@ In: a backbone and the recipe. Out: the same backbone with adapters; `adapter/` 
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,10 @@ def export_adapter(
         modules_to_save=modules,
         **SETTINGS,
     )
-    adapted = get_peft_model(base, config)
+    with warnings.catch_warnings():
+        # peft 0.21 reads this attribute of transformers 5.23 under its old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        adapted = get_peft_model(base, config)
     inner: Any = adapted.get_base_model()
     for encoder, prefix in ((inner.vision_model, "vision."), (inner.text_model, "text.")):
         lora = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

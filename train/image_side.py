@@ -41,6 +41,7 @@ from train.recompute import recompute_blocks
 from train.sample_table import in_own_pages
 from train.samples import GovernedSamples, leaf_ids
 from train.shard import ClassShard, class_range
+from train.soup import member_seed
 from train.step import ImageSide, optimiser_step
 from train.watchdog import Watchdog
 from train.weight_average import WeightAverage
@@ -108,6 +109,7 @@ def train_image_side(
     seed: int,
     max_steps: int | None,
     resume: bool,
+    member: int = 0,
     trained: Path | None = None,
     when_saved: Callable[[], None] = lambda: None,
 ) -> ImageResult:
@@ -115,20 +117,20 @@ def train_image_side(
 
     Args:
         model: the `OclearModel` at its start, equal on every rank. cache: see features.py.
-        folder: the run. max_steps: stop after so many steps of the recipe's schedule.
-        trained: another run, whose finished image side is taken over instead of training the same again.
-        when_saved: is called after each checkpoint.
+        folder: the run. max_steps: stop after so many steps of the recipe's schedule. member: draws other rows.
+        trained: another run, whose finished image side is taken over. when_saved: is called after each checkpoint.
 
     Raises:
         ValueError: a checkpoint of another run, a loss that is not finite, a layout that does not divide.
     """
-    checkpoints, identity = folder / "checkpoints", run_identity(model, samples, recipe, seed=seed)
-    side = _prepare(model, cache, samples, recipe=recipe, accelerator=accelerator, folder=folder, seed=seed)
+    draws, checkpoints = member_seed(seed, member), folder / "checkpoints"
+    identity = run_identity(model, samples, recipe, seed=draws)
+    side = _prepare(model, cache, samples, recipe, accelerator, folder=folder, seed=seed, draws=draws)
     _print_ranges(side.shard)
     classes = class_table(samples)
     checkpointer = Checkpointer(side, checkpoints, identity=identity, classes=classes)
     start = _resume(side, checkpoints, identity, samples) if resume else 0
-    end = recipe.steps if max_steps is None else min(max_steps, recipe.steps)
+    end = min(max_steps or recipe.steps, recipe.steps)
     if trained is not None:
         start = end = _take_over(side, trained, identity, steps=end)
     evaluator = Evaluator(side, samples, folder=folder, start=start)
@@ -212,13 +214,14 @@ def _prepare(
     model: Any,
     cache: Any,
     samples: GovernedSamples,
-    *,
     recipe: Recipe,
     accelerator: Accelerator,
+    *,
     folder: Path,
     seed: int,
+    draws: int,
 ) -> ImageSide:
-    """Standardisation, projection and prototypes at their start; encoders and optimiser prepared."""
+    """Standardisation, projection, prototypes at the start of `seed`; rows, dropout, classes are keyed by `draws`."""
     _check_precision(recipe, accelerator)
     rows = trained_rows(samples)
     inputs = {"query": cache.query_inputs, "document": cache.document_inputs}
@@ -237,26 +240,29 @@ def _prepare(
         encoders.compile()  # in place: no wrapper, so names in checkpoints stay what they are
     prepared, optimizer = accelerator.prepare(encoders, optimizer)
     prepared.eval()
-    drawn = StepSampler(
-        rows["query"].as_tuple(),
-        rows["document"].as_tuple(),
-        query_views=recipe.query_views,
-        document_views=recipe.document_views,
-        balance=recipe.class_balance,
-    )
     return ImageSide(
         accelerator=accelerator,
         encoders=prepared,
         optimizer=optimizer,
         shard=shard,
-        sampler=looking_ahead(drawn, cache, recipe),
+        sampler=looking_ahead(_sampler(rows, recipe), cache, recipe),
         query_inputs=cache.query_inputs,
         document_inputs=cache.document_inputs,
         recipe=recipe,
-        seed=seed,
-        hard=_hard_classes(recipe, shard, samples, seed=seed),
+        seed=draws,
+        hard=_hard_classes(recipe, shard, samples, seed=draws),
         leaf_N=leaf_ids(samples.class_leaves) if recipe.label_smoothing else None,
         average=None if recipe.ema_decay is None else WeightAverage(prepared, decay=recipe.ema_decay),
+    )
+
+
+def _sampler(rows: dict[str, SideRowsOfClass], recipe: Recipe) -> StepSampler:
+    return StepSampler(
+        rows["query"].as_tuple(),
+        rows["document"].as_tuple(),
+        query_views=recipe.query_views,
+        document_views=recipe.document_views,
+        balance=recipe.class_balance,
     )
 
 

@@ -7,6 +7,7 @@ In: a `Recipe` under construction. Out: nothing, or a ValueError that names valu
 
 from typing import Any
 
+LOSSES = ("softmax", "proxy_anchor")
 MARGINS = ("cosface", "arcface", "combined")
 DTYPES = ("float32", "float64")
 FEATURE_DTYPES = ("bfloat16", "float32")
@@ -19,6 +20,7 @@ HARD_CLASSES = ("none", "nearest", "leaf")
 FEATURE_STORAGES = ("cache", "stream")
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
+    "loss": LOSSES,
     "margin": MARGINS,
     "dtype": DTYPES,
     "feature_dtype": FEATURE_DTYPES,
@@ -42,6 +44,7 @@ _ABOVE_ZERO = (
     "prototype_learning_rate",
     "encoder_learning_rate",
     "text_learning_rate",
+    "distil_learning_rate",
 )
 _MOST = {"sample_rate": 1.0, "class_balance": 1.0, "embed_dropout": 0.99, "label_smoothing": 0.99}
 _LEAST: dict[str, float] = {
@@ -71,6 +74,8 @@ _LEAST: dict[str, float] = {
     "hub_prototypes_gib": 0,
     "checkpoint_every": 1,
     "checkpoint_keep": 1,
+    "num_members": 1,
+    "distil_steps": 0,
 }
 
 
@@ -82,9 +87,11 @@ def check_recipe(recipe: Any) -> None:
     """
     _check_ranges(recipe)
     check_margin(recipe)
+    check_loss(recipe)
     check_encoders(recipe)
     check_text(recipe)
     check_evaluation(recipe)
+    check_members(recipe)
     check_storage(recipe)
 
 
@@ -119,6 +126,26 @@ def check_margin(recipe: Any) -> None:
         raise ValueError(f"recipe.conflict_delta is {recipe.conflict_delta}; it must be at least 0, or null for off")
     if recipe.conflict_tau is not None and not -1 <= recipe.conflict_tau <= 1:
         raise ValueError(f"recipe.conflict_tau is {recipe.conflict_tau}; it is a cosine: -1 to 1, or null for off")
+
+
+def check_loss(recipe: Any) -> None:
+    """What ProxyAnchor does not have is off beside it."""
+    if recipe.loss == "softmax":
+        return
+    off = {
+        "margin": "cosface",
+        "label_smoothing": 0.0,
+        "sub_centres": 1,
+        "conflict_delta": None,
+        "conflict_tau": None,
+        "gradient_accumulation": 1,
+    }
+    for field, value in off.items():
+        if getattr(recipe, field) != value:
+            raise ValueError(
+                f"recipe.{field} is {getattr(recipe, field)!r} with loss proxy_anchor, which weighs all samples of a "
+                f"step together and has no such setting; leave {field} at {value!r}, or use loss softmax"
+            )
 
 
 def check_encoders(recipe: Any) -> None:
@@ -175,6 +202,22 @@ def check_evaluation(recipe: Any) -> None:
                 f"recipe.{field} is {getattr(recipe, field)} with evaluate_every null; there is nothing to compare: "
                 "set evaluate_every to a number of steps"
             )
+
+
+def check_members(recipe: Any) -> None:
+    """What needs one training, or features that can be read again."""
+    if recipe.num_members == 1:
+        return
+    if recipe.publish_prototypes:
+        raise ValueError(
+            f"recipe.num_members is {recipe.num_members} with publish_prototypes true; prototypes in shards are those "
+            "of one training: use num_members 1, or publish_prototypes false"
+        )
+    if recipe.distil_steps and recipe.feature_storage == "stream":
+        raise ValueError(
+            f"recipe.num_members is {recipe.num_members} with feature_storage stream; the student reads the features "
+            "again: use feature_storage cache, or distil_steps 0"
+        )
 
 
 def check_storage(recipe: Any) -> None:

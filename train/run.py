@@ -15,8 +15,9 @@ from train.encoders import EncoderPair
 from train.export import calibration_queries, export_hub
 from train.features import FeatureCache
 from train.hub_head import check_head, is_head_published
-from train.image_side import ImageResult, check_layout, train_image_side
+from train.image_side import ImageResult, check_layout
 from train.journal import Stopwatch
+from train.members import recipe_of_weights, train_members
 from train.recipe import Recipe, recipe_by_name
 from train.run_folder import close_run, open_run
 from train.samples import GovernedSamples, read_samples
@@ -50,7 +51,7 @@ def train(options: Options) -> None:
     with stopwatch.stage("features"):
         cache = features_of(model, processor, samples, recipe=recipe, folder=options.features, seed=options.seed)
     with stopwatch.stage("image_side") as note:
-        image = train_image_side(
+        image = train_members(
             model,
             cache,
             samples,
@@ -77,7 +78,8 @@ def finish(
     stopwatch: Stopwatch,
 ) -> None:
     """What one process does with the trained image side: text side, published folder, record of the run."""
-    model, processor = with_image_weights(recipe, image.weights, seed=options.seed)
+    loads = recipe_of_weights(recipe)
+    model, processor = with_image_weights(loads, image.weights, seed=options.seed)
     encoders = EncoderPair(model, frozen_stages=recipe.frozen_stages)
     prototypes = None
     if is_head_published(recipe, categories=samples.num_categories):
@@ -94,10 +96,10 @@ def finish(
             categories=options.data / "categories.parquet",
             recipe=recipe,
         )
-        if is_adapter_alone(recipe):
+        if is_adapter_alone(loads):
             base, _ = build_model(recipe, seed=options.seed)
             weights = {**image.weights, **text.adapters}
-            export_adapter(options.out, base=base, model=model, processor=processor, weights=weights, recipe=recipe)
+            export_adapter(options.out, base=base, model=model, processor=processor, weights=weights, recipe=loads)
     close_run(
         options.out,
         recipe=recipe,

@@ -32,6 +32,7 @@ from modeling_oclear.partial_softmax_oclear import (
     reduce_scalars,
     sample_classes,
 )
+from modeling_oclear.proxy_anchor_oclear import AnchorSums, anchor_loss, anchor_sums
 from train.batches import StepRows, StepSampler, dropout_scale, piece
 from train.collectives import gather_rows, max_over_ranks, rank, sum_over_ranks, world_size
 from train.encoders import rows_of
@@ -201,9 +202,14 @@ def softmax_form(recipe: Recipe) -> SoftmaxForm:
 def _global_loss(
     embeds_BD: Tensor, labels_B: Tensor, gathered: GatheredRows, recipe: Recipe, *, leaf_N: Tensor | None = None
 ) -> Tensor:
-    """Mean loss of the rows of all ranks, from the scalars that every rank computes for its classes."""
+    """Loss of the rows of all ranks, from the scalars that every rank computes for its classes."""
     form = softmax_form(recipe)
     rows, class_ids = gathered.weight_SD, gathered.class_ids_S
+    if recipe.loss == "proxy_anchor":
+        assert isinstance(recipe.margin_value, float), "check_recipe"
+        given = (embeds_BD, labels_B, rows, class_ids, gathered.log_correction_S)
+        sums = anchor_sums(*given, scale=recipe.scale, margin=recipe.margin_value)
+        return anchor_loss(AnchorSums(*sum_over_ranks(torch.stack(sums)).unbind()))
     best_B = None
     if form.conflict_delta is not None:
         # The filter of negatives looks at the positive, which one rank alone holds.

@@ -170,7 +170,10 @@ def _systems(cell: Cell, stand: Stand, desk: Desk) -> Iterator[tuple[str, System
 
 def trained_rival(cell: Cell, stand: Stand, desk: Desk, settings: Settings, *, share: float = 1.0) -> System:
     """A rival of a cell under some settings, its whole schedule shortened to `share` of the recipe's steps."""
-    method, features, recipe = Method.named(cell.system), stand.training(cell.stage), stand.recipe_of(cell.stage)
+    method, features = Method.named(cell.system), stand.training(cell.stage)
+    recipe = stand.recipe_of(cell.stage, adapters=settings.adapters)
+    if cell.kind == "final-search":
+        recipe = dataclasses.replace(recipe, num_members=1)
     rows = stand.rows[method.labels]
     steps, warmup = (round(share * count) for count in (recipe.steps, recipe.warmup_steps))
     rival = train_rival(
@@ -191,9 +194,9 @@ def trained_rival(cell: Cell, stand: Stand, desk: Desk, settings: Settings, *, s
 def _product(cell: Cell, stand: Stand, desk: Desk) -> tuple[Path, Recipe]:
     """The published folder of the product under the cell's recipe, and that recipe."""
     home = desk.cells / cell.name
-    recipe, cache = stand.recipe_of(cell.stage), stand.training(cell.stage).cache
+    stage = "heads" if cell.system == ZERO_SHOT else cell.stage
+    recipe, cache = stand.recipe_of(stage), stand.training(stage).cache
     if cell.system == ZERO_SHOT:
-        cache = stand.training("heads").cache
         recipe = _zero_shot(recipe, width=cache.document_inputs.shape[-1])
     desk.cells.mkdir(parents=True, exist_ok=True)
     words = desk.out / f"{cell.name}.recipe.json"
@@ -212,7 +215,7 @@ def _product(cell: Cell, stand: Stand, desk: Desk) -> tuple[Path, Recipe]:
 
 def _zero_shot(recipe: Recipe, *, width: int) -> Recipe:
     """Frozen features, standardised per side, nothing learned."""
-    nothing: dict[str, Any] = {"text": None, "steps": 0, "frozen_stages": None, "query_views": 0, "document_views": 0}
+    nothing: dict[str, Any] = {"text": None, "steps": 0, "query_views": 0, "document_views": 0}
     return dataclasses.replace(recipe, name=ZERO_SHOT, hidden_size=width, projection="identity", **nothing)
 
 
@@ -225,7 +228,9 @@ def _search(cell: Cell, stand: Stand, desk: Desk) -> dict[str, Any]:
     On the last block the learning rate is searched again, from what the heads chose; of a loss over pairs the value
     too, since what a miner or a temperature makes of pairs depends on the features under them.
 
-    A lowest rate that is the best of its row is halved until that gains nothing (`RATE_HALVINGS` times at most).
+    A lowest rate that is the best of its row is halved until that gains nothing (`RATE_HALVINGS` times at most). Where
+    the product trains adapters, all this is done twice, with the last block's layers themselves and with adapters on
+    them; for the layers themselves, a choice of an earlier result file stands. A search trains one member.
     """
     method = Method.named(cell.system)
     share = SEARCH_SHARE if cell.kind == "search" else 1.0
@@ -234,11 +239,22 @@ def _search(cell: Cell, stand: Stand, desk: Desk) -> dict[str, Any]:
         system = trained_rival(cell, stand, desk, settings, share=share)
         return _means(stand.scored(system, (VALIDATION,), stage=cell.stage)[VALIDATION])
 
+    axes, halvings = axes_of(cell, method), 0 if cell.kind == "search" else RATE_HALVINGS
     start = Settings.usual(method) if cell.kind == "search" else desk.settings(method, "heads")
-    table = searched_table(
-        start, axes_of(cell, method), validated, halvings=0 if cell.kind == "search" else RATE_HALVINGS
-    )
+    table = _found_earlier(cell, desk) or searched_table(start, axes, validated, halvings=halvings)
+    if cell.kind == "final-search" and stand.recipe.vision_lora_rank:
+        with_adapters = dataclasses.replace(start, adapters=True)
+        table += searched_table(with_adapters, axes, validated, halvings=halvings)
     return {"table": table, "chosen": max(table, key=_figure)}
+
+
+def _found_earlier(cell: Cell, desk: Desk) -> list[dict[str, Any]]:
+    """The row that a search of the last block's layers themselves chose in an earlier result file; none elsewhere."""
+    found = desk.earlier.get("choices", {}).get(f"{cell.system}@{cell.stage}")
+    if cell.kind == "search" or found is None or found["settings"].get("adapters"):
+        return []
+    settings = dataclasses.asdict(Settings(**found["settings"]))
+    return [{"settings": settings, "validation": found["validation"]}]
 
 
 def axes_of(cell: Cell, method: Method) -> dict[str, tuple[Any, ...]]:

@@ -22,10 +22,13 @@ from benchmarks.immr.documents import DOCUMENTS, DocumentForm, TextHead
 from benchmarks.immr.labels import LABELS, ClassSampler, Drawn, Labelled, PairSampler, restricted
 from benchmarks.immr.losses import CLASSIFYING, LOSSES, Classifying, Contrastive, Triplet
 from benchmarks.immr.training_features import TrainingFeatures
+from train.adapters import add_adapters
 from train.batches import dropout_scale
+from train.distil import DistilRows, distil
 from train.encoders import ROWS_PER_CHUNK, EncoderPair, rows_of, start_image_head
 from train.parameter_groups import parameter_groups
 from train.recipe import Recipe
+from train.soup import mean_weights, member_seed
 from train.step import learning_rate_factor
 
 PER_CLASS = {"supcon": 2, "triplet": 2}  # several positives in a batch are what these losses are for
@@ -69,11 +72,13 @@ METHODS = tuple(Method(loss, labels, documents) for loss in LOSSES for labels in
 
 @dataclass(frozen=True)
 class Settings:
-    """What the search chooses: factor on all learning rates, value of the loss, balance of the classes in batches."""
+    """What the search chooses: factor on all learning rates, value of the loss, balance of the classes in batches, and
+    whether the last block is trained by the product's adapters or itself."""
 
     rate: float = 1.0
     value: float | str = 0.0
     balance: float = 1.0
+    adapters: bool = False
 
     @classmethod
     def usual(cls, method: Method) -> "Settings":
@@ -169,7 +174,7 @@ def train_rival(
     max_steps: int | None = None,
     starts: Starts | None = None,
 ) -> Rival:
-    """Train a rival on a world.
+    """Train a rival on a world, with as many members as the product has.
 
     Args:
         starts: see `start_rival`.
@@ -180,12 +185,38 @@ def train_rival(
         ValueError: the loss is not finite.
     """
     rows = usable_rows(rows, features, documents=method.documents)
+    given: dict[str, Any] = {"method": method, "settings": settings, "recipe": recipe, "stage": stage}
+    given |= {"max_steps": max_steps, "starts": starts}
+    # A student learns embeddings of images alone: a form that reads text is trained once.
+    count = recipe.num_members if method.documents == "image" else 1
+    members = [_train_member(model, features, rows, seed=seed, member=member, **given) for member in range(count)]
+    return members[0] if count == 1 else _student(members, features, rows, recipe=recipe, seed=seed)
+
+
+def _train_member(
+    model: Any,
+    features: TrainingFeatures,
+    rows: Labelled,
+    *,
+    method: Method,
+    settings: Settings,
+    recipe: Recipe,
+    stage: str,
+    seed: int,
+    member: int,
+    max_steps: int | None,
+    starts: Starts | None,
+) -> Rival:
+    """One training; the members of a rival start equal and draw other rows. Adapters are folded in at the end."""
+    draws = member_seed(seed, member)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         rival = start_rival(model, features, rows, method=method, recipe=recipe, stage=stage, starts=starts)
         loss = _loss(method, settings, rival, features, rows)
+        vision = rival.encoders.vision
+        adapters = add_adapters(vision, recipe, seed=seed) if vision is not None and recipe.vision_lora_rank else None
         optimizer = torch.optim.AdamW(_groups(rival, loss, recipe=recipe, rate=settings.rate))
-        sampler = _sampler(rows, method, settings, recipe, seed=seed)
+        sampler = _sampler(rows, method, settings, recipe, seed=draws)
         steps = recipe.steps if max_steps is None else min(max_steps, recipe.steps)
         for step in tqdm(range(steps), desc=method.name, unit="step", leave=False):
             factor = learning_rate_factor(step, steps=recipe.steps, warmup_steps=recipe.warmup_steps)
@@ -194,13 +225,29 @@ def train_rival(
             drawn = sampler.draw(step, count=recipe.queries_per_step)
             # Only the text head has a mode; the image side is trained as the product's is, in evaluation mode.
             rival.form.train()
-            found = loss(*_embed(rival, features, drawn, recipe=recipe, seed=seed, step=step), drawn.batch)
+            found = loss(*_embed(rival, features, drawn, recipe=recipe, seed=draws, step=step), drawn.batch)
             if not bool(torch.isfinite(found)):
                 raise ValueError(f"{method.name}: the loss is {found.item()} at step {step}; lower the learning rate")
             optimizer.zero_grad()
             found.backward()
+            if recipe.encoder_max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(rival.encoders.parameters(), recipe.encoder_max_grad_norm)
             optimizer.step()
+        if adapters is not None:
+            adapters.merge_and_unload()
     return rival.eval()
+
+
+def _student(members: list[Rival], features: TrainingFeatures, rows: Labelled, *, recipe: Recipe, seed: int) -> Rival:
+    """One rival of several, as `train/members.py` makes one model of the product's."""
+    student = copy.deepcopy(members[0])
+    student.encoders.load_state_dict(mean_weights([one.encoders.state_dict() for one in members]))
+    if recipe.distil_steps:
+        inputs = {"query": features.query_inputs, "document": features.document_inputs}
+        used = {"query": np.unique(rows.query.rows), "document": np.unique(rows.document.rows)}
+        teachers = [one.encoders.requires_grad_(False) for one in members]
+        distil(student.encoders, teachers, DistilRows(inputs, used), recipe=recipe, seed=seed)
+    return student.eval()
 
 
 def _embed(

@@ -34,14 +34,6 @@ def test_the_commands_are_those_that_a_user_has() -> None:
         build_parser().parse_args(words[3:])
 
 
-def test_the_image_side_that_the_demo_has_trained_is_not_trained_again() -> None:
-    def words(recipe: str, seed: int) -> list[str]:
-        return next(iter(commands(Path("demo"), Path("out"), recipe, seed=seed).values()))
-
-    assert words("emoji_tuned", 0)[-2:] == ["--image-side", "demo"]
-    assert {words(*run)[-1] for run in (("emoji_tuned", 1), ("emoji_lora", 0), ("emoji_lora", 1))} == {"--resume"}
-
-
 def test_every_seed_finds_the_views_of_seed_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.adapters.read_samples", lambda _: SimpleNamespace(table=None))
     monkeypatch.setattr("benchmarks.adapters.build_model", lambda *_, **__: (None, None))

@@ -9,17 +9,19 @@ from typing import Any
 import made_world
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.immr import grid, summary
 from benchmarks.immr.cell import Cell, Desk, axes_of, run_cell, searched_table
-from benchmarks.immr.rivals import METHODS, Method, Settings
+from benchmarks.immr.rivals import METHODS, Method, Rival, Settings, train_rival
 from benchmarks.immr.stand import LONG_TRACKS, Stand, kept_scores
 from benchmarks.immr.summary import summarised
 from benchmarks.immr.systems import published_system, train_product
 from benchmarks.immr.worlds import open_world, parse_name
 from retrieval.__main__ import main as retrieval_main
 from retrieval.index import load_index
-from train.recipe import tiny
+from train.adapters import adapter_layers
+from train.recipe import recipe_by_name, tiny
 
 STEPS = 4
 RIVAL, SEARCHED = "infonce.raw.concat", "infonce.raw.mean"  # the second one's search is the first one's too
@@ -35,13 +37,19 @@ def stand(out: Path) -> Stand:
     return Stand(open_world("hard-0", out), tiny())
 
 
-def test_heads_alone_learn_at_a_quarter_of_the_rates(stand: Stand) -> None:
-    heads, whole = (stand.recipe_of(stage) for stage in ("heads", "last_block"))
-    assert whole == tiny()
-    assert heads.frozen_stages is None
-    for name in ("encoder_learning_rate", "head_learning_rate", "prototype_learning_rate"):
-        assert getattr(heads, name) == getattr(whole, name) / 4
-    assert heads.text_learning_rate == whole.text_learning_rate
+def test_heads_alone_have_no_adapters_and_the_layers_themselves_have_rates_of_their_own(stand: Stand) -> None:
+    assert stand.recipe_of("last_block") == stand.recipe_of("last_block", adapters=False) == tiny()
+    assert stand.recipe_of("heads") == dataclasses.replace(tiny(), frozen_stages=None)
+    product = recipe_by_name("emoji")
+    adapted = Stand(stand.world, product)
+    heads, layers = adapted.recipe_of("heads"), adapted.recipe_of("last_block", adapters=False)
+    assert adapted.recipe_of("last_block") == product
+    assert (heads.frozen_stages, heads.vision_lora_rank, heads.encoder_max_grad_norm) == (None, 0, None)
+    assert (product.loss, heads.loss) == ("proxy_anchor", "softmax")
+    assert (heads.head_learning_rate, heads.prototype_learning_rate) == (2e-3, 6e-3)
+    tuned = dataclasses.asdict(recipe_by_name("emoji_tuned"))
+    differ = {name for name, value in dataclasses.asdict(layers).items() if value != tuned[name]}
+    assert differ == {"name", "loss", "text_layers_tuned", "text_learning_rate"}
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +94,57 @@ def test_on_the_last_block_a_rival_searches_its_learning_rate_again_and_pairs_th
     found = json.loads(desk.file(Cell("final", "hard-0", RIVAL).name).read_text())
     assert (found["settings"], found["stage"]) == (last, "last_block")
     assert set(found["tracks"]) == set(LONG_TRACKS)
+
+
+@pytest.fixture(scope="module")
+def adapted(stand: Stand) -> Stand:
+    """The same world, and a product that trains adapters."""
+    return Stand(stand.world, dataclasses.replace(tiny(), vision_lora_rank=2))
+
+
+def test_where_the_product_trains_adapters_rivals_search_them_and_an_earlier_choice_of_layers_stands(
+    desk: Desk, adapted: Stand, tmp_path: Path
+) -> None:
+    file, before = tmp_path / "earlier.json", desk.choices
+    file.write_text(json.dumps({"choices": before}))
+    own, cell = Desk(tmp_path, "tiny", STEPS, file), Cell("final-search", "hard-0", RIVAL)
+    run_cell(cell, adapted, own)
+    first, *others = json.loads(own.file(cell.name).read_text())["table"]
+    assert first == {key: before[f"{RIVAL}@last_block"][key] for key in ("settings", "validation")}
+    assert {row["settings"]["adapters"] for row in others} == {True}
+    assert {1.0, 0.5, 0.25, 2.0} <= {row["settings"]["rate"] for row in others}
+    for system in ("oclear", "zero_shot"):
+        run_cell(Cell("final", "hard-0", system), adapted, own)
+        assert own.file(Cell("final", "hard-0", system).name).is_file()
+
+
+def rival_of(stand: Stand, **changes: Any) -> Rival:
+    return train_rival(
+        stand.untrained,
+        stand.training("last_block"),
+        stand.rows["raw"],
+        method=Method.named("proxyanchor.raw.image"),
+        settings=Settings(value=0.1, adapters=True),
+        recipe=dataclasses.replace(stand.recipe_of("last_block"), **changes),
+        stage="last_block",
+        seed=0,
+        max_steps=STEPS,
+    )
+
+
+def moved(rival: Rival, start: Any) -> set[str]:
+    state = rival.encoders.get_submodule("vision").state_dict()
+    assert state.keys() == start.keys()  # adapters are folded in
+    return {name for name, value in state.items() if not torch.equal(value, start[name].to(value))}
+
+
+def test_a_rival_with_adapters_moves_the_layers_under_them_alone(adapted: Stand) -> None:
+    under = {f"{name}.weight" for name in adapter_layers(adapted.untrained.vision_model, adapted.recipe)}
+    start = adapted.untrained.vision_model.state_dict()
+    assert moved(rival_of(adapted), start) == under
+    student = rival_of(adapted, num_members=2, distil_steps=0)
+    assert moved(student, start) == under
+    assert any(name.endswith("depthwise.conv.weight") for name in moved(rival_of(adapted, num_members=2), start))
 
 
 def test_classes_search_their_rate_alone_on_the_last_block() -> None:
@@ -220,7 +279,7 @@ def test_the_finalists_are_two_governed_rivals_and_one_raw_by_validation(tmp_pat
 
 
 def test_searches_and_heads_of_an_earlier_result_are_taken_over_where_there_is_no_cell(tmp_path: Path) -> None:
-    usual = {"rate": 0.5, "value": 0.1, "balance": 1.0}
+    usual: dict[str, Any] = {"rate": 0.5, "value": 0.1, "balance": 1.0}
     figures = {name: {"recall_at_1": 0.3, "queries": 9} for name in ("validation", "unseen")}
     kinds = {"heads": "heads--hard-0--siglip.raw.mean--s0", "final": "final--hard-0--oclear--s0"}
     earlier = {

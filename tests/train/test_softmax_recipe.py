@@ -46,26 +46,33 @@ def loss_of_range(recipe: Recipe, *, part: int, parts: int) -> tuple[Tensor, Ten
     embeds, labels, rows = made_inputs()
     first, end = class_range(CLASSES, part=part, parts=parts)
     sampled = sample_classes(CLASSES, positives=labels, rate=0.3, seed=0, step=1, class_range=(first, end))
-    mine = rows.view(CLASSES, SUB_CENTRES, WIDTH)[sampled.class_ids].flatten(0, 1).requires_grad_()
+    mine = rows.view(CLASSES, SUB_CENTRES, WIDTH)[sampled.class_ids, : recipe.sub_centres]
+    mine = mine.flatten(0, 1).requires_grad_()
     gathered = GatheredRows(mine, sampled.class_ids, sampled.log_correction)
     loss = _global_loss(embeds, labels, gathered, recipe, leaf_N=leaf_ids(LEAVES))
     of_embeds, of_rows = torch.autograd.grad(loss, (embeds, mine))
     return loss.detach(), of_embeds, of_rows
 
 
-def _on_rank(part: int, parts: int, port: int, folder: str) -> None:
+ANCHOR: dict[str, Any] = {"loss": "proxy_anchor", "margin_value": 0.1}
+
+
+def _on_rank(part: int, parts: int, port: int, folder: str, changes: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(part), WORLD_SIZE=str(parts), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # every rank is a client of the parent's store
     dist.init_process_group("gloo")
-    torch.save(loss_of_range(small_recipe(**EVERYTHING), part=part, parts=parts), Path(folder) / str(part))
+    torch.save(loss_of_range(small_recipe(**changes), part=part, parts=parts), Path(folder) / str(part))
     dist.destroy_process_group()
 
 
-def test_two_ranks_with_every_setting_compute_what_one_process_computes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [EVERYTHING, ANCHOR], ids=["softmax", "proxy_anchor"])
+def test_two_ranks_with_every_setting_compute_what_one_process_computes(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    spawn(_on_rank, args=(2, store.port, str(tmp_path)), nprocs=2)
-    loss, of_embeds, of_rows = loss_of_range(small_recipe(**EVERYTHING), part=0, parts=1)
+    spawn(_on_rank, args=(2, store.port, str(tmp_path), changes), nprocs=2)
+    loss, of_embeds, of_rows = loss_of_range(small_recipe(**changes), part=0, parts=1)
     ranks = [torch.load(tmp_path / str(part), weights_only=True) for part in range(2)]
     for found, *_ in ranks:
         torch.testing.assert_close(found, loss, rtol=0, atol=1e-12)
@@ -103,6 +110,7 @@ def first_loss(folder: Path, **changes: Any) -> float:
         {"conflict_tau": 0.0},
         {"conflict_delta": 0.0},
         {"sample_log_q": False, "queries_per_step": 1, "documents_per_step": 1},
+        {"loss": "proxy_anchor"},
     ],
     ids=str,
 )
@@ -122,6 +130,9 @@ def test_each_field_changes_a_step(tmp_path: Path, change: dict[str, Any]) -> No
         ({"sub_centres": 0}, "sub_centres is 0"),
         ({"conflict_delta": -0.5}, "conflict_delta is -0.5"),
         ({"conflict_tau": 1.5}, "conflict_tau is 1.5"),
+        ({"loss": "triplet"}, "loss is 'triplet'; choose one of softmax, proxy_anchor"),
+        ({**ANCHOR, "label_smoothing": 0.1}, "label_smoothing is 0.1 with loss proxy_anchor"),
+        ({**ANCHOR, "gradient_accumulation": 2}, "gradient_accumulation is 2 with loss proxy_anchor"),
     ],
 )
 def test_a_form_out_of_range_is_refused_by_the_recipe(change: dict[str, Any], said: str) -> None:
@@ -134,3 +145,13 @@ def test_a_combined_margin_reads_back_from_json(tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(recipe.to_json()))
     assert recipe_by_name(str(path)) == recipe
+
+
+def test_proxy_anchor_learns_and_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    recipe = small_recipe(**ANCHOR, sample_rate=0.6, steps=40)
+    whole = train_small(recipe, tmp_path / "whole")
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "whole" / "train.jsonl").read_text().splitlines()]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    train_small(recipe, tmp_path / "cut", max_steps=17)
+    resumed = train_small(recipe, tmp_path / "cut", resume=True)
+    assert all(torch.equal(resumed.weights[name], value) for name, value in whole.weights.items())
