@@ -1,8 +1,8 @@
 """ProxyAnchor over very many categories: each prototype against the samples of a batch, on whichever classes take part.
 
 Why: the softmax weighs, for each sample, the classes against each other; ProxyAnchor (Kim et al., 2020, 2003.13911,
-equation 4) weighs, for each class, the samples of the batch, so that hard samples move a prototype together. It needs
-no number that crosses class ranges but two sums, so classes spread over machines as easily as for the softmax.
+equation 4) weighs, for each class, the samples of the batch, so that hard samples move a prototype together. What a
+range of classes adds are four sums, so classes spread over machines as easily as for the softmax.
 
     pull = 1 / |P+| sum_{p in P+} log(1 + sum_{b of p}     exp(-a (cos_pb - d)))     P+: classes with a sample here
     push = 1 / sum_p w_p sum_p w_p log(1 + sum_{b not of p} exp( a (cos_pb + d)))    w_p = 1 / (p's chance to take part)
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from .softmax_inputs_oclear import check_classes, checked_labels, same_precision
+from .softmax_inputs_oclear import check_classes, check_lengths, checked_labels, same_precision
 
 __all__ = ["AnchorSums", "anchor_loss", "anchor_sums"]
 
@@ -67,26 +67,38 @@ def anchor_sums(
         scale: a. margin: d. chunk: classes of one chunk; None = so many that their cosines are a few million.
 
     Raises:
-        ValueError: for embeddings that are not finite, labels, dtypes and shapes that do not fit.
+        ValueError: for embeddings that are not finite, prototypes of length 0, labels, dtypes and shapes that do not
+            fit.
     """
     labels_BY = checked_labels(embeds_BD, labels)
     if labels_BY.shape[1] > 1:
         raise ValueError(f"labels have shape {tuple(labels.shape)}; ProxyAnchor takes one label per row.")
     check_classes(rows_SD, class_ids_S, log_correction_S, sub_centres=1)
     embeds_BD, rows_SD = same_precision(embeds_BD, rows_SD)
-    weight_S = log_correction_S.to(rows_SD).exp()
-    total = rows_SD.new_zeros(3)
+    check_lengths(torch.linalg.vector_norm(rows_SD.detach(), dim=1), class_ids_S, 1)
+    weight_S, labels_B = log_correction_S.to(rows_SD).exp(), labels_BY[:, 0].to(class_ids_S.device)
+    # A rank without a class in this step takes part in the backward pass all the same.
+    total = rows_SD.new_zeros(3) + embeds_BD[:0].sum() + rows_SD[:0].sum()
     step = chunk or max(1, CHUNK_COSINES // len(embeds_BD))
     for start in range(0, len(class_ids_S), step):
         part = slice(start, start + step)
-        own_NB = class_ids_S[part, None] == labels_BY[:, 0].to(class_ids_S.device)
-        given = (embeds_BD, rows_SD[part], own_NB, weight_S[part], scale, margin)
-        total = total + checkpoint(_chunk, *given, use_reentrant=False)
+        given = (embeds_BD, rows_SD[part], class_ids_S[part], labels_B, weight_S[part])
+        total = total + checkpoint(_chunk, *given, scale=scale, margin=margin, use_reentrant=False)
     return AnchorSums(total[0], total[1].detach(), total[2], weight_S.sum())
 
 
-def _chunk(embeds_BD: Tensor, rows_ND: Tensor, own_NB: Tensor, weight_N: Tensor, scale: float, margin: float) -> Tensor:
+def _chunk(
+    embeds_BD: Tensor,
+    rows_ND: Tensor,
+    class_ids_N: Tensor,
+    labels_B: Tensor,
+    weight_N: Tensor,
+    *,
+    scale: float,
+    margin: float,
+) -> Tensor:
     """(3,): pull, classes, push of a chunk."""
+    own_NB = class_ids_N[:, None] == labels_B
     with torch.autocast(embeds_BD.device.type, enabled=False):
         cos_NB = functional.normalize(rows_ND, dim=1) @ embeds_BD.T
         pull_N = _soft_sum((-scale * (cos_NB - margin)).masked_fill(~own_NB, -math.inf))

@@ -5,8 +5,8 @@ send, and folds into the plain weights afterwards (Hu et al. 2021, 2106.09685: W
 Frozen stages stay cached as ever: adapters sit on layers behind them.
 
 Those of the image encoder are trained with the image side, those of the text encoder in a stage of its own
-(text_adapters.py). Two cases publish no adapter folder, since more than adapters has changed: the image encoder trained
-without adapters, and layers of the text encoder tuned themselves.
+(text_adapters.py). Three cases publish no adapter folder, since more than adapters has changed: the image encoder
+trained without adapters, or by distillation (distil.py), and layers of the text encoder tuned themselves.
 
 peft takes seconds to import: only functions that need it do so.
 

@@ -77,12 +77,13 @@ def train_members(
     weights: dict[str, Tensor] = {}
     if rank() == 0:
         states = [one.weights for one in members]
-        weights = mean_weights(states)
+        weights = mean_weights(states, recipe)
         if recipe.distil_steps:
             weights = _student(states, weights, cache, samples, recipe=recipe, seed=seed, homes=(folder, trained))
     class_weights = _mean_rows([one.class_weights for one in members])
     seconds = sum(one.seconds for one in members)
-    return dataclasses.replace(members[0], weights=weights, class_weights=class_weights, seconds=seconds)
+    # Evaluations while training are of single members, not of what is published.
+    return ImageResult(weights, class_weights, steps=members[0].steps, seconds=seconds)
 
 
 def recipe_of_weights(recipe: Recipe) -> Recipe:

@@ -245,8 +245,8 @@ def emoji_lora() -> Recipe:
 
 
 def emoji_distilled() -> Recipe:
-    """`emoji` trained three times, and one model of the same size that learned to answer as the three together do."""
-    return dataclasses.replace(emoji(), name="emoji_distilled", num_members=3)
+    """`emoji` by CosFace, three times, and one model of that size that learned to answer as the three together do."""
+    return dataclasses.replace(emoji(), name="emoji_distilled", loss="softmax", num_members=3)
 
 
 def emoji_tuned() -> Recipe:

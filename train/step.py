@@ -1,8 +1,8 @@
 """One optimiser step of the image side: the same numbers for any number of ranks and micro-steps.
 
     rows of the whole step, from (seed, step)  ->  sampled classes  ->  rows of this rank's classes
-    each micro-step: embed local rows -> gather over ranks -> three scalars per row against local classes, combined
-    over ranks -> its share of the loss of the GLOBAL batch -> backward
+    each micro-step: embed local rows -> gather over ranks -> three scalars per row against local classes (with
+    ProxyAnchor four sums over them), combined over ranks -> its share of the loss of the GLOBAL batch -> backward
     then: two gradient norms, clipped apart; AdamW on the encoders, the row optimiser on the class weights.
 
 The labels of the whole step are known to every rank before its first micro-step, since `batches.py` composes them from
@@ -206,9 +206,9 @@ def _global_loss(
     form = softmax_form(recipe)
     rows, class_ids = gathered.weight_SD, gathered.class_ids_S
     if recipe.loss == "proxy_anchor":
-        assert isinstance(recipe.margin_value, float), "check_recipe"
+        assert not isinstance(recipe.margin_value, tuple), "check_recipe"
         given = (embeds_BD, labels_B, rows, class_ids, gathered.log_correction_S)
-        sums = anchor_sums(*given, scale=recipe.scale, margin=recipe.margin_value)
+        sums = anchor_sums(*given, scale=recipe.scale, margin=float(recipe.margin_value))
         return anchor_loss(AnchorSums(*sum_over_ranks(torch.stack(sums)).unbind()))
     best_B = None
     if form.conflict_delta is not None:

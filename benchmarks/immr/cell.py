@@ -68,7 +68,7 @@ class Desk:
     """Where cells lie, and how many steps they train (None = the recipe's).
 
     `taken_over` is an earlier result file: choices and heads cells that are not here stand there, and only those: a
-    search that is done here has the word.
+    search that is done here has the word, and may begin with what an earlier one found for the layers themselves.
     """
 
     out: Path
@@ -241,8 +241,10 @@ def _search(cell: Cell, stand: Stand, desk: Desk) -> dict[str, Any]:
 
     axes, halvings = axes_of(cell, method), 0 if cell.kind == "search" else RATE_HALVINGS
     start = Settings.usual(method) if cell.kind == "search" else desk.settings(method, "heads")
-    table = _found_earlier(cell, desk) or searched_table(start, axes, validated, halvings=halvings)
-    if cell.kind == "final-search" and stand.recipe.vision_lora_rank:
+    adapts = cell.kind == "final-search" and stand.recipe.vision_lora_rank > 0
+    layers = _found_earlier(cell, desk) if adapts else []
+    table = layers or searched_table(start, axes, validated, halvings=halvings)
+    if adapts:
         with_adapters = dataclasses.replace(start, adapters=True)
         table += searched_table(with_adapters, axes, validated, halvings=halvings)
     return {"table": table, "chosen": max(table, key=_figure)}
@@ -251,7 +253,7 @@ def _search(cell: Cell, stand: Stand, desk: Desk) -> dict[str, Any]:
 def _found_earlier(cell: Cell, desk: Desk) -> list[dict[str, Any]]:
     """The row that a search of the last block's layers themselves chose in an earlier result file; none elsewhere."""
     found = desk.earlier.get("choices", {}).get(f"{cell.system}@{cell.stage}")
-    if cell.kind == "search" or found is None or found["settings"].get("adapters"):
+    if found is None or found["settings"].get("adapters"):
         return []
     settings = dataclasses.asdict(Settings(**found["settings"]))
     return [{"settings": settings, "validation": found["validation"]}]

@@ -174,7 +174,7 @@ def train_rival(
     max_steps: int | None = None,
     starts: Starts | None = None,
 ) -> Rival:
-    """Train a rival on a world, with as many members as the product has.
+    """Train a rival on a world, with as many members as the product has where its documents are images alone.
 
     Args:
         starts: see `start_rival`.
@@ -241,7 +241,7 @@ def _train_member(
 def _student(members: list[Rival], features: TrainingFeatures, rows: Labelled, *, recipe: Recipe, seed: int) -> Rival:
     """One rival of several, as `train/members.py` makes one model of the product's."""
     student = copy.deepcopy(members[0])
-    student.encoders.load_state_dict(mean_weights([one.encoders.state_dict() for one in members]))
+    student.encoders.load_state_dict(mean_weights([one.encoders.state_dict() for one in members], recipe))
     if recipe.distil_steps:
         inputs = {"query": features.query_inputs, "document": features.document_inputs}
         used = {"query": np.unique(rows.query.rows), "document": np.unique(rows.document.rows)}

@@ -45,6 +45,9 @@ LAYERS_RATES: dict[str, Any] = {
 }
 
 
+HEADS_RATES: dict[str, Any] = {"head_learning_rate": 2e-3, "prototype_learning_rate": 6e-3}  # and heads alone these
+
+
 class Stand:
     """A world under one recipe.
 
@@ -66,7 +69,8 @@ class Stand:
         if self.recipe.vision_lora_rank:
             plain = {"vision_lora_rank": 0, "lora_targets": None, "encoder_max_grad_norm": None}
         if stage == "heads":
-            return dataclasses.replace(self.recipe, loss="softmax", frozen_stages=None, num_members=1, **plain)
+            plain |= {"loss": "softmax", "frozen_stages": None, "num_members": 1}
+            return dataclasses.replace(self.recipe, **plain, **HEADS_RATES)
         return self.recipe if adapters or not plain else dataclasses.replace(self.recipe, **plain, **LAYERS_RATES)
 
     @cached_property

@@ -68,7 +68,7 @@ def test_ranges_of_sampled_classes_add_up_to_the_weighted_equation() -> None:
     embeds, rows = made()
     parts: list[AnchorSums] = []
     weights: dict[int, float] = {}
-    for ends in ((0, 4), (4, 5), (5, CLASSES)):
+    for ends in ((0, 4), (4, 4), (4, 5), (5, CLASSES)):
         drawn = sample_classes(CLASSES, positives=LABELS, rate=0.3, seed=2, step=1, class_range=ends)
         mine = rows[drawn.class_ids]
         weights |= dict(zip(drawn.class_ids.tolist(), drawn.log_correction.exp().tolist(), strict=True))
@@ -119,6 +119,17 @@ def test_what_has_no_meaning_is_refused() -> None:
     several = torch.stack([LABELS, torch.full_like(LABELS, -1)], dim=1)
     with pytest.raises(ValueError, match="takes one label per row"):
         anchor_sums(embeds, several, rows, ids, none, scale=SCALE, margin=MARGIN)
+    with pytest.raises(ValueError, match="the prototype of class 2 has length 0.0"):
+        anchor_sums(embeds, LABELS, rows * (ids != 2)[:, None], ids, none, scale=SCALE, margin=MARGIN)
     elsewhere = anchor_sums(embeds, LABELS, rows[1:3], ids[1:3], none[1:3], scale=SCALE, margin=MARGIN)
     with pytest.raises(ValueError, match="no class of the batch is among those that take part"):
         anchor_loss(elsewhere)
+
+
+def test_a_range_without_classes_has_a_gradient_of_zero() -> None:
+    embeds, rows = made()
+    none = torch.zeros(0, dtype=torch.float64)
+    sums = anchor_sums(embeds, LABELS, rows[:0], torch.arange(0), none, scale=SCALE, margin=MARGIN)
+    assert float(sums.weight) == float(sums.classes) == 0
+    of_embeds, of_rows = torch.autograd.grad(torch.stack(sums).sum(), (embeds, rows))
+    assert not bool(of_embeds.any() or of_rows.any())

@@ -51,7 +51,7 @@ def test_the_mean_of_adapters_is_the_mean_of_the_layers_that_they_make(alpha: fl
     recipe = small(vision_lora_rank=2, lora_alpha=alpha, num_members=3)
     states = [moved(recipe, number=number) for number in range(3)]
     plain = [with_image_weights(recipe, state, seed=0)[0].state_dict() for state in states]
-    soup = with_image_weights(soup_recipe(recipe), mean_weights(states), seed=0)[0].state_dict()
+    soup = with_image_weights(soup_recipe(recipe), mean_weights(states, recipe), seed=0)[0].state_dict()
     differ = 0
     for name, value in soup.items():
         if value.is_floating_point() and name.startswith(("vision_model.", "image_head.")):
@@ -130,6 +130,10 @@ def run(folder: Path, recipe: Recipe, governed: Path, *options: object) -> Path:
     return folder
 
 
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "train.jsonl").read_text().splitlines()]
+
+
 def published(folder: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = OclearModel.from_pretrained(folder / "hub").state_dict()
     return state
@@ -146,7 +150,11 @@ def finished(governed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_killed_run_goes_on_with_the_member_that_it_was_at_and_ends_equal(
-    finished: Path, governed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path,
+    governed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     usual, calls = train_image_side, []
 
@@ -162,7 +170,11 @@ def test_a_killed_run_goes_on_with_the_member_that_it_was_at_and_ends_equal(
         run(tmp_path / "run", small(vision_lora_rank=2), governed)
     assert calls == [0, 1]
     assert not (tmp_path / "run" / "hub").exists()
+    capsys.readouterr()
     run(tmp_path / "run", small(vision_lora_rank=2), governed, "--resume")
+    said = capsys.readouterr().out
+    assert "resumed from step-00000004: 4 steps done" in said
+    assert "resumed from step-00000002: 2 steps done" in said
     theirs, ours = published(finished), published(tmp_path / "run")
     assert all(torch.equal(value, ours[name]) for name, value in theirs.items())
 
@@ -182,8 +194,9 @@ def test_members_differ_and_the_student_is_published_without_adapters(finished: 
     assert (finished / "members" / "1" / "checkpoints").is_dir()
     assert not (finished / "adapter").exists()
     assert recipe_of_weights(small(vision_lora_rank=2)).vision_lora_rank == 0
-    first, second = ((finished / part / "train.jsonl").read_text() for part in (".", "members/1"))
-    assert first != second
+    first, second = (losses(finished / part) for part in (".", "members/1"))
+    assert len(first) == len(second) == 4
+    assert all(one != other for one, other in zip(first, second, strict=True))
     assert member_seed(3, 1) != member_seed(4, 0)
 
 
