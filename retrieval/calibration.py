@@ -7,6 +7,10 @@ query's half moves all answers alike; so one extra dimension does it, and search
 
     r(z) = mean of the 5 largest <z, q> over training queries q;   document [z, -r/2],   query [q, 1]
 
+A document without image stands elsewhere: what its text says lacks all that pictures have in common, so that it is far
+from every query, and any document with an image would come before it. Such documents are made longer by one factor
+(ours), the mean r of documents with image over their own mean r; among themselves nothing changes.
+
 Letters: N documents, D model width, S sample of training queries.
 In: document embeddings, calibration.safetensors. Out: index vectors. Next: vector_search.py.
 """
@@ -61,11 +65,21 @@ def hubness(embeds_ND: Array, sample_SD: Array) -> Array:
     return np.concatenate(parts).astype(np.float32)
 
 
-def calibrated_documents(embeds_ND: Array, sample_SD: Array | None) -> Array:
-    """Index vectors: [z, -r(z)/2], or z as it is without a sample."""
+def calibrated_documents(embeds_ND: Array, sample_SD: Array | None, *, has_image: NDArray[np.bool_]) -> Array:
+    """Index vectors: [z, -r(z)/2], longer where there is no image; z as it is without a sample.
+
+    Args:
+        has_image: (N,). Lengths stay where all documents have an image or none has, or a mean is not above 0.
+    """
     if sample_SD is None:
         return embeds_ND
-    return np.concatenate([embeds_ND, -0.5 * hubness(embeds_ND, sample_SD)[:, None]], axis=1)
+    hubness_N = hubness(embeds_ND, sample_SD)
+    vectors_NE = np.concatenate([embeds_ND, -0.5 * hubness_N[:, None]], axis=1)
+    if has_image.any() and not has_image.all():
+        usual, own = hubness_N[has_image].mean(), hubness_N[~has_image].mean()
+        if min(usual, own) > 0:
+            vectors_NE[~has_image] *= usual / own
+    return vectors_NE
 
 
 def calibrated_queries(embeds_QD: Array, *, index_width: int, calibrate: bool = True) -> Array:

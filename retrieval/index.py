@@ -98,7 +98,8 @@ def build_index(
     embeds_ND, imputed = _embeddings(found, imputation and encoder.text_strength > 0)
     sample = load_calibration(encoder.folder, width=encoder.width)
     order = sorted(range(len(found.doc_id)), key=found.doc_id.__getitem__)
-    vectors_NE = np.ascontiguousarray(calibrated_documents(embeds_ND, sample)[order], dtype=np.float32)
+    vectors_NE = calibrated_documents(embeds_ND, sample, has_image=np.asarray(found.has_image))
+    vectors_NE = np.ascontiguousarray(vectors_NE[order], dtype=np.float32)
     wide = None if sample is None else calibrated_queries(sample, index_width=vectors_NE.shape[1])
     searcher = vector_search.build(vectors_NE, exact_below=exact_below, sample_QE=wide)
     info = {

@@ -60,7 +60,8 @@ class System:
         indexed = np.isfinite(embeds_ND).all(axis=1)
         found = np.full((len(embeds_ND), embeds_ND.shape[1] + 1), np.nan, dtype=np.float32)
         if indexed.any():
-            found[indexed] = calibrated_documents(embeds_ND[indexed], self.calibration)
+            has_image = np.asarray(cache.document_has_image)[indexed]
+            found[indexed] = calibrated_documents(embeds_ND[indexed], self.calibration, has_image=has_image)
         return found
 
 

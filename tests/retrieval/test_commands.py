@@ -48,7 +48,12 @@ def test_a_document_without_text_moves_by_imputation_and_others_do_not(world: Wo
     catalogue = read_table(world.table("catalogue"), CATALOGUE, name="catalogue")
     plain = build_index(encoder, catalogue, changes=Changes(), imputation=False)
     filled = build_index(encoder, catalogue, changes=Changes())
-    moved = np.abs(plain.searcher.vectors() - filled.searcher.vectors()).max(axis=1) > 1e-6
+    # The length of a document without image follows the others (calibration.py); where it points does not.
+    before, after = (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        for rows in (index.searcher.vectors()[:, :24] for index in (plain, filled))
+    )
+    moved = np.abs(before - after).max(axis=1) > 1e-6
     assert moved.tolist() == filled.documents.column("imputed").to_pylist()
     assert plain.info["imputed"] == 0
 
