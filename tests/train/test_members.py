@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,14 @@ from train.members import recipe_of_weights, train_members
 from train.recipe import Recipe, recipe_by_name
 from train.run import train
 from train.soup import mean_weights, member_seed, soup_recipe
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """A run takes as many threads as cores are free, and last bits follow their number."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCLEAR_THREADS", "1")
+        yield
 
 
 def small(**changes: Any) -> Recipe:
