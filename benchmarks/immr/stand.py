@@ -43,9 +43,8 @@ LAYERS_RATES: dict[str, Any] = {
     "head_learning_rate": 8e-3,
     "prototype_learning_rate": 24e-3,
 }
-
-
-HEADS_RATES: dict[str, Any] = {"head_learning_rate": 2e-3, "prototype_learning_rate": 6e-3}  # and heads alone these
+# Heads alone, the product's and most rivals', want these.
+HEADS_RATES: dict[str, Any] = {"head_learning_rate": 2e-3, "prototype_learning_rate": 6e-3}
 
 
 class Stand:
