@@ -22,7 +22,7 @@ from train.recipe import Recipe, recipe_by_name
 from train.run_folder import close_run, open_run
 from train.samples import GovernedSamples, read_samples
 from train.text_stage import category_prototypes, features_of, fit_text
-from train.topology import start_topology
+from train.topology import leave, start_topology
 
 
 def main() -> int:
@@ -114,4 +114,4 @@ def finish(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -10,10 +10,11 @@ In: the environment and the command line of the launcher. Out: an `Accelerator` 
 import datetime
 import functools
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import torch
@@ -69,6 +70,20 @@ def start_topology(*, tracker: str, folder: Path, seed: int) -> Accelerator:
     if accelerator.is_main_process:
         print(describe(accelerator, threads=threads), flush=True)
     return accelerator
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with `code`; one of several without taking the interpreter apart.
+
+    Gloo's threads outlive `destroy_process_group` where something still refers to a group, and one that drops a tensor
+    while the interpreter ends aborts the process (pytorch/pytorch#179291). The launcher then kills the main rank too,
+    which may still be fitting the text side.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def meeting_place() -> str | None:

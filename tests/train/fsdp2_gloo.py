@@ -7,7 +7,6 @@ own FSDP2 path: prepare, clipping, state dicts.
 In: the words of train/run.py, under torchrun. Next: test_fsdp2.py.
 """
 
-import sys
 from typing import Any
 
 import torch
@@ -43,4 +42,4 @@ def accelerator_on_gloo(*positional: Any, **named: Any) -> Accelerator:
 
 if __name__ == "__main__":
     vars(topology)["Accelerator"] = accelerator_on_gloo
-    sys.exit(run.main())
+    topology.leave(run.main())

@@ -1,5 +1,8 @@
 """What the launcher was asked for is read from its own words; what torch gets is what the machine has free."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,14 @@ def test_a_wish_for_threads_that_is_no_number_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setenv("OCLEAR_THREADS", "many")
     with pytest.raises(ValueError, match="OCLEAR_THREADS is 'many'"):
         set_threads()
+
+
+@pytest.mark.parametrize(("ranks", "said"), [("1", "last words\ntaken apart\n"), ("2", "last words\n")])
+def test_one_rank_of_several_ends_with_its_code_and_words_before_the_interpreter_is_taken_apart(
+    ranks: str, said: str
+) -> None:
+    words = "import atexit; atexit.register(print, 'taken apart'); from train.topology import leave"
+    words += "; print('last words'); leave(3)"
+    environment = {**os.environ, "WORLD_SIZE": ranks}
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (3, said)
