@@ -116,7 +116,7 @@ class Desk:
         Raises:
             ValueError: nothing was chosen yet.
         """
-        key = f"{searched(method).name if stage == 'heads' else method.name}@{stage}"
+        key = f"{searched(method).name if stage == 'heads' else method.plain.name}@{stage}"
         if key not in self.choices:
             raise ValueError(f"no settings were chosen for {key}; run its search cell first (leave --only out)")
         return Settings(**self.choices[key]["settings"])
@@ -124,7 +124,7 @@ class Desk:
 
 def searched(method: Method) -> Method:
     """The method whose search under heads alone a method shares: one with images, one with text for each loss."""
-    return dataclasses.replace(method, documents="image" if method.documents == "image" else "mean")
+    return dataclasses.replace(method.plain, documents="image" if method.documents == "image" else "mean")
 
 
 def run_cell(cell: Cell, stand: Stand, desk: Desk) -> None:
@@ -169,13 +169,11 @@ def _systems(cell: Cell, stand: Stand, desk: Desk) -> Iterator[tuple[str, System
 
 
 def trained_rival(cell: Cell, stand: Stand, desk: Desk, settings: Settings, *, share: float = 1.0) -> System:
-    """A rival of a cell under some settings, its whole schedule shortened to `share` of the recipe's steps."""
+    """A rival of a cell under some settings, its whole schedule shortened to `share` of the steps they ask for."""
     method, features = Method.named(cell.system), stand.training(cell.stage)
     recipe = stand.recipe_of(cell.stage, adapters=settings.adapters)
-    if cell.kind == "final-search":
-        recipe = dataclasses.replace(recipe, num_members=1)
     rows = stand.rows[method.labels]
-    steps, warmup = (round(share * count) for count in (recipe.steps, recipe.warmup_steps))
+    steps, warmup = (round(share * settings.length * count) for count in (recipe.steps, recipe.warmup_steps))
     rival = train_rival(
         stand.untrained,
         features,
@@ -230,7 +228,8 @@ def _search(cell: Cell, stand: Stand, desk: Desk) -> dict[str, Any]:
 
     A lowest rate that is the best of its row is halved until that gains nothing (`RATE_HALVINGS` times at most). Where
     the product trains adapters, all this is done twice, with the last block's layers themselves and with adapters on
-    them; for the layers themselves, a choice of an earlier result file stands. A search trains one member.
+    them; what an earlier result file has of either stands. Where the product trains members and a student, the best is
+    tried with as many steps as those have together.
     """
     method = Method.named(cell.system)
     share = SEARCH_SHARE if cell.kind == "search" else 1.0
@@ -242,21 +241,29 @@ def _search(cell: Cell, stand: Stand, desk: Desk) -> dict[str, Any]:
     axes, halvings = axes_of(cell, method), 0 if cell.kind == "search" else RATE_HALVINGS
     start = Settings.usual(method) if cell.kind == "search" else desk.settings(method, "heads")
     adapts = cell.kind == "final-search" and stand.recipe.vision_lora_rank > 0
-    layers = _found_earlier(cell, desk) if adapts else []
-    table = layers or searched_table(start, axes, validated, halvings=halvings)
-    if adapts:
-        with_adapters = dataclasses.replace(start, adapters=True)
-        table += searched_table(with_adapters, axes, validated, halvings=halvings)
+    table = _found_earlier(cell, desk) if adapts else []
+    for adapters in (False, True) if adapts else (False,):
+        if not any(row["settings"]["adapters"] == adapters for row in table):
+            form = dataclasses.replace(start, adapters=adapters)
+            table += searched_table(form, axes, validated, halvings=halvings)
+    if cell.kind == "final-search" and (length := whole_length(stand.recipe)) > 1:
+        longer = dataclasses.replace(Settings(**max(table, key=_figure)["settings"]), length=length)
+        table.append({"settings": dataclasses.asdict(longer), "validation": validated(longer)})
     return {"table": table, "chosen": max(table, key=_figure)}
 
 
+def whole_length(recipe: Recipe) -> float:
+    """Steps of all members and of the student, in units of one member's."""
+    if recipe.num_members == 1:
+        return 1.0
+    return recipe.num_members + recipe.distil_steps / recipe.steps
+
+
 def _found_earlier(cell: Cell, desk: Desk) -> list[dict[str, Any]]:
-    """The row that a search of the last block's layers themselves chose in an earlier result file; none elsewhere."""
-    found = desk.earlier.get("choices", {}).get(f"{cell.system}@{cell.stage}")
-    if found is None or found["settings"].get("adapters"):
-        return []
-    settings = dataclasses.asdict(Settings(**found["settings"]))
-    return [{"settings": settings, "validation": found["validation"]}]
+    """Rows of an earlier result file's search of this cell, of trainings of the recipe's own length."""
+    rows = desk.earlier.get("cells", {}).get(cell.name, {}).get("table", [])
+    found = [{**row, "settings": dataclasses.asdict(Settings(**row["settings"]))} for row in rows]
+    return [row for row in found if row["settings"]["length"] == 1]
 
 
 def axes_of(cell: Cell, method: Method) -> dict[str, tuple[Any, ...]]:

@@ -3,12 +3,13 @@
     heads   one world (hard-0, seed 0), heads alone on cached features: every loss x labels x documents, after the
             searches on validation categories; the product and zero-shot beside them
     final   the last block trained: the product, its image side alone, zero-shot, and the best three rivals by
-            validation (two on governed labels, one on raw) on 3 splits x 3 seeds; the product alone in the main
-            setting and with 40% wrong clicks
+            validation (two on governed labels, one on raw) on 3 splits x 3 seeds; the first of them with members and
+            a student, where the product has them; the product alone in the main setting and with 40% wrong clicks
 
 In: what was asked for on the command line. Out: cells on disk. Next: summary.py.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -55,9 +56,11 @@ def finalists(desk: Desk) -> list[str]:
     ]
 
 
-def final_cells(rivals: Sequence[str]) -> list[Cell]:
-    """World by world, the product first."""
+def final_cells(rivals: Sequence[str], *, distils: bool = False) -> list[Cell]:
+    """World by world, the product first; `distils`: the first rival with members and a student too."""
     cells = [Cell("final-search", FIRST, name) for name in rivals]
+    if distils and rivals and Method.named(rivals[0]).documents == "image":
+        rivals = [*rivals, dataclasses.replace(Method.named(rivals[0]), distilled=True).name]
     for split in SPLITS:
         world = f"hard-{split}"
         cells.append(Cell("final", world, ZERO_SHOT))
@@ -69,7 +72,9 @@ def final_cells(rivals: Sequence[str]) -> list[Cell]:
 
 def cells_of(grid: str, desk: Desk) -> list[Cell]:
     """The cells of a grid; the rivals of "final" are known once "heads" is done."""
-    return heads_cells() if grid == "heads" else final_cells(finalists(desk))
+    if grid == "heads":
+        return heads_cells()
+    return final_cells(finalists(desk), distils=recipe_by_name(desk.recipe).num_members > 1)
 
 
 def todo(cells: Sequence[Cell], desk: Desk, only: str | None) -> list[Cell]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.immr.ablation_page import ablation
+from benchmarks.immr.rivals import Method
 from benchmarks.render_governance import RESULTS, table
 
 METRICS = {"recall_at_1": "R@1", "recall_at_10": "R@10", "mrr_at_10": "MRR@10"}
@@ -35,6 +36,7 @@ ROLES = {
     "image_only": "",
     "best_governed_rival": "best rival on governed labels: ",
     "best_raw_rival": "best rival on raw clicks: ",
+    "distilled_rival": "a rival given the product's members and student: ",
     "zero_shot": "",
 }
 TRACKS = {
@@ -84,8 +86,9 @@ def system(name: str) -> str:
     """A system in words: "infonce.raw.concat" is "InfoNCE, raw labels, image + text, learned"."""
     if name in SYSTEMS:
         return SYSTEMS[name]
-    loss, labels, documents = name.split(".")
-    return f"{LOSSES[loss]}, {labels} labels, documents: {DOCUMENTS[documents]}"
+    method = Method.named(name)
+    said = f"{LOSSES[method.loss]}, {method.labels} labels, documents: {DOCUMENTS[method.documents]}"
+    return f"{said}, distilled" if method.distilled else said
 
 
 def track(name: str) -> str:

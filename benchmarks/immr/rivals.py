@@ -2,7 +2,9 @@
 
 What is equal for all: shared image encoder with standardisation per side and PCA start, residual MLPs, 128 queries and
 128 documents a step, the recipe's steps, warm-up, learning rates (times one searched factor), weight decay, dropout,
-augmented views. What differs is the method: loss, labels, documents.
+augmented views. What differs is the method: loss, labels, documents. A rival is trained once, as long as the product's
+members and its student together where validation queries ask for that; "+distilled" behind its name gives it members
+and a student as the product has them, which is no method of its own but tells what those are worth.
 
 In: training features, a `Method` and `Settings`. Out: a trained `Rival`. Next: cell.py.
 
@@ -10,7 +12,7 @@ Letters: B batch, Q queries, N documents, H width of a sentence vector, D width.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,30 +43,39 @@ VALUES: dict[str, tuple[float | str, ...]] = {
     "proxyanchor": (0.1, 0.0, 0.2),
     "cosface": (0.2, 0.1, 0.3),
 }
+DISTILLED = "+distilled"
 Starts = dict[tuple[str, bytes, bytes], dict[str, Tensor]]  # by stage and rows of both sides
 
 
 @dataclass(frozen=True)
 class Method:
-    """Loss, labels and documents of a rival; "infonce.raw.concat" in short."""
+    """Loss, labels and documents of a rival; "infonce.raw.concat" in short, with "+distilled" when it has members."""
 
     loss: str
     labels: str
     documents: str
+    distilled: bool = False
 
     def __post_init__(self) -> None:
         for value, choices in ((self.loss, LOSSES), (self.labels, LABELS), (self.documents, DOCUMENTS)):
             if value not in choices:
                 raise ValueError(f"{value!r} is no part of a method here; choose one of {', '.join(choices)}")
+        if self.distilled and self.documents != "image":
+            raise ValueError(f"{self.name}: a student learns embeddings of images alone; its documents must be 'image'")
 
     @property
     def name(self) -> str:
-        return f"{self.loss}.{self.labels}.{self.documents}"
+        return f"{self.loss}.{self.labels}.{self.documents}{DISTILLED if self.distilled else ''}"
+
+    @property
+    def plain(self) -> "Method":
+        """The method trained once: the one whose settings are searched."""
+        return replace(self, distilled=False)
 
     @classmethod
     def named(cls, name: str) -> "Method":
         """The method of a short name."""
-        return cls(*name.split("."))
+        return cls(*name.removesuffix(DISTILLED).split("."), distilled=name.endswith(DISTILLED))
 
 
 METHODS = tuple(Method(loss, labels, documents) for loss in LOSSES for labels in LABELS for documents in DOCUMENTS)
@@ -72,13 +83,14 @@ METHODS = tuple(Method(loss, labels, documents) for loss in LOSSES for labels in
 
 @dataclass(frozen=True)
 class Settings:
-    """What the search chooses: factor on all learning rates, value of the loss, balance of the classes in batches, and
-    whether the last block is trained by the product's adapters or itself."""
+    """What the search chooses: factor on all learning rates, value of the loss, balance of the classes in batches,
+    whether the last block is trained by the product's adapters or itself, and factor on the recipe's steps."""
 
     rate: float = 1.0
     value: float | str = 0.0
     balance: float = 1.0
     adapters: bool = False
+    length: float = 1.0
 
     @classmethod
     def usual(cls, method: Method) -> "Settings":
@@ -174,7 +186,7 @@ def train_rival(
     max_steps: int | None = None,
     starts: Starts | None = None,
 ) -> Rival:
-    """Train a rival on a world, with as many members as the product has where its documents are images alone.
+    """Train a rival on a world; with as many members as the recipe has when the method is distilled.
 
     Args:
         starts: see `start_rival`.
@@ -187,8 +199,7 @@ def train_rival(
     rows = usable_rows(rows, features, documents=method.documents)
     given: dict[str, Any] = {"method": method, "settings": settings, "recipe": recipe, "stage": stage}
     given |= {"max_steps": max_steps, "starts": starts}
-    # A student learns embeddings of images alone: a form that reads text is trained once.
-    count = recipe.num_members if method.documents == "image" else 1
+    count = recipe.num_members if method.distilled else 1
     members = [_train_member(model, features, rows, seed=seed, member=member, **given) for member in range(count)]
     return members[0] if count == 1 else _student(members, features, rows, recipe=recipe, seed=seed)
 

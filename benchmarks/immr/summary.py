@@ -16,12 +16,13 @@ import numpy as np
 
 from benchmarks.immr.cell import IMAGE_ONLY, PRODUCT, ZERO_SHOT, Cell, Desk
 from benchmarks.immr.grid import FIRST, NOISY, SEEDS, SPLITS
-from benchmarks.immr.rivals import METHODS, Method
+from benchmarks.immr.rivals import DISTILLED, METHODS, Method
 from benchmarks.immr.scores import METRICS, Scores
 from benchmarks.immr.slicing import sliced
 from benchmarks.immr.stand import LONG_TRACKS, SHORT_TRACKS, kept_scores
 from benchmarks.immr.statistics import LEVEL, bootstrap_differences, paired
 
+DISTILLED_RIVAL = "distilled_rival"
 Key = tuple[str, int]  # world, seed
 Cells = dict[Key, Scores]
 HARD, MAIN = tuple(f"hard-{split}" for split in SPLITS), tuple(f"main-{split}" for split in SPLITS)
@@ -102,7 +103,8 @@ def summarised(desk: Desk) -> dict[str, Any]:
 
 def _systems(desk: Desk, kind: str) -> list[str]:
     """Systems with a finished cell of this kind in the hard setting."""
-    known = [PRODUCT, IMAGE_ONLY, *(method.name for method in METHODS), ZERO_SHOT]
+    distilled = [method.name + DISTILLED for method in METHODS if method.documents == "image"]
+    known = [PRODUCT, IMAGE_ONLY, *(method.name for method in METHODS), *distilled, ZERO_SHOT]
     return [
         name
         for name in known
@@ -114,9 +116,12 @@ def _roles(unseen: Mapping[str, Cells]) -> dict[str, str]:
     """Which system plays which part of the summary."""
     roles = {name: name for name in (PRODUCT, IMAGE_ONLY) if name in unseen}
     for labels in ("governed", "raw"):
-        rivals = [n for n in unseen if "." in n and Method.named(n).labels == labels]
+        rivals = [n for n in unseen if "." in n and Method.named(n).labels == labels and not n.endswith(DISTILLED)]
         if rivals:
             roles[f"best_{labels}_rival"] = max(rivals, key=lambda name: (pooled(unseen[name])["recall_at_1"], name))
+    for name in unseen:
+        if name.endswith(DISTILLED):
+            roles[DISTILLED_RIVAL] = name
     return roles | ({ZERO_SHOT: ZERO_SHOT} if ZERO_SHOT in unseen else {})
 
 

@@ -49,7 +49,7 @@ def test_heads_alone_have_no_adapters_and_the_layers_themselves_have_rates_of_th
     assert (heads.head_learning_rate, heads.prototype_learning_rate) == (2e-3, 6e-3)
     tuned = dataclasses.asdict(recipe_by_name("emoji_tuned"))
     differ = {name for name, value in dataclasses.asdict(layers).items() if value != tuned[name]}
-    assert differ == {"name", "loss", "text_layers_tuned", "text_learning_rate"}
+    assert differ == {"name", "loss", "text_layers_tuned", "text_learning_rate", "num_members"}
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +106,14 @@ def test_where_the_product_trains_adapters_rivals_search_them_and_an_earlier_cho
     desk: Desk, adapted: Stand, tmp_path: Path
 ) -> None:
     file, before = tmp_path / "earlier.json", desk.choices
-    file.write_text(json.dumps({"choices": before}))
-    own, cell = Desk(tmp_path, "tiny", STEPS, file), Cell("final-search", "hard-0", RIVAL)
+    cell = Cell("final-search", "hard-0", RIVAL)
+    layers = json.loads(desk.file(cell.name).read_text())["table"]
+    file.write_text(json.dumps({"choices": before, "cells": {cell.name: {"table": layers}}}))
+    own = Desk(tmp_path, "tiny", STEPS, file)
     run_cell(cell, adapted, own)
-    first, *others = json.loads(own.file(cell.name).read_text())["table"]
-    assert first == {key: before[f"{RIVAL}@last_block"][key] for key in ("settings", "validation")}
+    table = json.loads(own.file(cell.name).read_text())["table"]
+    others = table[len(layers) :]
+    assert table[: len(layers)] == layers
     assert {row["settings"]["adapters"] for row in others} == {True}
     assert {1.0, 0.5, 0.25, 2.0} <= {row["settings"]["rate"] for row in others}
     for system in ("oclear", "zero_shot"):
@@ -118,12 +121,28 @@ def test_where_the_product_trains_adapters_rivals_search_them_and_an_earlier_cho
         assert own.file(Cell("final", "hard-0", system).name).is_file()
 
 
-def rival_of(stand: Stand, **changes: Any) -> Rival:
+def test_rivals_may_train_as_long_as_members_and_student_together_and_an_earlier_search_of_both_forms_stands(
+    desk: Desk, stand: Stand, adapted: Stand, tmp_path: Path
+) -> None:
+    cell = Cell("final-search", "hard-0", RIVAL)
+    rows = json.loads(desk.file(cell.name).read_text())["table"]
+    rows += [{**row, "settings": {**row["settings"], "adapters": True}} for row in rows]
+    file = tmp_path / "earlier.json"
+    file.write_text(json.dumps({"choices": desk.choices, "cells": {cell.name: {"table": rows}}}))
+    own = Desk(tmp_path, "tiny", STEPS, file)
+    run_cell(cell, Stand(stand.world, dataclasses.replace(adapted.recipe, num_members=2, distil_steps=25)), own)
+    *before, longer = json.loads(own.file(cell.name).read_text())["table"]
+    assert before == rows
+    best = max(rows, key=lambda row: row["validation"]["mrr_at_10"])["settings"]
+    assert longer["settings"] == {**best, "length": 2.5}  # two members of 50 steps and a student of 25
+
+
+def rival_of(stand: Stand, *, method: str = "proxyanchor.raw.image", **changes: Any) -> Rival:
     return train_rival(
         stand.untrained,
         stand.training("last_block"),
         stand.rows["raw"],
-        method=Method.named("proxyanchor.raw.image"),
+        method=Method.named(method),
         settings=Settings(value=0.1, adapters=True),
         recipe=dataclasses.replace(stand.recipe_of("last_block"), **changes),
         stage="last_block",
@@ -142,9 +161,19 @@ def test_a_rival_with_adapters_moves_the_layers_under_them_alone(adapted: Stand)
     under = {f"{name}.weight" for name in adapter_layers(adapted.untrained.vision_model, adapted.recipe)}
     start = adapted.untrained.vision_model.state_dict()
     assert moved(rival_of(adapted), start) == under
-    student = rival_of(adapted, num_members=2, distil_steps=0)
-    assert moved(student, start) == under
-    assert any(name.endswith("depthwise.conv.weight") for name in moved(rival_of(adapted, num_members=2), start))
+    assert moved(rival_of(adapted, num_members=2), start) == under  # trained once all the same
+
+
+def test_a_distilled_rival_has_the_products_members_and_student(adapted: Stand) -> None:
+    under = {f"{name}.weight" for name in adapter_layers(adapted.untrained.vision_model, adapted.recipe)}
+    start = adapted.untrained.vision_model.state_dict()
+    method = Method.named("proxyanchor.raw.image+distilled")
+    assert (method.name, method.plain.name) == ("proxyanchor.raw.image+distilled", "proxyanchor.raw.image")
+    given: dict[str, Any] = {"method": method.name, "num_members": 2}
+    assert moved(rival_of(adapted, **given, distil_steps=0), start) == under
+    assert any(name.endswith("depthwise.conv.weight") for name in moved(rival_of(adapted, **given), start))
+    with pytest.raises(ValueError, match="a student learns embeddings of images alone"):
+        Method.named("proxyanchor.raw.mean+distilled")
 
 
 def test_classes_search_their_rate_alone_on_the_last_block() -> None:
@@ -276,6 +305,9 @@ def test_the_finalists_are_two_governed_rivals_and_one_raw_by_validation(tmp_pat
     assert grid.finalists(desk) == ["cosface.governed.concat", "cosface.governed.mean", "siglip.raw.mean"]
     cells = grid.final_cells(grid.finalists(desk))
     assert len({cell.name for cell in cells}) == len(cells) == 3 + 3 * (1 + 4 * 3) + 4 * 3
+    assert grid.final_cells(grid.finalists(desk), distils=True) == cells  # a student learns images alone
+    images = grid.final_cells(["cosface.governed.image", "cosface.raw.image"], distils=True)
+    assert [cell.system for cell in images].count("cosface.governed.image+distilled") == 3 * 3
 
 
 def test_searches_and_heads_of_an_earlier_result_are_taken_over_where_there_is_no_cell(tmp_path: Path) -> None:
