@@ -200,7 +200,7 @@ class Recipe:
     distil_steps: int = 400
     distil_learning_rate: float = 1e-3
     text_folds: int = 5
-    text_strengths: tuple[float, ...] = (0.0, 0.2, 0.4)
+    text_strengths: tuple[float, ...] = (0.0, 0.1, 0.2)
     calibration_queries: int = 4096
     checkpoint_every: int = 100
     checkpoint_minutes: float | None = None

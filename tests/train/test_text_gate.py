@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from train.backbones import build_model
 from train.recipe import tiny
-from train.text_gate import COST, STEEPER, agreements, fit_gate, stricter, two_gaussians
+from train.text_gate import COST, STEEPER, agreements, fit_gate, sharper, two_gaussians
 
 WIDTH, CELL_WIDTH = 20, 10  # of the tiny recipe
 
@@ -39,12 +39,12 @@ def test_the_gate_is_bayes_rule_of_two_gaussians_of_one_variance() -> None:
 
 def test_the_gate_is_half_open_where_right_is_cost_times_as_likely_and_steeper_around_it() -> None:
     slope, centre = 8.0, 0.06
-    steep, half_open = stricter(slope, centre)
+    steep, half_open = sharper(slope, centre)
     assert math.isclose(math.exp(slope * (half_open - centre)), COST)  # odds of right against wrong
     for cosine in (-0.2, 0.06, 0.3):
         logit = slope * (cosine - centre)
         assert math.isclose(steep * (cosine - half_open), STEEPER * (logit - math.log(COST)), abs_tol=1e-12)
-    assert stricter(0.0, 0.0) == (0.0, 0.0)
+    assert sharper(0.0, 0.0) == (0.0, 0.0)
 
 
 def test_where_right_texts_agree_no_better_than_others_agreement_says_nothing() -> None:
