@@ -173,6 +173,12 @@ def _text_facts(config: ResultFile) -> dict[str, Any]:
     }
 
 
+def _member_facts(recipe: ResultFile) -> dict[str, int]:
+    """How many image sides were trained, and the steps of their student; 1 and 0 in recipes that know neither."""
+    usual = {"num_members": 1, "distil_steps": 0}
+    return {name: recipe.count(name) if recipe.has(name) else value for name, value in usual.items()}
+
+
 def model_card(run: RunResults, *, repo_id: str | None) -> ModelCard:
     """Render the model card of a run.
 
@@ -196,6 +202,7 @@ def model_card(run: RunResults, *, repo_id: str | None) -> ModelCard:
         simulated=simulated(run.data),
         hidden_size=run.config.count("hidden_size"),
         **_text_facts(run.config),
+        **_member_facts(run.recipe),
         recall_1=figure(headline, "recall_at_1", interval=True),
         recall_10=figure(headline, "recall_at_10", interval=True),
         queries=headline.count("queries"),

@@ -66,6 +66,18 @@ def test_every_number_of_the_results_follows_its_file(run: Path) -> None:
     assert after.count("0.987") == 2  # once in the table, once in the model-index
 
 
+@pytest.mark.parametrize(
+    ("steps", "said"), [(400, "a student that learned"), (0, "the mean of these members' weights")]
+)
+def test_a_model_of_several_members_says_so(run: Path, steps: int, said: str) -> None:
+    assert "times from one start" not in render_run(run)[0].read_text()
+    edit_json(run / "recipe.json", "num_members", 3)
+    edit_json(run / "recipe.json", "distil_steps", steps)
+    text = render_run(run)[0].read_text()
+    assert "It learned 3 times from one start" in text
+    assert said in text
+
+
 NEEDED = [
     ("metrics.json", f"{place}.{name}")
     for place in ("unseen.full_gallery", "unseen.unseen_gallery", "seen.full_gallery")
