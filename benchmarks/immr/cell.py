@@ -25,7 +25,7 @@ from benchmarks.immr.scores import METRICS, Scores
 from benchmarks.immr.stand import LONG_TRACKS, SHORT_TRACKS, Stand, keep_scores
 from benchmarks.immr.systems import System, published_system, rival_system, train_product
 from train.journal import write_json
-from train.recipe import Recipe
+from train.recipe import MACHINE_FIELDS, Recipe, difference
 
 KINDS = ("search", "heads", "final-search", "final")
 PRODUCT, IMAGE_ONLY, ZERO_SHOT = "oclear", "image_only", "zero_shot"
@@ -93,6 +93,21 @@ class Desk:
     def cells(self) -> Path:
         """Cells of a trial with fewer steps lie apart."""
         return self.out / ("cells" if self.max_steps is None else f"cells-{self.max_steps}-steps")
+
+    def claim(self, recipe: Recipe) -> None:
+        """Cells here are of one recipe: note it where nobody has, and refuse another one.
+
+        Raises:
+            ValueError: the cells here are of another recipe.
+        """
+        note, mine = self.cells / "recipe.json", recipe.to_json()
+        if not note.is_file():
+            self.cells.mkdir(parents=True, exist_ok=True)
+            write_json(note, mine)
+        theirs = json.loads(note.read_text())
+        ours, found = ({key: row[key] for key in row if key not in MACHINE_FIELDS} for row in (mine, theirs))
+        if differs := difference(json.loads(json.dumps(ours)), found):
+            raise ValueError(f"the cells of {self.cells} are of another recipe ({differs}); give another --out")
 
     def file(self, name: str) -> Path:
         return self.cells / f"{name}.json"

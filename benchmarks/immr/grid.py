@@ -96,9 +96,10 @@ def run_grid(grid: str, desk: Desk, *, only: str | None = None, demo: Path | Non
     """Run what is left of a grid, with a progress bar.
 
     Raises:
-        ValueError: see `todo`, `open_world` and `run_cell`.
+        ValueError: see `todo`, `Desk.claim`, `open_world` and `run_cell`.
     """
     cells = todo(cells_of(grid, desk), desk, only)
+    desk.claim(recipe_by_name(desk.recipe))
     with tqdm(total=len(cells), desc=f"{grid} grid", unit="cell") as bar:
         for world, group in _by_world(cells):
             stand = Stand(open_world(world, desk.out, demo=demo), recipe_by_name(desk.recipe))

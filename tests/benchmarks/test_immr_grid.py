@@ -310,6 +310,16 @@ def test_the_finalists_are_two_governed_rivals_and_one_raw_by_validation(tmp_pat
     assert [cell.system for cell in images].count("cosface.governed.image+distilled") == 3 * 3
 
 
+def test_cells_of_another_recipe_are_refused_not_mixed_in(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, "tiny")
+    desk.claim(tiny())
+    desk.claim(dataclasses.replace(tiny(), checkpoint_keep=9))  # where a run keeps its files is nobody's affair
+    with pytest.raises(
+        ValueError, match=r"another recipe \(text_strengths: \[0.5\] here, .* there\); give another --out"
+    ):
+        desk.claim(dataclasses.replace(tiny(), text_strengths=(0.5,)))
+
+
 def test_searches_and_heads_of_an_earlier_result_are_taken_over_where_there_is_no_cell(tmp_path: Path) -> None:
     usual: dict[str, Any] = {"rate": 0.5, "value": 0.1, "balance": 1.0}
     figures = {name: {"recall_at_1": 0.3, "queries": 9} for name in ("validation", "unseen")}
