@@ -75,7 +75,8 @@ class Method:
     @classmethod
     def named(cls, name: str) -> "Method":
         """The method of a short name."""
-        return cls(*name.removesuffix(DISTILLED).split("."), distilled=name.endswith(DISTILLED))
+        loss, labels, documents = name.removesuffix(DISTILLED).split(".")
+        return cls(loss, labels, documents, distilled=name.endswith(DISTILLED))
 
 
 METHODS = tuple(Method(loss, labels, documents) for loss in LOSSES for labels in LABELS for documents in DOCUMENTS)
