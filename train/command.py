@@ -56,7 +56,9 @@ def argument_parser() -> argparse.ArgumentParser:
         "--recipe", default="emoji", help="name (see --list-recipes) or a recipe.json; default %(default)s"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of every draw; default %(default)s")
-    parser.add_argument("--max-steps", type=int, help="stop after so many steps of the recipe's schedule")
+    parser.add_argument(
+        "--max-steps", type=int, help="stop after so many steps of the recipe's schedule, of the student too"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint in --out")
     parser.add_argument("--features", type=Path, help="folder of cached features, to share; default OUT/features")
     parser.add_argument(

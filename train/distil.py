@@ -17,6 +17,7 @@ In: trained `EncoderPair`s, cached inputs. Out: the student's weights, in place.
 Letters: B batch, D width.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,6 +70,12 @@ def distil(
         loss.backward()
         optimizer.step()
     return sum(losses[-max(1, len(losses) // 10) :]) / max(1, len(losses) // 10)
+
+
+def cut_short(recipe: Recipe, max_steps: int | None) -> Recipe:
+    """The recipe with at most `max_steps` of distillation: a run that is cut short has a student that is too."""
+    steps = recipe.distil_steps if max_steps is None else min(max_steps, recipe.distil_steps)
+    return dataclasses.replace(recipe, distil_steps=steps)
 
 
 def schedule(step: int, *, steps: int) -> float:

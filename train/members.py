@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from train.backbones import build_model, with_image_weights
 from train.collectives import on_main, rank
-from train.distil import DistilRows, distil
+from train.distil import DistilRows, cut_short, distil
 from train.encoders import EncoderPair
 from train.image_side import ImageResult, train_image_side, trained_rows
 from train.recipe import MACHINE_FIELDS, TEXT_FIELDS, Recipe
@@ -79,7 +79,8 @@ def train_members(
         states = [one.weights for one in members]
         weights = mean_weights(states, recipe)
         if recipe.distil_steps:
-            weights = _student(states, weights, cache, samples, recipe=recipe, seed=seed, homes=(folder, trained))
+            short = cut_short(recipe, given.get("max_steps"))
+            weights = _student(states, weights, cache, samples, recipe=short, seed=seed, homes=(folder, trained))
     class_weights = _mean_rows([one.class_weights for one in members])
     seconds = sum(one.seconds for one in members)
     # Evaluations while training are of single members, not of what is published.

@@ -26,7 +26,7 @@ from benchmarks.immr.losses import CLASSIFYING, LOSSES, Classifying, Contrastive
 from benchmarks.immr.training_features import TrainingFeatures
 from train.adapters import add_adapters
 from train.batches import dropout_scale
-from train.distil import DistilRows, distil
+from train.distil import DistilRows, cut_short, distil
 from train.encoders import ROWS_PER_CHUNK, EncoderPair, rows_of, start_image_head
 from train.parameter_groups import parameter_groups
 from train.recipe import Recipe
@@ -202,7 +202,9 @@ def train_rival(
     given |= {"max_steps": max_steps, "starts": starts}
     count = recipe.num_members if method.distilled else 1
     members = [_train_member(model, features, rows, seed=seed, member=member, **given) for member in range(count)]
-    return members[0] if count == 1 else _student(members, features, rows, recipe=recipe, seed=seed)
+    if count == 1:
+        return members[0]
+    return _student(members, features, rows, recipe=cut_short(recipe, max_steps), seed=seed)
 
 
 def _train_member(

@@ -246,3 +246,11 @@ def test_two_ranks_train_the_members_and_the_student_of_one_process(tmp_path: Pa
     one, two = published(tmp_path / "one"), published(tmp_path / "two")
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_cut_short_has_a_student_that_is_too(tmp_path: Path, governed: Path) -> None:
+    cut = published(run(tmp_path / "cut", small(distil_steps=9), governed, "--max-steps", 2))
+    asked = published(run(tmp_path / "asked", small(distil_steps=2), governed, "--max-steps", 2))
+    assert all(torch.equal(value, asked[name]) for name, value in cut.items())
+    longer = published(run(tmp_path / "longer", small(distil_steps=1), governed, "--max-steps", 2))
+    assert not all(torch.equal(value, longer[name]) for name, value in cut.items())
