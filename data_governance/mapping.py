@@ -9,6 +9,7 @@ In: a table and rules. Out: the first reason of each row. Next: the stage that d
 import ast
 import hashlib
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -61,7 +62,7 @@ def with_imports(module: ModuleType) -> tuple[ModuleType, ...]:
 
     Read from the sources, so that a helper which moves to a file of its own is not forgotten.
     """
-    package = module.__name__.rpartition(".")[0]
+    package = module.__name__.partition(".")[0]
     found, waiting = dict[str, ModuleType](), [module.__name__]
     while waiting:
         name = waiting.pop()
@@ -69,11 +70,18 @@ def with_imports(module: ModuleType) -> tuple[ModuleType, ...]:
             continue
         found[name] = importlib.import_module(name)
         for node in ast.walk(ast.parse(inspect.getsource(found[name]))):
-            if isinstance(node, ast.ImportFrom) and node.module == package:
-                waiting += [f"{package}.{alias.name}" for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
-                waiting.append(str(node.module))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == package:
+                waiting += [_module_of(str(node.module), alias.name) for alias in node.names]
+            elif isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names if alias.name.partition(".")[0] == package]
     return tuple(found[name] for name in sorted(found))
+
+
+def _module_of(parent: str, name: str) -> str:
+    """The module that `from parent import name` reads: `parent.name` where that is one, else `parent`."""
+    found = importlib.import_module(parent)
+    is_module = hasattr(found, "__path__") and importlib.util.find_spec(f"{parent}.{name}") is not None
+    return f"{parent}.{name}" if is_module else parent
 
 
 def source_digest(*modules: Any) -> str:
