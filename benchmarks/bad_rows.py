@@ -29,13 +29,14 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks import outcome
-from data_governance import admit, behaviour_log, shards
-from data_governance.behaviour_log import log_of
-from data_governance.encoder import Encoder
-from data_governance.engine import Engine
+from data_governance.inputs import behaviour_log, shards
+from data_governance.inputs.behaviour_log import log_of
+from data_governance.inputs.encoder import Encoder
+from data_governance.inputs.engine import Engine
+from data_governance.inputs.tables import Source
 from data_governance.policy import Policy
 from data_governance.stage import StageResult, Workspace
-from data_governance.tables import Source
+from data_governance.stages import admit
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 NAN = float("nan")

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks import outcome
-from data_governance import clean, content, margins
+from data_governance.grouping import feature_space
+from data_governance.noise import margins
 from data_governance.policy import Policy
+from data_governance.stages import clean
 
 WIDTH = 64
 FAMILY = 8
@@ -58,10 +60,10 @@ def made(rows: int, categories: int, *, kind: str, noise: float, seed: int) -> W
     if rows < 2 * categories or categories < 2:
         raise ValueError(f"{rows} rows, {categories} categories: at least two of each, and two rows a category.")
     rng = np.random.default_rng(seed)
-    family = content.unit_rows(rng.standard_normal((categories // FAMILY + 1, WIDTH), dtype=np.float32))
-    own = content.unit_rows(rng.standard_normal((categories, WIDTH), dtype=np.float32))
+    family = feature_space.unit_rows(rng.standard_normal((categories // FAMILY + 1, WIDTH), dtype=np.float32))
+    own = feature_space.unit_rows(rng.standard_normal((categories, WIDTH), dtype=np.float32))
     group = np.arange(categories) // FAMILY
-    centre = content.unit_rows(np.float32(KINSHIP**0.5) * family[group] + np.float32((1 - KINSHIP) ** 0.5) * own)
+    centre = feature_space.unit_rows(np.float32(KINSHIP**0.5) * family[group] + np.float32((1 - KINSHIP) ** 0.5) * own)
     share = rng.lognormal(0, SIZE_DEVIATION, categories)
     more = rng.choice(categories, rows - 2 * categories, p=share / share.sum())
     truth = np.concatenate([np.repeat(np.arange(categories), 2), more])

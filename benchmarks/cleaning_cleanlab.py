@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import cleaning, outcome
-from data_governance import clean
 from data_governance.policy import Policy
+from data_governance.stages import clean
 
 TEMPERATURES = (0.03, 0.06, 0.12)
 # Its filters, and its variant for data larger than memory.

@@ -26,12 +26,13 @@ import pyarrow.parquet as pq
 
 from benchmarks import outcome
 from benchmarks.bad_rows import IMAGE, StandIn, png
-from data_governance import admit, dedupe, shards, weigh
-from data_governance.behaviour_log import open_log
-from data_governance.engine import Engine
+from data_governance.inputs import shards
+from data_governance.inputs.behaviour_log import open_log
+from data_governance.inputs.engine import Engine
+from data_governance.inputs.tables import open_source
 from data_governance.policy import Policy
 from data_governance.stage import LOG, LOG_DROPPED, StageResult, Workspace
-from data_governance.tables import open_source
+from data_governance.stages import admit, click_rates, dedupe
 
 QUERIES, DOCUMENTS, SHOWN_PER_QUERY = 500, 2_000, 40
 ROWS_PER_FILE = 500_000
@@ -92,7 +93,7 @@ def measured(folder: Path, *, memory: str) -> dict[str, Any]:
     steps: dict[str, Callable[[], StageResult]] = {
         "admit": lambda: admit.admit(inputs, workspace.begin("admit"), policy=policy, engine=engine, encoder=StandIn()),
         "dedupe": lambda: dedupe.dedupe(workspace, policy=policy),
-        "weigh": lambda: weigh.weigh(workspace, policy=policy, engine=engine),
+        "weigh": lambda: click_rates.weigh(workspace, policy=policy, engine=engine),
     }
     seconds, counts = {}, {}
     for name, step in steps.items():

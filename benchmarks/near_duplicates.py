@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageEnhance
 
 from benchmarks import outcome
-from data_governance import dedupe, images
-from data_governance.encoder import Encoder
+from data_governance.inputs import images
+from data_governance.inputs.encoder import Encoder
 from data_governance.policy import Policy
+from data_governance.stages import dedupe
 
 BRUTE = 20_000
 MOST = 100_000  # hashes of one bucket that are compared: no bucket is refused here

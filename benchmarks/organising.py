@@ -25,8 +25,9 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from benchmarks import outcome
-from data_governance import content, evidence, organise, shares
+from data_governance.grouping import assignments, evidence, feature_space
 from data_governance.policy import Policy
+from data_governance.stages import organise
 
 WIDTH = 64
 RHO = 0.35
@@ -66,9 +67,9 @@ def made(documents: int, *, noise: float, seed: int) -> Log:
     truth = rng.permutation(np.concatenate([np.repeat(np.arange(count), 2), more]))
     leaves = max(count // PER_LEAF, 1)
     leaf = np.arange(count) % leaves
-    kin = content.unit_rows(rng.standard_normal((leaves, WIDTH), dtype=np.float32))
-    own = content.unit_rows(rng.standard_normal((count, WIDTH), dtype=np.float32))
-    centre = content.unit_rows(np.float32(KINSHIP**0.5) * kin[leaf] + np.float32((1 - KINSHIP) ** 0.5) * own)
+    kin = feature_space.unit_rows(rng.standard_normal((leaves, WIDTH), dtype=np.float32))
+    own = feature_space.unit_rows(rng.standard_normal((count, WIDTH), dtype=np.float32))
+    centre = feature_space.unit_rows(np.float32(KINSHIP**0.5) * kin[leaf] + np.float32((1 - KINSHIP) ** 0.5) * own)
     popularity = 1 / (1 + rng.permutation(documents)) ** ZIPF
     asked = rng.choice(count, int(documents * QUERIES_PER_DOCUMENT), p=share / share.sum())
     query = np.repeat(np.arange(len(asked)), 1 + rng.poisson(CLICKS - 1, len(asked)))
@@ -86,7 +87,7 @@ def log_figures(log: Log) -> dict[str, Any]:
     total = np.zeros((len(size), log.documents.shape[1]))
     np.add.at(total, log.truth, log.documents)
     within = ((total**2).sum(axis=1) - size) / np.maximum(size * (size - 1), 1)
-    mean = content.unit_rows(total)
+    mean = feature_space.unit_rows(total)
     leaf = np.zeros(len(size), dtype=np.int64)
     leaf[log.truth] = log.leaf
     nearest = np.full(len(size), -1.0)
@@ -122,7 +123,7 @@ def drawn(truth: np.ndarray, popularity: np.ndarray, category: np.ndarray, rng: 
 
 def shown(centre: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     noise = rng.standard_normal(centre.shape, dtype=np.float32) * np.float32(((1 - RHO) / WIDTH) ** 0.5)
-    return content.unit_rows(np.float32(RHO**0.5) * centre + noise)
+    return feature_space.unit_rows(np.float32(RHO**0.5) * centre + noise)
 
 
 def pair_scores(group: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -173,7 +174,7 @@ def by_content(log: Log) -> np.ndarray:
     rows, columns = [], []
     for leaf in np.unique(log.leaf):
         mine = np.flatnonzero(log.leaf == leaf)
-        found = shares.neighbours(log.documents[mine], log.documents[mine], CONTENT_NEIGHBOURS + 1)[1]
+        found = assignments.neighbours(log.documents[mine], log.documents[mine], CONTENT_NEIGHBOURS + 1)[1]
         rows.append(np.repeat(mine, found.shape[1]))
         columns.append(mine[found.ravel()])
     chosen = np.unique(np.stack([np.concatenate(rows), np.concatenate(columns)], axis=1), axis=0)
@@ -198,10 +199,10 @@ def by_organise(log: Log) -> tuple[np.ndarray, dict[str, object]]:
     queries, documents = len(log.queries), len(log.documents)
     everyone = np.ones(queries, dtype=bool), np.ones(documents, dtype=bool)
     clicks = evidence.click_matrix(log.edges, (queries, documents))
-    nodes = shares.Nodes(clicks, evidence.query_leaf(clicks, log.leaf), log.leaf, everyone[1])
+    nodes = assignments.Nodes(clicks, evidence.query_leaf(clicks, log.leaf), log.leaf, everyone[1])
     view = evidence.View(
-        content.prepared(log.queries, everyone[0], [WIDTH], [False]),
-        content.prepared(log.documents, everyone[1], [WIDTH], [False]),
+        feature_space.prepared(log.queries, everyone[0], [WIDTH], [False]),
+        feature_space.prepared(log.documents, everyone[1], [WIDTH], [False]),
     )
     ids = [str(i) for i in range(queries)], [str(i) for i in range(documents)]
     found, notes = organise.rounds(evidence.Evidence(*ids, (view,), log.edges, nodes), policy=Policy())

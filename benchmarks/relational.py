@@ -21,9 +21,9 @@ import duckdb
 from tqdm import tqdm
 
 from benchmarks import outcome
-from data_governance.engine import Engine
+from data_governance.inputs.engine import Engine
+from data_governance.inputs.relations import aggregated, known_ids, ranked
 from data_governance.policy import Policy
-from data_governance.relations import aggregated, known_ids, ranked
 
 POWER = 0.5
 LEAST = {"rows": 100, "rounds": 1}

@@ -95,12 +95,12 @@ def main(argv: list[str] | None = None) -> int:
 def dispatch(args: argparse.Namespace) -> int:
     """Commands import what they need: --help and explain start at once."""
     if args.command == "explain":
-        from data_governance.story import story
+        from data_governance.reports.lineage import story
 
         print("\n".join(story(args.governed, args.id)))
         return 0
     if args.command == "report":
-        from data_governance.report import write_report
+        from data_governance.reports.report import write_report
 
         write_report(args.governed, args.html)
         return 0
@@ -108,7 +108,7 @@ def dispatch(args: argparse.Namespace) -> int:
     missing += ["--out"] if args.command == "run" and args.out is None else []
     if missing:
         raise ValueError(f"{args.command} needs {', '.join(missing)}. --help shows an example.")
-    from data_governance.run import Request, govern
+    from data_governance.pipeline import Request, govern
 
     request = Request(
         args.behaviour,
@@ -123,7 +123,7 @@ def dispatch(args: argparse.Namespace) -> int:
     )
     policy: Policy = load_policy(args.policy)
     if args.command == "check":
-        from data_governance.check import check
+        from data_governance.reports.check import check
 
         return check(request, policy)
     facts = govern(request, policy)

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_governance import shards
+from data_governance.inputs import shards
 
 STAGES = ("admit", "dedupe", "weigh", "organise", "clean", "merge_split", "overrides", "balance")
 DECISIONS = pa.schema(

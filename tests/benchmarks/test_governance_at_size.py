@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import governance_loop, incremental, killed
-from data_governance.tables import feature_column
+from data_governance.inputs.tables import feature_column
 
 
 def made_data(folder: Path) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
-from data_governance import shards
+from data_governance.inputs import shards
 from data_governance.stage import Workspace
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

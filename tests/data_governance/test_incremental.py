@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data_governance import admit, incremental
+from data_governance import image_cache
 from data_governance.__main__ import main
-from data_governance.encoder import Encoder
-from data_governance.incremental import Memory
+from data_governance.image_cache import Memory
+from data_governance.inputs.encoder import Encoder
+from data_governance.inputs.tables import Source, feature_column
 from data_governance.policy import Policy
 from data_governance.stage import StageResult, Workspace
-from data_governance.tables import Source, feature_column
+from data_governance.stages import admit
 from modeling_oclear import EfficientNetLiteConfig, OclearConfig, OclearModel
 from tests.data_governance.conftest import IMAGE, World, make_world, png
 
@@ -56,11 +57,11 @@ def test_only_new_images_are_embedded_and_the_old_ones_are_equal_to_the_bit(tmp_
     facts = admit.image_facts(source([0, 1, -1, 2, 3]), policy=POLICY, encoder=first, memory=Memory())
     assert facts.taken_over == 0
     assert not facts.features[2].any()
-    recipe = incremental.recipe(POLICY, first)
+    recipe = image_cache.recipe(POLICY, first)
     committed(tmp_path, facts, recipe, first.blocks)
 
     again = Counting()
-    memory = incremental.remembered((None, tmp_path / "nowhere", tmp_path), recipe)
+    memory = image_cache.remembered((None, tmp_path / "nowhere", tmp_path), recipe)
     found = admit.image_facts(source([3, 9, 1, -1, 3]), policy=POLICY, encoder=again, memory=memory)
     assert (again.embedded, found.taken_over) == (1, 3)
     assert again.blocks == first.blocks
@@ -78,9 +79,9 @@ def test_only_new_images_are_embedded_and_the_old_ones_are_equal_to_the_bit(tmp_
 def test_another_recipe_forgets(tmp_path: Path, policy: Policy) -> None:
     encoder = Counting()
     facts = admit.image_facts(source([0]), policy=POLICY, encoder=encoder, memory=Memory())
-    committed(tmp_path, facts, incremental.recipe(POLICY, encoder), encoder.blocks)
-    assert len(incremental.remembered((tmp_path,), incremental.recipe(POLICY, encoder)).row_of) == 1
-    assert not incremental.remembered((tmp_path,), incremental.recipe(policy, encoder)).row_of
+    committed(tmp_path, facts, image_cache.recipe(POLICY, encoder), encoder.blocks)
+    assert len(image_cache.remembered((tmp_path,), image_cache.recipe(POLICY, encoder)).row_of) == 1
+    assert not image_cache.remembered((tmp_path,), image_cache.recipe(policy, encoder)).row_of
 
 
 @pytest.mark.slow

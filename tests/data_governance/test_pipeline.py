@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import ViTConfig, ViTModel
 
-from data_governance import mapping, run, weigh
+from data_governance import pipeline
 from data_governance.__main__ import main, recall_line
-from data_governance.encoder import Encoder
+from data_governance.inputs import mapping
+from data_governance.inputs.encoder import Encoder
+from data_governance.inputs.tables import feature_matrix
 from data_governance.policy import Policy
 from data_governance.stage import STAGES
-from data_governance.tables import feature_matrix
 from tests.data_governance.conftest import World, make_world
 
 TABLES = ["categories.parquet", "category_map.parquet", "ledger.parquet"]
@@ -109,11 +110,11 @@ def test_an_edited_stage_is_stale_and_so_is_all_that_follows(monkeypatch: pytest
     policy = Policy()
     chain = ["start"]
     for name in STAGES:
-        chain.append(run.stage_digest(chain[-1], name, policy))
+        chain.append(pipeline.stage_digest(chain[-1], name, policy))
     monkeypatch.setattr(mapping, "source_digest", lambda *modules: "edited" if weigh in modules else "as it was")
-    first = [run.stage_digest("start", name, policy) for name in ("admit", "weigh")]
+    first = [pipeline.stage_digest("start", name, policy) for name in ("admit", "weigh")]
     monkeypatch.setattr(mapping, "source_digest", lambda *modules: "as it was")
-    second = [run.stage_digest("start", name, policy) for name in ("admit", "weigh")]
+    second = [pipeline.stage_digest("start", name, policy) for name in ("admit", "weigh")]
     assert first[0] == second[0]
     assert first[1] != second[1]
     assert len(set(chain)) == len(chain)

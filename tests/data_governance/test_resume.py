@@ -114,7 +114,7 @@ def test_a_folder_whose_export_did_not_end_is_not_taken_for_finished(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr("data_governance.export._write", full)
+        broken.setattr("data_governance.output.export._write", full)
         assert main(["run", *world.arguments, "--out", str(out)]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert not (out / "ledger.json").exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_governance import mapping
+from data_governance.inputs import mapping
 
 
 @pytest.fixture

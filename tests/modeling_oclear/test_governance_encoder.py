@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_oclear import small_config
 
-from data_governance.encoder import Encoder
+from data_governance.inputs.encoder import Encoder
 from modeling_oclear import OclearModel
 
 

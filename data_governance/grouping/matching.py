@@ -1,0 +1,209 @@
+"""From shares of queries to groups of documents: affinities, one-to-one matches, Leiden.
+
+Letters: N queries, M documents, G groups. Sparse throughout: no N x M and no M x M array is ever made.
+
+In: shares (shares.py), leaves, sources. Out: a group per document, shares per query. Next: organise.py.
+"""
+
+from collections import Counter
+from itertools import chain
+
+import igraph
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+
+from data_governance.grouping.assignments import same_leaf
+from data_governance.policy import Policy
+
+# A block with more documents on one side than this is matched by mutual best instead: the exact method is cubic.
+MAX_ASSIGNMENT = 3_000
+# Pseudo-queries added to the size of every document, so that two documents with one query each are not yet equal.
+SIZE_PRIOR = 0.5
+NEIGHBOURS = 5
+WORDS_AT_ONCE = 4_096
+# With one source no match is one to one: a category may hold many documents, so more and weaker pairs enter the graph
+# and the resolutions reach further down (the affinity of two of n equally clicked documents is about 1 / n).
+NEIGHBOURS_OF_ONE_SOURCE = 15
+LEAST_AFFINITY_OF_ONE_SOURCE = 0.002
+RESOLUTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+RESOLUTIONS_OF_ONE_SOURCE = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+
+
+def document_affinity(shares: csr_array, source: np.ndarray, leaf: np.ndarray, *, policy: Policy) -> csr_array:
+    """(M, M) sparse, zero diagonal: a_ij = sum_n s_ni s_nj / sqrt(size_i size_j), size = sum of shares + prior.
+
+    Two documents that the same queries divide themselves over are of one category. Within one source it counts only
+    `same_source_weight`, once sources are believed: there, queries hesitate between look-alikes.
+    """
+    size = np.asarray(shares.sum(axis=0)).ravel() + SIZE_PRIOR
+    kept = shares.copy()
+    kept.data[kept.data < 1e-3] = 0
+    kept.eliminate_zeros()
+    product = csr_array(kept.T @ kept).tocoo()
+    keep = (product.row != product.col) & same_leaf(leaf[product.row], leaf[product.col])
+    row, column = product.row[keep], product.col[keep]
+    value = product.data[keep] / np.sqrt(size[row] * size[column])
+    if source.any():
+        value = np.where(source[row] == source[column], policy.same_source_weight * value, value)
+    return csr_array((value, (row, column)), shape=product.shape)
+
+
+def mutual_pairs(affinity: csr_array, *, count: int, least: float) -> np.ndarray:
+    """(P, 2) pairs i < j that are among each other's `count` largest affinities, each at least `least`."""
+    size = affinity.shape[0]
+    strong = affinity.data >= least
+    row = np.repeat(np.arange(size), np.diff(affinity.indptr))[strong]
+    column, value = affinity.indices[strong].astype(np.int64), affinity.data[strong]
+    order = np.lexsort((column, -value, row))
+    start = np.searchsorted(row, np.arange(size))
+    top = order[np.arange(len(order)) - start[row[order]] < count]
+    name, back = row[top] * size + column[top], column[top] * size + row[top]
+    chosen = np.unique(name[(row[top] < column[top]) & np.isin(name, back)])
+    return np.stack(np.divmod(chosen, size), axis=1)
+
+
+def matched_pairs(affinity: csr_array, source: np.ndarray, *, least: float) -> np.ndarray:
+    """(P, 2): each document of source 0 with one of source 1, so that the affinities add up to the most.
+
+    Solved exactly in each connected component (Hungarian method); pairs below `least` are dropped.
+    """
+    across = affinity.tocoo()
+    keep = source[across.row] != source[across.col]
+    graph = csr_array((across.data[keep], (across.row[keep], across.col[keep])), shape=affinity.shape)
+    _, component = connected_components(graph, directed=False)
+    order = np.argsort(component, kind="stable")
+    found = []
+    for members in np.split(order, np.flatnonzero(np.diff(component[order])) + 1):
+        left, right = members[source[members] == 0], members[source[members] == 1]
+        if not len(left) or not len(right):
+            continue
+        if max(len(left), len(right)) > MAX_ASSIGNMENT:
+            part = mutual_pairs(graph[members][:, members], count=1, least=least)
+            found += [(members[i], members[j]) for i, j in part]
+            continue
+        gain = graph[left][:, right].toarray()
+        i, j = linear_sum_assignment(gain, maximize=True)
+        strong = gain[i, j] >= max(least, 1e-9)
+        found += list(zip(left[i[strong]], right[j[strong]], strict=True))
+    return np.array(sorted((min(p), max(p)) for p in found), dtype=np.int64).reshape(-1, 2)
+
+
+def resolutions(source: np.ndarray) -> tuple[float, ...]:
+    """Those to choose from, fine last; the middle one is taken before a choice is made."""
+    return RESOLUTIONS if source.any() else RESOLUTIONS_OF_ONE_SOURCE
+
+
+def leiden_groups(affinity: csr_array, pairs: np.ndarray, *, resolution: float, seed: int) -> np.ndarray:
+    """(M,) group of each document: Leiden (Traag, Waltman, van Eck 2019), constant Potts model, on the given pairs.
+
+    Components are only a blocker: one false edge would join two categories.
+    """
+    if not len(pairs):
+        return np.arange(affinity.shape[0])
+    weights = np.asarray(affinity[pairs[:, 0], pairs[:, 1]]).ravel()
+    graph = igraph.Graph(n=affinity.shape[0], edges=pairs.tolist())
+    igraph.set_random_number_generator(_Draws(seed))
+    try:
+        found = graph.community_leiden(
+            objective_function="CPM", weights=weights.tolist(), resolution=resolution, n_iterations=10
+        )
+    finally:
+        igraph.set_random_number_generator(None)
+    return np.array(found.membership, dtype=np.int64)
+
+
+class _Draws:
+    """A seeded generator with the three methods that igraph asks for.
+
+    Leiden draws a few numbers a node, each through a call from C. So the words of numpy's default generator are taken
+    in blocks, and each is read as that generator reads it: two whole numbers of 32 bits, the low half first, or one
+    fraction of 53 bits.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._bits = np.random.PCG64(seed)
+        blocks = iter(lambda: self._bits.random_raw(WORDS_AT_ONCE).tolist(), None)
+        self._next_word = chain.from_iterable(blocks).__next__
+        self._half = -1
+
+    def random(self) -> float:
+        return float((self._next_word() >> 11) * 2.0**-53)
+
+    def randint(self, low: int, high: int) -> int:
+        found = self._half
+        if found < 0:
+            word = self._next_word()
+            found, self._half = word & 0xFFFFFFFF, word >> 32
+        else:
+            self._half = -1
+        return low + (found * (high - low + 1) >> 32)
+
+    def gauss(self, mean: float, deviation: float) -> float:
+        return float(np.random.Generator(self._bits).normal(mean, deviation))
+
+
+def group_shares(shares: csr_array, group: np.ndarray) -> csr_array:
+    """(N, G): shares of documents added up per group, rows scaled to sum 1."""
+    count = int(group.max(initial=-1)) + 1
+    member = csr_array((np.ones(len(group)), (np.arange(len(group)), group)), shape=(len(group), count))
+    per_group = csr_array(shares @ member)
+    total = per_group.sum(axis=1)
+    return csr_array(per_group.multiply((1 / np.where(total > 0, total, 1))[:, None]))
+
+
+def best_two(per_group: csr_array) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(best group or -1, its share, second group or -1, its share) per row; ties go to the smaller group."""
+    rows = np.repeat(np.arange(per_group.shape[0]), np.diff(per_group.indptr))
+    column, value = per_group.indices, per_group.data
+    best, share = _largest(rows, column, value, per_group.shape)
+    rest = column != best[rows]
+    second, next_share = _largest(rows[rest], column[rest], value[rest], per_group.shape)
+    return best, share, second, next_share
+
+
+def _largest(
+    rows: np.ndarray, column: np.ndarray, value: np.ndarray, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(column of the largest value or -1, that value or 0) per row; `rows` ascend, ties go to the smaller column."""
+    place, largest = np.full(shape[0], -1), np.zeros(shape[0])
+    start = np.flatnonzero(np.diff(rows, prepend=-1))
+    if len(start):
+        named = rows[start]
+        largest[named] = np.maximum.reduceat(value, start)
+        tied = np.where(value == largest[rows], column, shape[1])
+        place[named] = np.minimum.reduceat(tied, start)
+    return place, largest
+
+
+def click_fit(edges_P2: np.ndarray, best: np.ndarray, group: np.ndarray, leaf: np.ndarray) -> float:
+    """Share of clicks that land inside their query's group, beyond what chance within the leaf gives.
+
+    The bipartite modularity of Barber (2007) with a null model per leaf: joining two unrelated groups of a leaf
+    catches wrong clicks, but no more of them than chance.
+
+        mean over edges (q, d) of [group d = best q] - (clicks on the leaf of d in best q) / (clicks on the leaf of d)
+    """
+    asked, clicked = edges_P2[:, 0], edges_P2[:, 1]
+    per_leaf = Counter(leaf[clicked].tolist())
+    per_group = Counter(zip(leaf[clicked].tolist(), group[clicked].tolist(), strict=True))
+    inside = float((group[clicked] == best[asked]).mean())
+    drawn = zip(leaf[clicked].tolist(), best[asked].tolist(), strict=True)
+    return inside - float(np.mean([per_group[code, own] / per_leaf[code] for code, own in drawn]))
+
+
+def clicks_outside(edges_P2: np.ndarray, best: np.ndarray, group: np.ndarray) -> dict[str, object]:
+    """Share of clicked pairs (q, d) with d outside the category of q, and its 95% interval.
+
+    An estimate of how many clicks are wrong, as far as categories are right. A query's clicks fall together, so
+    queries are the sample: r = sum of outside / sum of clicks, deviation sqrt(sum over q of (outside - r clicks)^2) /
+    sum of clicks (the ratio estimator; Cochran 1977, chapter 6).
+    """
+    asked, clicked = edges_P2[:, 0], edges_P2[:, 1]
+    outside = np.bincount(asked, group[clicked] != best[asked], len(best))
+    clicks = np.bincount(asked, minlength=len(best))
+    share = outside.sum() / max(clicks.sum(), 1)
+    deviation = float(np.sqrt(((outside - share * clicks) ** 2).sum()) / max(clicks.sum(), 1))
+    ends = [round(float(np.clip(share + side * 1.96 * deviation, 0, 1)), 4) for side in (-1, 1)]
+    return {"clicks_outside": round(float(share), 4), "clicks_outside_interval": ends}

@@ -1,0 +1,243 @@
+"""The governed folder: samples with images and texts, categories with stable keys, dropped rows kept aside.
+
+In: members of the last stage, the input tables. Out: samples/, categories.parquet, category_map.parquet, dropped/,
+policy.toml. Next: train.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_governance.inputs import shards
+from data_governance.inputs.tables import IMAGE, TABLES, Source, image_bytes
+from data_governance.output.category_keys import events
+from data_governance.policy import Policy
+from data_governance.stage import DECISIONS, LOG, LOG_DROPPED, STAGES, Workspace
+from data_governance.stages.admit import Inputs
+from data_governance.stages.balance import band, sizes
+
+ROWS_PER_SHARD = 10_000
+ROWS_PER_GROUP = 256  # one picture, read on its own, costs the pictures of its row group
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def export(
+    workspace: Workspace,
+    inputs: Inputs,
+    *,
+    policy: Policy,
+    previous: dict[str, list[str]],
+    overrides: Source | None = None,
+) -> None:
+    """Write everything that train and a reader of the ledger need; each piece is renamed into place.
+
+    ledger.json goes first and comes back last (ledger.write): a folder that has it is whole.
+
+    Raises:
+        ValueError: when the disk refuses; the stages stay whole.
+    """
+    try:
+        (workspace.out / "ledger.json").unlink(missing_ok=True)
+        _export(workspace, inputs, policy=policy, previous=previous)
+        _write_dropped(workspace, inputs, policy=policy, overrides=overrides)
+        (workspace.out / "policy.toml").write_text(policy.to_toml())
+    except OSError as error:
+        raise ValueError(
+            f"export: cannot write {workspace.out} ({error.strerror or error}). Free space, then run again."
+        ) from error
+
+
+def _export(workspace: Workspace, inputs: Inputs, *, policy: Policy, previous: dict[str, list[str]]) -> None:
+    members = workspace.table("balance", "members")
+    content = sizes(members)
+    named = workspace.table("overrides", "keys")
+    key_of = dict(zip(named.column("category").to_pylist(), named.column("category_key").to_pylist(), strict=True))
+    key_of = {category: key_of[category] for category in content}
+    story = events(key_of, {c: entry["document"] for c, entry in content.items()}, previous)
+    order = sorted(content, key=lambda category: key_of[category])
+    number = {category: i for i, category in enumerate(order)}
+    split = splits({key_of[c]: content[c] for c in order}, share=policy.validation_share)
+    catalogue = inputs.catalogue.table
+    doc_row = first_rows(catalogue.column("doc_id"))
+    leaf = catalogue.column("leaf")
+    categories = []
+    for category in order:
+        entry, key = content[category], key_of[category]
+        first = entry["document"][0]
+        queries = len(entry["query"])
+        categories.append(
+            {
+                "category_id": number[category],
+                "category_key": key,
+                "size": queries + len(entry["document"]),
+                "documents": len(entry["document"]),
+                "queries": queries,
+                "representative": first,
+                "leaf": leaf[doc_row[first]].as_py(),
+                "band": band(queries, policy=policy),
+            }
+        )
+    _write(pa.Table.from_pylist(categories), workspace.out / "categories.parquet")
+    map_schema = pa.schema([("old_key", pa.string()), ("event", pa.string()), ("new_key", pa.string())])
+    rows = [dict(zip(map_schema.names, event, strict=True)) for event in story]
+    _write(pa.Table.from_pylist(rows, schema=map_schema), workspace.out / "category_map.parquet")
+    splits_of = {category: split[key_of[category]] for category in order}
+    _write_samples(workspace, inputs, members, number, splits_of, policy=policy)
+
+
+def previous_categories(previous: Path | None) -> dict[str, list[str]]:
+    """category_key -> document ids of an earlier governed folder; empty without one.
+
+    Raises:
+        ValueError: when the folder holds no governed data.
+    """
+    if previous is None:
+        return {}
+    if not (previous / "categories.parquet").exists():
+        raise ValueError(f"--previous {previous}: no categories.parquet there. Give an earlier --out folder.")
+    table = pq.read_table(previous / "categories.parquet")
+    key = dict(zip(table.column("category_id").to_pylist(), table.column("category_key").to_pylist(), strict=True))
+    samples = pq.read_table(previous / "samples", columns=["sample_id", "side", "category_id"])
+    found: dict[str, list[str]] = {}
+    for row_id, side, category in zip(*(samples.column(c).to_pylist() for c in samples.column_names), strict=True):
+        if side == "document":
+            found.setdefault(key[category], []).append(row_id)
+    return found
+
+
+def splits(content: dict[str, dict[str, Any]], *, share: float) -> dict[str, str]:
+    """category_key -> "train" or "validation".
+
+    Of the categories with a query and two documents, the `share` with the smallest sha256 of their key is held out:
+    whole categories, and the same ones as long as the keys live.
+    """
+    able = [key for key, entry in content.items() if entry["query"] and len(entry["document"]) >= 2]
+    able.sort(key=lambda key: hashlib.sha256(f"validation {key}".encode()).hexdigest())
+    held = set(able[: round(share * len(able))])
+    return {key: "validation" if key in held else "train" for key in content}
+
+
+def first_rows(ids: pa.ChunkedArray) -> dict[str, int]:
+    """id -> its first row: the one that admit kept, as far as it was sound."""
+    found: dict[str, int] = {}
+    for i, row_id in enumerate(ids.to_pylist()):
+        found.setdefault(row_id, i)
+    return found
+
+
+def _write_samples(
+    workspace: Workspace,
+    inputs: Inputs,
+    members: pa.Table,
+    number: dict[int, int],
+    splits_of: dict[int, str],
+    *,
+    policy: Policy,
+) -> None:
+    part = workspace.out / "samples.tmp"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    shard = 0
+    for side, source, stage_table, key in (
+        ("query", inputs.queries, "queries", "query_id"),
+        ("document", inputs.catalogue, "documents", "doc_id"),
+    ):
+        admitted = workspace.table("admit", stage_table)
+        at = dict(zip(admitted.column(key).to_pylist(), admitted.column("row").to_pylist(), strict=True))
+        mine = members.filter(pc.equal(members.column("side"), side)).sort_by("id")
+        for start in range(0, mine.num_rows, ROWS_PER_SHARD):
+            rows = mine.slice(start, ROWS_PER_SHARD)
+            ids = rows.column("id").to_pylist()
+            table = sample_rows(source, [at[row_id] for row_id in ids], policy=policy)
+            category = rows.column("category").to_pylist()
+            columns = {
+                "sample_id": pa.array(ids, pa.string()),
+                "side": pa.array([side] * len(ids)),
+                **table,
+                "category_id": pa.array([number[c] for c in category], pa.int64()),
+                "weight": pa.array(rows.column("weight").to_numpy().astype(np.float64)),
+                "split": pa.array([splits_of[c] for c in category]),
+            }
+            pq.write_table(pa.table(columns), part / f"{shard:05d}.parquet", row_group_size=ROWS_PER_GROUP)
+            shard += 1
+    shutil.rmtree(workspace.out / "samples", ignore_errors=True)
+    part.rename(workspace.out / "samples")
+
+
+def sample_rows(source: Source, rows: list[int], *, policy: Policy) -> dict[str, pa.Array]:
+    """Columns image (bytes, never a path of the user's machine) and text ("" = missing) of the given rows.
+
+    An image that cannot be read or is too large a file is null; a text is cut at the policy's limit.
+    """
+    picked = source.table.take(pa.array(rows, pa.int64()))
+    images: list[dict[str, Any] | None] = []
+    for cell in picked.column("image").to_pylist():
+        data, _ = image_bytes(cell, source.folder, max_bytes=policy.max_image_bytes)
+        images.append(None if data is None else dict(zip(IMAGE, (data, None), strict=True)))
+    text = picked.column("text").to_pylist() if "text" in picked.column_names else [None] * len(rows)
+    short = [(value or "")[: policy.max_text_characters] for value in text]
+    return {"image": pa.array(images, IMAGE_TYPE), "text": pa.array(short, pa.string())}
+
+
+def _write_dropped(workspace: Workspace, inputs: Inputs, *, policy: Policy, overrides: Source | None) -> None:
+    """One file per input table: every dropped row as it came, with its stage, reason and figures."""
+    folder = workspace.out / "dropped"
+    folder.mkdir(exist_ok=True)
+    gone = dropped_in_the_end(pa.concat_tables([workspace.table(stage, "decisions") for stage in STAGES]))
+    aside = gone.filter(pc.equal(gone.column("table"), "overrides"))
+    if overrides is None:
+        (folder / "overrides.parquet").unlink(missing_ok=True)
+    else:
+        rows = [json.loads(figures)["row"] - 1 for figures in aside.column("figures").to_pylist()]
+        came = overrides.table.take(pa.array(rows, pa.int64()))
+        _write(_beside(aside, {c: came.column(c) for c in came.column_names}), folder / "overrides.parquet")
+    for name, stage_table, key in (("queries", "queries", "query_id"), ("catalogue", "documents", "doc_id")):
+        mine = gone.filter(pc.equal(gone.column("table"), name))
+        source: Source = getattr(inputs, name)
+        admitted = workspace.table("admit", stage_table)
+        at = dict(zip(admitted.column(key).to_pylist(), admitted.column("row").to_pylist(), strict=True))
+        facts = zip(*(mine.column(c).to_pylist() for c in ("row_id", "stage", "figures")), strict=True)
+        rows = [json.loads(figures)["row"] if stage == "admit" else at[row_id] for row_id, stage, figures in facts]
+        _write(_beside(mine, sample_rows(source, rows, policy=policy)), folder / f"{name}.parquet")
+    _write_log_dropped(workspace, folder / "behaviour.parquet")
+
+
+def _write_log_dropped(workspace: Workspace, path: Path) -> None:
+    """The dropped rows of the log lie in the shards of the stages as they came: they are handed on, batch by batch."""
+    log = TABLES[LOG].arrow_schema
+    schema = pa.schema([*DECISIONS, *(pa.field(field.name, field.type) for field in log)])
+    files = [shard for stage in STAGES for shard in workspace.shards(stage, LOG_DROPPED)]
+    part = path.with_suffix(".tmp")
+    with pq.ParquetWriter(part, schema) as writer:
+        for table in shards.gathered(shards.batches(files, schema.names), rows=ROWS_PER_SHARD):
+            writer.write_table(table)
+    part.rename(path)
+
+
+def _beside(decisions: pa.Table, columns: dict[str, Any]) -> pa.Table:
+    return pa.table({**{c: decisions.column(c) for c in decisions.column_names}, **columns})
+
+
+def dropped_in_the_end(decisions: pa.Table) -> pa.Table:
+    """The rows of `decisions` (all stages, in order) that drop, less those that a person took back later."""
+    facts = zip(*(decisions.column(c).to_pylist() for c in ("table", "row_id", "decision")), strict=True)
+    waiting: dict[tuple[str, str], list[int]] = {}
+    for i, (table, row_id, decision) in enumerate(facts):
+        if decision == "dropped":
+            waiting.setdefault((table, row_id), []).append(i)
+        elif decision == "restored":
+            waiting[table, row_id].pop()
+    return decisions.take(pa.array(sorted(i for rows in waiting.values() for i in rows), pa.int64()))
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    part = path.with_suffix(".tmp")
+    pq.write_table(table, part)
+    part.rename(path)

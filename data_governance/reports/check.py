@@ -1,0 +1,159 @@
+"""The doctor: says what is wrong with the inputs, and writes nothing but temporary files, which go again.
+
+It opens and decodes like the first stage, without the encoder, and goes on after a fault: one call shows all of them.
+
+In: the same inputs as `run`. Out: lines on stdout; exit code 1 when a run would fail. Next: the user mends, then `run`.
+"""
+
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_governance.inputs import shards
+from data_governance.inputs.behaviour_log import Log, open_log
+from data_governance.inputs.engine import Engine
+from data_governance.inputs.mapping import Rule, reasons
+from data_governance.inputs.tables import Source, open_source
+from data_governance.pipeline import Request
+from data_governance.policy import Policy
+from data_governance.stage import LOG, LOG_DROPPED, StageResult
+from data_governance.stages import admit
+from data_governance.stages.admit_log import admit_log
+from data_governance.stages.overrides import SIDES, open_overrides
+
+SHOWN = 3
+REMEDIES = {
+    "missing_id": "fill the id",
+    "duplicate_id": "make ids unique; the first row is used",
+    "unknown_query": "add the query to queries or drop the row",
+    "unknown_document": "add the document to the catalogue or drop the row",
+    "clicks_missing": "write 0 or drop the row",
+    "clicks_negative": "clicks are counts",
+    "clicks_not_whole": "clicks are counts",
+    "clicks_too_large": "a billion at most: clicks are counts",
+    "impressions_too_large": "a billion at most: impressions are counts",
+    "impressions_negative": "impressions are counts",
+    "impressions_not_whole": "impressions are counts",
+    "fewer_impressions_than_clicks": "count both over the same time",
+    "position_below_one": "positions count from 1",
+    "image_missing": "a query needs an image",
+    "image_undecodable": "save the image again as PNG, JPEG or WebP",
+    "image_too_many_pixels": "shrink the image or raise max_image_pixels",
+    "image_file_too_large": "shrink the file or raise max_image_bytes",
+    "image_file_missing": "paths are read below the table's folder",
+    "image_path_escapes_folder": "paths must stay below the table's folder",
+    "image_path_without_folder": "a Hub table must hold bytes",
+    "text_too_long": "shorten the text or raise max_text_characters",
+    "file_unusable": "mend or remove the file; the other files of the folder are used",
+    "unknown_id": "name an id of queries or catalogue",
+    "neither_image_nor_text": "give the document an image or a text",
+}
+
+
+def check(request: Request, policy: Policy) -> int:
+    """Print one line per kind of fault; 1 when a table cannot be used at all, else 0."""
+    with tempfile.TemporaryDirectory(prefix="governance-") as folder:
+        return _check(request, StageResult(folder=Path(folder)), policy)
+
+
+def _check(request: Request, result: StageResult, policy: Policy) -> int:
+    opened, failed = _open(request)
+    log, without = _open_log(request)
+    decided, wrong = _decisions(request)
+    failed |= without | wrong
+    usable: dict[str, pa.Table] = {}
+    for name, key, rules in (
+        ("queries", "query_id", admit.QUERY_RULES),
+        ("catalogue", "doc_id", admit.DOCUMENT_RULES),
+    ):
+        if name in opened:
+            usable[key] = _checked(result, opened[name], key, rules, policy)
+    if log is not None and len(usable) == 2:
+        engine = Engine(policy, engine=request.engine)
+        try:
+            lost = admit_log(result, log, usable, policy=policy, engine=engine)
+            log = replace(log, lost=tuple(lost))
+        except ValueError as error:
+            print(f"error: {error}")
+            failed = True
+    admit.lost_files(result, [*([log] if log else []), *opened.values()])
+    if decided is not None and len(usable) == 2:
+        _check_decisions(result, decided, usable)
+    for line in _lines(result):
+        print(line)
+    for name, (rows_in, kept) in result.counts.items():
+        print(f"{name}: {kept} of {rows_in} rows are usable")
+        failed |= kept == 0 and name != "overrides"
+    print("a run would fail: mend the lines marked `error`" if failed else "a run would go through")
+    return int(failed)
+
+
+def _open(request: Request) -> tuple[dict[str, Source], bool]:
+    opened, failed = {}, False
+    for name in ("queries", "catalogue"):
+        try:
+            opened[name] = open_source(getattr(request, name), name=name)
+        except ValueError as error:
+            print(f"error: {error}")
+            failed = True
+    return opened, failed
+
+
+def _open_log(request: Request) -> tuple[Log | None, bool]:
+    try:
+        return open_log(request.behaviour), False
+    except ValueError as error:
+        print(f"error: {error}")
+        return None, True
+
+
+def _decisions(request: Request) -> tuple[Source | None, bool]:
+    try:
+        return open_overrides(request.overrides), False
+    except ValueError as error:
+        print(f"error: {error}")
+        return None, True
+
+
+def _check_decisions(result: StageResult, decided: Source, usable: dict[str, pa.Table]) -> None:
+    """Ids of the overrides that no usable row has; their category keys are known to a run only."""
+    known = {side: set(usable[key].column(key).to_pylist()) for side, (_, _, key, _) in SIDES.items()}
+    rows = zip(decided.table.column("side").to_pylist(), decided.table.column("id").to_pylist(), strict=True)
+    lost = [row_id for side, row_id in rows if row_id not in known[side]]
+    result.decide("overrides", lost, "dropped", "unknown_id")
+    result.counts["overrides"] = (decided.table.num_rows, decided.table.num_rows - len(lost))
+
+
+def _checked(result: StageResult, source: Source, key: str, rules: list[Rule], policy: Policy) -> pa.Table:
+    faults = [facts for _, _, batch in admit.decoded_batches(source, policy=policy) for facts in batch]
+    table = source.table.drop_columns(["image"])
+    table = table.append_column("image_fault", pa.array([fault or "" for fault, _, _ in faults]))
+    table = table.append_column("has_image", pa.array([sha is not None for _, sha, _ in faults]))
+    why = admit.with_duplicates(table.column(key), reasons(table, rules, policy=policy))
+    return admit.set_aside(result, source.name, table, key, why)
+
+
+def _lines(result: StageResult) -> list[str]:
+    """One line for every table and reason, with the first ids; decisions about the log are read shard by shard."""
+    counted: Counter[tuple[str, str]] = Counter()
+    first: dict[tuple[str, str], list[str]] = {}
+    for row in result.decisions:
+        fault = row["table"], row["reason"]
+        counted[fault] += 1
+        first.setdefault(fault, []).append(row["row_id"])
+    for part in shards.batches(result.shards(LOG_DROPPED), ["reason", "row_id"]):
+        for reason in pc.unique(part.column("reason")).to_pylist():
+            ids = part.filter(pc.equal(part.column("reason"), reason)).column("row_id")
+            counted[LOG, reason] += len(ids)
+            first.setdefault((LOG, reason), []).extend(ids[:SHOWN].to_pylist())
+    lines = []
+    for (table, reason), rows in sorted(counted.items()):
+        total = result.counts[table][0]
+        kind = "error" if rows == total and table != "overrides" else "warning"
+        shown = ", ".join(first[table, reason][:SHOWN])
+        lines.append(f"{kind}: {table}: {reason} in {rows} of {total} rows ({shown}): {REMEDIES[reason]}")
+    return lines
