@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from .vector_search import EXACT_BELOW
+from retrieval.index.vector_search import EXACT_BELOW
 
 EXAMPLES = {
     "index": "python -m retrieval index --model runs/x/hub --catalogue data/catalogue.parquet --out index",
@@ -138,7 +138,7 @@ def _positive(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; 0, or 2 after a caller's mistake."""
     options = build_parser().parse_args(arguments)
-    from . import commands  # torch and transformers take seconds: --help and a wrong flag need neither
+    from retrieval import commands  # torch and transformers take seconds: --help and a wrong flag need neither
 
     try:
         commands.COMMANDS[options.command](options)

@@ -12,16 +12,16 @@ import faiss
 import pyarrow.parquet
 import torch
 
-from .embed import Changes
-from .encoder import Encoder, load_encoder, load_query_encoder
-from .environment import command_line, default_threads
-from .evaluation import Judged
-from .evaluation import evaluate as score_queries
-from .index import Index, build_index, load_index, report, save_index
-from .page import Sources, write_answers, write_report
-from .picture import write_sheet
-from .search import answer
-from .tables import CATALOGUE, GALLERY, MERGE, QRELS, QUERIES, Table, read_table
+from retrieval.encoder import Encoder, load_encoder, load_query_encoder
+from retrieval.environment import command_line, default_threads
+from retrieval.evaluation.evaluate import Judged
+from retrieval.evaluation.evaluate import evaluate as score_queries
+from retrieval.index.embed import Changes
+from retrieval.index.search import answer
+from retrieval.index.store import Index, build_index, load_index, report, save_index
+from retrieval.report.page import Sources, write_answers, write_report
+from retrieval.report.picture import write_sheet
+from retrieval.tables import CATALOGUE, GALLERY, MERGE, QRELS, QUERIES, Table, read_table
 
 
 def index(options: argparse.Namespace) -> None:

@@ -24,8 +24,7 @@ from transformers import AutoModel, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 import modeling_oclear
-
-from .pictures import MAX_IMAGE_PIXELS
+from retrieval.pictures import MAX_IMAGE_PIXELS
 
 THUMBNAIL_PIXELS = 96
 

@@ -2,7 +2,7 @@
 
 Why: the loss is over classes that are trained on; what counts is retrieval of categories that are not. The figures are
 those that the published folder would get from an index of its images without calibration: the definitions and the order
-of ties of retrieval/metrics.py, written here again because `train` imports nothing of `retrieval` (a test compares).
+of ties of retrieval/evaluation/metrics.py, written here again because `train` imports nothing of `retrieval` (a test compares).
 
 Every rank embeds an equal number of rows through the forward of the prepared encoders, so that DDP and FSDP run the
 same number of calls everywhere; the rows are gathered, and the main process ranks. Best step and patience are read off

@@ -31,7 +31,7 @@ from benchmarks.immr.features_of_task import SAMPLES
 from benchmarks.immr.rivals import Method, Rival, train_rival
 from benchmarks.immr.stand import Stand
 from benchmarks.immr.systems import System, published_system, train_product
-from retrieval.calibration import calibrated_queries
+from retrieval.index.calibration import calibrated_queries
 from train.command import Options
 from train.features import FeatureCache
 from train.image_side import ImageResult

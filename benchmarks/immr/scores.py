@@ -3,7 +3,7 @@
 Why ranks: recall at any k and the reciprocal rank are functions of that one number, so a cell of a large grid stays
 small and can be compared query by query later.
 
-Letters: Q queries. The metrics are those of retrieval/metrics.py, and the tests hold the two against each other.
+Letters: Q queries. The metrics are those of retrieval/evaluation/metrics.py, and the tests hold the two against each other.
 In: ranks from task.evaluate. Out: per-query arrays, means, a table for Parquet. Next: statistics.py, slices.py.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from retrieval.intervals import intervals
+from retrieval.evaluation.intervals import intervals
 
 METRICS = ("recall_at_1", "recall_at_10", "mrr_at_10")
 NO_PART = 0  # rank of a query that has nothing to find in a slice

@@ -23,9 +23,9 @@ from torch import Tensor
 import train.run
 from benchmarks.immr.labels import Labelled
 from benchmarks.immr.rivals import Rival
-from retrieval.calibration import calibrated_documents, calibrated_queries, load_calibration
 from retrieval.encoder import load_encoder
-from retrieval.imputation import impute
+from retrieval.index.calibration import calibrated_documents, calibrated_queries, load_calibration
+from retrieval.index.imputation import impute
 from train.command import read_options
 from train.encoders import EncoderPair, embed_rows
 from train.features import FeatureCache

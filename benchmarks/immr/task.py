@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from benchmarks.immr.scores import METRICS, NO_PART, Scores
 from benchmarks.immr.slices import document_slices, slices
 from benchmarks.immr.statistics import holm, paired
-from retrieval.judgements import Gallery, build_gallery
-from retrieval.metrics import SCORE_DECIMALS
+from retrieval.evaluation.judgements import Gallery, build_gallery
+from retrieval.evaluation.metrics import SCORE_DECIMALS
 
 __all__ = ["METRICS", "Scores", "Task", "evaluate", "holm", "paired", "slices"]
 

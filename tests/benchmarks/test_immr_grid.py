@@ -19,7 +19,7 @@ from benchmarks.immr.summary import summarised
 from benchmarks.immr.systems import published_system, train_product
 from benchmarks.immr.worlds import open_world, parse_name
 from retrieval.__main__ import main as retrieval_main
-from retrieval.index import load_index
+from retrieval.index.store import load_index
 from train.adapters import adapter_layers
 from train.recipe import recipe_by_name, tiny
 

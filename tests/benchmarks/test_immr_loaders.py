@@ -16,7 +16,7 @@ from benchmarks.immr.export import write_tables
 from benchmarks.immr.loaders import load_abo, load_inshop, load_laion_rvs_fashion, load_oven
 from benchmarks.immr.loaders.assembling import Document, Query, assembled, connected, part_of
 from benchmarks.immr.task import Task, evaluate
-from retrieval.judgements import build_gallery, read_judgements
+from retrieval.evaluation.judgements import build_gallery, read_judgements
 from retrieval.tables import CATALOGUE, GALLERY, MERGE, QRELS, QUERIES, read_table
 
 

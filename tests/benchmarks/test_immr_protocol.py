@@ -14,8 +14,8 @@ from PIL import Image
 from benchmarks.immr.degrade import CHANGES, VARIANTS, degraded, degraded_picture
 from benchmarks.immr.emoji import bands, emoji_task, training_tables
 from benchmarks.immr.task import METRICS, Scores, Task, evaluate, slices
-from retrieval.judgements import build_gallery
-from retrieval.scoring import Tally
+from retrieval.evaluation.judgements import build_gallery
+from retrieval.evaluation.scoring import Tally
 
 
 def png(colour: str, size: tuple[int, int] = (37, 33)) -> bytes:

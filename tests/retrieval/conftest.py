@@ -5,7 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_retrieval import COLOURS, SHAPES, Evaluated, World, drawing, image_column, png, retrieval, tiny_model, write
+
+from tests.support.tiny_retrieval import (
+    COLOURS,
+    SHAPES,
+    Evaluated,
+    World,
+    drawing,
+    image_column,
+    png,
+    retrieval,
+    tiny_model,
+    write,
+)
 
 
 @pytest.fixture(scope="session")

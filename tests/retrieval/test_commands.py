@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from tiny_retrieval import Evaluated, World, call, drawing, retrieval
 
-from retrieval.embed import Changes, shuffled_texts
 from retrieval.encoder import load_encoder, load_query_encoder
-from retrieval.index import build_index, load_index
-from retrieval.metrics import METRICS
+from retrieval.evaluation.metrics import METRICS
+from retrieval.index.embed import Changes, shuffled_texts
+from retrieval.index.store import build_index, load_index
 from retrieval.tables import CATALOGUE, read_table
+from tests.support.tiny_retrieval import Evaluated, World, call, drawing, retrieval
 
 
 def test_the_index_folder_says_what_it_holds_and_what_it_left_out(built: Path) -> None:
@@ -149,7 +149,7 @@ def test_metrics_equal_a_plain_ranking_of_all_documents(evaluated: Evaluated, wo
 
 
 def index_of(place: int) -> tuple[str, str]:
-    from tiny_retrieval import COLOURS, SHAPES
+    from tests.support.tiny_retrieval import COLOURS, SHAPES
 
     return COLOURS[place // len(SHAPES)], SHAPES[place % len(SHAPES)]
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from PIL import Image
-from tiny_retrieval import World, call, drawing, image_column, png, retrieval
 
 from retrieval.pictures import PictureError, decode, read_picture
 from retrieval.tables import CATALOGUE, GALLERY, QRELS, QUERIES, read_table
+from tests.support.tiny_retrieval import World, call, drawing, image_column, png, retrieval
 
 
 def giant_png() -> bytes:
@@ -217,9 +217,8 @@ def test_a_query_picture_that_is_not_there_or_no_picture_is_refused(
 def test_an_index_of_another_model_or_half_an_index_is_refused(
     world: World, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tiny_retrieval import tiny_model
-
     import modeling_oclear
+    from tests.support.tiny_retrieval import tiny_model
 
     drawing("red", "box").save(tmp_path / "x.png")
     model, processor = tiny_model()
@@ -293,9 +292,8 @@ def test_a_command_line_mistake_is_one_error_and_exit_two(tmp_path: Path) -> Non
 def test_weights_that_are_not_finite_are_named(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tiny_retrieval import tiny_model
-
     import modeling_oclear
+    from tests.support.tiny_retrieval import tiny_model
 
     model, processor = tiny_model()
     model.image_head.projection.weight.data.fill_(np.nan)

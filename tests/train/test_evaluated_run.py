@@ -16,7 +16,7 @@ from made_governed import VALIDATION, rows, write_governed
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-from retrieval.metrics import METRICS, ranked_relevance
+from retrieval.evaluation.metrics import METRICS, ranked_relevance
 from train.recipe import tiny
 
 ROOT = Path(__file__).resolve().parents[2]

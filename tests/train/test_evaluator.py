@@ -10,7 +10,7 @@ import pytest
 import torch
 from made_run import small_recipe, small_samples, train_small
 
-from retrieval.metrics import METRICS, ranked_relevance
+from retrieval.evaluation.metrics import METRICS, ranked_relevance
 from train.evaluator import HeldOut, Standing, ranking_figures, read_evaluations, stopped_early, summary
 from train.recipe import Recipe
 

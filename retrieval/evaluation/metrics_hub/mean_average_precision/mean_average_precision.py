@@ -1,0 +1,15 @@
+"""`evaluate` module: Mean over queries of the average precision over the whole ranking.
+
+In: answers and judgements as lists. Out: {"mean_average_precision": mean, "skipped": count}. Next: the user.
+"""
+
+import retrieval.evaluation.evaluate_base
+import retrieval.evaluation.metrics
+
+
+class MeanAveragePrecision(retrieval.evaluation.evaluate_base.RankingMetric):
+    """Mean over queries of the average precision over the whole ranking."""
+
+    metric_name = "mean_average_precision"
+    definition = "Mean over queries of the average precision over the whole ranking."
+    function = staticmethod(retrieval.evaluation.metrics.average_precision)

@@ -1,0 +1,60 @@
+"""Answers to query pictures, as JSON lines and as a page.
+
+In: published folder (its query side only), index folder, picture files. Out: one JSON line per answer. Next: the user.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from retrieval.encoder import Encoder
+from retrieval.index.store import Index
+from retrieval.pictures import read_picture
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to one picture: the picture as the model saw it, and rows of the index documents with scores."""
+
+    query: str
+    picture: Image.Image
+    rows: list[int]
+    scores: list[float]
+
+    def lines(self, index: Index) -> list[dict[str, Any]]:
+        """One JSON-ready object per answer: query, rank, doc_id, score, text, leaf."""
+        found = index.documents.select(["doc_id", "text", "leaf"]).take(self.rows).to_pylist()
+        return [
+            {"query": self.query, "rank": rank, "doc_id": row["doc_id"], "score": score}
+            | {
+                "text": row["text"],
+                "leaf": row["leaf"],
+            }
+            for rank, (row, score) in enumerate(zip(found, self.scores, strict=True), start=1)
+        ]
+
+
+def answer(encoder: Encoder, index: Index, images: list[Path], *, k: int) -> list[Answers]:
+    """Searches with every picture.
+
+    Args:
+        encoder: the query side.
+        index: built with the same weights.
+        images: picture files.
+        k: answers per picture; an index of fewer documents gives them all.
+
+    Raises:
+        ValueError: a picture is missing or undecodable, k is below 1, or the index belongs to another model.
+    """
+    index.check_model(encoder.folder)
+    pictures = [read_picture(path, max_pixels=encoder.max_pixels) for path in images]
+    found = []
+    for path, picture in zip(images, pictures, strict=True):
+        embeds_1D, [seen] = encoder.queries([picture])
+        rows_1K, scores_1K = index.search(embeds_1D, k)
+        kept = [place for place, row in enumerate(rows_1K[0]) if row >= 0]
+        rows, scores = [int(rows_1K[0][place]) for place in kept], [float(scores_1K[0][place]) for place in kept]
+        found.append(Answers(str(path), seen, rows, scores))
+    return found

@@ -1,0 +1,264 @@
+"""The report page: one HTML file with everything inside, which opens from disk and asks the network for nothing.
+
+A content security policy in the page forbids requests, so that this stays true whatever a table's text holds.
+
+In: index, queries, qrels, what evaluate wrote, optionally metrics.json, ledger.json and the governed folder.
+Out: report.html (or the answers of one search). Next: the reader.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from retrieval.encoder import Encoder
+from retrieval.environment import environment
+from retrieval.evaluation.metrics import METRICS
+from retrieval.evaluation.scoring import PER_QUERY
+from retrieval.index.search import Answers
+from retrieval.index.store import Index
+from retrieval.pictures import PictureError, decode
+from retrieval.report.answer_cards import Shown, card, filters
+from retrieval.report.figures import BANDS, governance_panels, metric_rows, metric_table, tiles
+from retrieval.tables import Table
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+MAX_BYTES = 5_000_000
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the report comes from; `metrics`, `ledger` and `governed` may be None."""
+
+    index: Index
+    queries: Table
+    qrels: Table
+    per_query: Path
+    metrics: Path | None = None
+    ledger: Path | None = None
+    governed: Path | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One row of the per-query table with its right answers marked."""
+
+    query_id: str
+    doc_ids: list[str]
+    scores: list[float]
+    right: list[bool]
+
+
+def write_report(encoder: Encoder, sources: Sources, out: Path, *, shown: int, seed: int) -> None:
+    """Writes the report.
+
+    Args:
+        encoder: the query side, for the pictures as the model saw them.
+        sources: see Sources.
+        out: the file to write.
+        shown: number of queries on the page.
+        seed: of their choice.
+
+    Raises:
+        ValueError: a file is missing or not what it should be, the per-query table belongs to another index, or the
+            page would be over 5 MB (the message says what to do).
+    """
+    rows = read_per_query(sources.per_query, sources.qrels)
+    chosen = choose(rows, count=shown, seed=seed)
+    cards = _cards(encoder, sources, chosen)
+    metrics = _read_json(sources.metrics, "metrics") if sources.metrics else {}
+    ledger = _read_json(sources.ledger, "ledger") if sources.ledger else None
+    sizes = _category_sizes(sources.governed) if sources.governed else None
+    systems = metric_rows(metrics) or [("These queries", _means(sources.per_query, sources.index), True)]
+    governance = governance_panels(ledger, metrics.get("governance"), sizes)
+    parts = [
+        "<h1>What the model finds</h1>",
+        '<p class="lead">A picture asks; documents of image and text answer. Nothing here was picked by hand.</p>',
+        tiles(systems),
+        "<h2>Figures</h2>",
+        '<p class="note">Per cent; small print: 95% intervals over categories. Recall@k: share of queries with a right '
+        "document among the first k.</p>",
+        f'<section class="panel">{metric_table(systems)}</section>',
+        f"<h2>From click log to categories</h2>{_simulated(metrics)}{governance}" if governance else "",
+        "<h2>Answers</h2>",
+        f'<p class="note">{_how_chosen(len(cards))}</p>',
+        filters(),
+        *cards,
+        _footer(metrics),
+    ]
+    _write(out, "Report: what the model finds", parts)
+
+
+def write_answers(answers: Sequence[Answers], index: Index, out: Path) -> None:
+    """Writes the answers of a search as a page of the same kind, nothing marked.
+
+    Raises:
+        ValueError: the page would be over 5 MB.
+    """
+    cards = []
+    for found in answers:
+        documents = index.documents.take(found.rows).to_pylist()
+        ids = [row["doc_id"] for row in documents]
+        shown = Shown(Path(found.query).name, found.picture, ids, found.scores, None)
+        cards.append(card(shown, {row["doc_id"]: row for row in documents}, _grid(index)))
+    lead = f'<p class="lead">{len(index.documents):,} documents were searched.</p>'
+    _write(out, "Answers", ["<h1>Answers</h1>", lead, *cards])
+
+
+def read_per_query(path: Path, qrels: Table) -> list[Judged]:
+    """Rows of the per-query table; right answers are those the evaluation found relevant (merged ids included).
+
+    Raises:
+        ValueError: no such file, or not written by evaluate, or its queries are not those of the qrels.
+    """
+    try:
+        table = pa.parquet.read_table(path, columns=["query_id", "doc_ids", "scores", "relevance"])
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"per-query table {path}: not readable: write it with evaluate --per-query") from error
+    if any(table.schema.field(name).type != PER_QUERY.field(name).type for name in table.schema.names):
+        raise ValueError(f"per-query table {path}: not written by evaluate --per-query")
+    known = set(qrels.read(["query_id"])["query_id"])
+    rows = [
+        Judged(row["query_id"], row["doc_ids"], row["scores"], [value > 0 for value in row["relevance"]])
+        for row in table.to_pylist()
+        if row["query_id"] in known
+    ]
+    if not rows:
+        raise ValueError(f"per-query table {path}: holds no query of the qrels")
+    return rows
+
+
+def choose(rows: Sequence[Judged], *, count: int, seed: int) -> list[Judged]:
+    """Draws queries, a third each right at 1, found later and missed (others fill up where one kind is short).
+
+    The result is in random order, the same for the same seed.
+    """
+    generator = np.random.default_rng(seed)
+    kinds: dict[str, list[Judged]] = {"first": [], "later": [], "missed": []}
+    for row in sorted(rows, key=lambda one: one.query_id):
+        kinds["first" if row.right[:1] == [True] else "later" if any(row.right) else "missed"].append(row)
+    shuffled = [[group[place] for place in generator.permutation(len(group))] for group in kinds.values()]
+    turns = max(len(group) for group in shuffled)
+    in_turn = [group[turn] for turn in range(turns) for group in shuffled if turn < len(group)][:count]
+    return [in_turn[place] for place in generator.permutation(len(in_turn))]
+
+
+def _cards(encoder: Encoder, sources: Sources, chosen: Sequence[Judged]) -> list[str]:
+    cells = query_cells(sources.queries, [row.query_id for row in chosen])
+    documents = documents_of(sources.index, [name for row in chosen for name in row.doc_ids])
+    cards = []
+    for row in chosen:
+        try:
+            picture = decode(cells.get(row.query_id), folder=sources.queries.folder, max_pixels=encoder.max_pixels)
+        except PictureError as error:
+            raise ValueError(f"queries: {row.query_id}: {error}") from error
+        if picture is None:
+            raise ValueError(f"queries: no image for {row.query_id}, which the per-query table names")
+        [seen] = encoder.seen(encoder.processor(images=[picture], text=None)["pixel_values"])
+        shown = Shown(row.query_id, seen, row.doc_ids, row.scores, row.right)
+        cards.append(card(shown, documents, _grid(sources.index)))
+    return cards
+
+
+def query_cells(queries: Table, wanted: Sequence[str]) -> dict[str, Any]:
+    """Image cells of some queries by id."""
+    names = set(wanted)
+    cells: dict[str, Any] = {}
+    for batch in queries.batches():
+        cells |= {name: cell for name, cell in zip(batch["query_id"], batch["image"], strict=True) if name in names}
+    return cells
+
+
+def documents_of(index: Index, wanted: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Rows of the index's documents by id.
+
+    Raises:
+        ValueError: an id that the index lacks.
+    """
+    names = sorted(set(wanted))
+    mask = pa.compute.is_in(index.documents.column("doc_id"), value_set=pa.array(names, pa.string()))
+    found = {row["doc_id"]: row for row in index.documents.filter(mask).to_pylist()}
+    if len(found) < len(names):
+        missing = next(name for name in names if name not in found)
+        raise ValueError(
+            f"the per-query table names document {missing!r}, which the index lacks: give the index it used"
+        )
+    return found
+
+
+def _grid(index: Index) -> tuple[int, int]:
+    rows, columns = index.info["grid"]
+    return int(rows), int(columns)
+
+
+def _means(per_query: Path, index: Index) -> dict[str, Any]:
+    table = pa.parquet.read_table(per_query)
+    names = [name for name in METRICS if name in table.column_names]
+    means = {name: float(np.mean(table.column(name).to_numpy())) for name in names}
+    return means | {"queries": len(table), "documents": len(index.documents)}
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} {path}: not readable as JSON ({type(error).__name__})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} {path}: must be a JSON object")
+    return found
+
+
+def _category_sizes(governed: Path) -> dict[str, NDArray[np.int64]]:
+    path = governed / "categories.parquet"
+    try:
+        table = pa.parquet.read_table(path, columns=["size", "band"])
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"governed {path}: no readable table with size and band: govern again") from error
+    size_N, band_N = np.asarray(table.column("size").to_pylist(), dtype=np.int64), table.column("band").to_pylist()
+    return {band: size_N[np.asarray([name == band for name in band_N], dtype=np.bool_)] for band in BANDS}
+
+
+def _simulated(metrics: Mapping[str, Any] | None) -> str:
+    """Simulated behaviour is always called so."""
+    if not ((metrics or {}).get("data") or {}).get("simulated"):
+        return ""
+    return '<p class="note">The click log is simulated: clicks, popularity and noise were drawn, not observed.</p>'
+
+
+def _how_chosen(count: int) -> str:
+    return (
+        f"{count} queries drawn at random, as far as possible a third each right at the first answer, found later, and "
+        "missed; so their shares here are not the figures above. Pictures are shown as the model sees them. The heat "
+        "shows where the text of the first answer looked (mean over its concepts); the two bars are the gates that let "
+        "this evidence and the text itself add to the image, 0 shut, 1 open. Below an answer stands its text."
+    )
+
+
+def _footer(metrics: Mapping[str, Any]) -> str:
+    machine = metrics.get("environment") or environment()
+    words = ", ".join(f"{name} {value}" for name, value in machine.items() if isinstance(value, str | int | float))
+    return f"<footer><p>Measured with {escape(words)}.</p></footer>"
+
+
+def _write(out: Path, title: str, parts: Sequence[str]) -> None:
+    here = Path(__file__)
+    style, script = here.with_name("page.css").read_text(), here.with_name("page.js").read_text()
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{style}</style></head>\n"
+        f"<body><main>{chr(10).join(parts)}</main><script>{script}</script></body></html>\n"
+    )
+    size = len(page.encode())
+    if size > MAX_BYTES:
+        raise ValueError(f"the page would have {size:,} bytes, over {MAX_BYTES:,}: show fewer queries or answers")
+    out.write_text(page, encoding="utf-8")

@@ -1,0 +1,105 @@
+"""A contact sheet of real answers as one PNG: query left, ten answers, right and wrong framed.
+
+In: index, queries, qrels, the per-query table. Out: a PNG of less than 300 kB. Next: README, model card.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from retrieval.index.store import Index
+from retrieval.pictures import PictureError, decode
+from retrieval.report.page import Judged, choose, documents_of, query_cells, read_per_query
+from retrieval.tables import Table
+
+CELL = 64
+GAP = 10
+FRAME = 3
+ANSWERS = 10
+MAX_BYTES = 300_000
+PAPER, INK = (255, 255, 255), (90, 96, 108)
+RIGHT, WRONG, NEUTRAL = (18, 128, 92), (201, 42, 75), (200, 202, 208)
+
+
+def write_sheet(
+    *, index: Index, queries: Table, qrels: Table, per_query: Path, out: Path, rows: int, seed: int
+) -> None:
+    """Draws the sheet.
+
+    Args:
+        index: the index that evaluate used.
+        queries: pictures of the queries.
+        qrels: judgements.
+        per_query: what evaluate wrote.
+        out: the PNG.
+        rows: number of queries, a third each right at 1, found later, missed.
+        seed: of their choice.
+
+    Raises:
+        ValueError: files that do not fit together, a query without picture, or a sheet over 300 kB.
+    """
+    chosen = choose(read_per_query(per_query, qrels), count=rows, seed=seed)
+    cells = query_cells(queries, [row.query_id for row in chosen])
+    documents = documents_of(index, [name for row in chosen for name in row.doc_ids[:ANSWERS]])
+    step = CELL + GAP
+    sheet = Image.new("RGB", (GAP + step * (ANSWERS + 1) + GAP, GAP + step * len(chosen)), PAPER)
+    for line, row in enumerate(chosen):
+        top = GAP + line * step
+        _place(sheet, _query(cells.get(row.query_id), row, queries), (GAP, top), NEUTRAL)
+        _answers(sheet, row, documents, top)
+    content = _png(sheet)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"the sheet would have {len(content):,} bytes, over {MAX_BYTES:,}: ask for fewer --rows")
+    out.write_bytes(content)
+
+
+def _query(cell: Any, row: Judged, queries: Table) -> Image.Image:
+    try:
+        picture = decode(cell, folder=queries.folder)
+    except PictureError as error:
+        raise ValueError(f"queries: {row.query_id}: {error}") from error
+    if picture is None:
+        raise ValueError(f"queries: no image for {row.query_id}, which the per-query table names")
+    return picture
+
+
+def _answers(sheet: Image.Image, row: Judged, documents: Mapping[str, Mapping[str, Any]], top: int) -> None:
+    pairs: Sequence[tuple[str, bool]] = list(zip(row.doc_ids, row.right, strict=True))[:ANSWERS]
+    for place, (name, right) in enumerate(pairs):
+        content = documents[name]["thumbnail"]
+        picture = Image.open(io.BytesIO(content)) if content else _no_image()
+        left = 2 * GAP + (CELL + GAP) * (place + 1)
+        _place(sheet, picture, (left, top), RIGHT if right else WRONG)
+
+
+def _no_image() -> Image.Image:
+    blank = Image.new("RGB", (CELL, CELL), (240, 240, 240))
+    ImageDraw.Draw(blank).text((CELL / 2, CELL / 2), "text\nonly", fill=INK, anchor="mm", align="center")
+    return blank
+
+
+def _place(sheet: Image.Image, picture: Image.Image, corner: tuple[int, int], colour: tuple[int, int, int]) -> None:
+    flat = Image.new("RGBA", picture.size, (*PAPER, 255))
+    flat.alpha_composite(picture.convert("RGBA"))
+    flat.thumbnail((CELL - 2 * FRAME, CELL - 2 * FRAME))
+    left, top = corner
+    draw = ImageDraw.Draw(sheet)
+    draw.rounded_rectangle(
+        (left, top, left + CELL - 1, top + CELL - 1), radius=7, fill=PAPER, outline=colour, width=FRAME
+    )
+    # Small drawings are centred, and grown to the cell when the thumbnail was smaller than it.
+    scale = (CELL - 2 * FRAME - 2) / max(flat.size)
+    fitted = flat.resize(
+        (max(1, round(flat.width * scale)), max(1, round(flat.height * scale))), Image.Resampling.LANCZOS
+    )
+    sheet.paste(fitted.convert("RGB"), (left + (CELL - fitted.width) // 2, top + (CELL - fitted.height) // 2))
+
+
+def _png(sheet: Image.Image) -> bytes:
+    """128 colours are enough for a sheet of small drawings, and a third of the size."""
+    stream = io.BytesIO()
+    sheet.quantize(128, method=Image.Quantize.MEDIANCUT).save(stream, "PNG", optimize=True)
+    return stream.getvalue()
