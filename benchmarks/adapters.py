@@ -23,12 +23,12 @@ from statistics import mean
 from typing import Any
 
 from benchmarks import outcome
-from train.adapters import add_adapters, add_text_adapters, text_layers, trained_and_all
-from train.backbones import build_model
-from train.encoders import EncoderPair
-from train.feature_keys import cache_keys
-from train.recipe import recipe_by_name
-from train.samples import read_samples
+from train.encoders.backbones import build_model
+from train.encoders.lora import add_adapters, add_text_adapters, text_layers, trained_and_all
+from train.encoders.pair import EncoderPair
+from train.inputs.feature_keys import cache_keys
+from train.inputs.samples import read_samples
+from train.recipes.recipe import recipe_by_name
 
 RECIPES = ("emoji_tuned", "emoji_lora")
 METRICS = ("recall_at_1", "recall_at_10", "mrr_at_10")

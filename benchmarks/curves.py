@@ -1,7 +1,7 @@
 """One computation in every layout: do 50 steps give the same curve on one process, two, four, sharded, cut and resumed?
 
 Each layout is a run of the user's own command on one made data set, and its curve is `train.jsonl`. FSDP2 and hybrid
-sharding run on CPU ranks through tests/train/fsdp2_gloo.py, which runs train/run.py unchanged.
+sharding run on CPU ranks through tests/support/fsdp2_gloo.py, which runs train/run.py unchanged.
 
 | setting | must be |
 |---|---|
@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import outcome
-from train.recipe import recipe_by_name
+from train.recipes.recipe import recipe_by_name
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, CUT = 50, 23

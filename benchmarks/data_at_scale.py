@@ -72,7 +72,7 @@ def write_governed(folder: Path, rows: int, *, seed: int) -> int:
 
 def streamed_recipe(steps: int) -> Any:
     """So many steps on streamed inputs of `SIDE` pixels, images alone."""
-    from train.recipe import tiny
+    from train.recipes.recipe import tiny
 
     return dataclasses.replace(
         tiny(),
@@ -97,10 +97,10 @@ def measured(folder: Path, *, steps: int, seed: int) -> dict[str, Any]:
     """
     from accelerate import Accelerator
 
-    from train.backbones import build_model
-    from train.feature_stream import stream_features
-    from train.image_side import train_image_side
-    from train.samples import read_samples
+    from train.encoders.backbones import build_model
+    from train.image_stage.loop import train_image_side
+    from train.inputs.feature_stream import stream_features
+    from train.inputs.samples import read_samples
 
     recipe = streamed_recipe(steps)
     begun = time.process_time()

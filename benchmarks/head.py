@@ -24,7 +24,7 @@ from benchmarks.head_step import DTYPES, HeadSize
 from benchmarks.head_trial import as_json, made_batch
 from benchmarks.outcome import ROOT, write
 from retrieval.environment import default_threads
-from train.row_optimizers import ROW_OPTIMIZERS
+from train.class_weights.row_optimizers import ROW_OPTIMIZERS
 
 NAMES = ("ours", "dense_update", "dense_parameter", "floor", "full_softmax", "pytorch_metric_learning")
 PARTS = ("step_s", "forward_s", "backward_s", "update_s")

@@ -3,10 +3,10 @@
 Why: where there is no accelerator at hand, bytes can still be counted. A sampled step touches few rows, so what limits
 the number of classes is what is stored for every one of them.
 
-In: train/plan.py. Out: the block `card` of docs/head.md. Next: `benchmarks.head_large --device cuda` measures it.
+In: train/planner/plan.py. Out: the block `card` of docs/head.md. Next: `benchmarks.head_large --device cuda` measures it.
 """
 
-from train.plan import GIB, GPUS, USABLE, optimizer_bytes
+from train.planner.plan import GIB, GPUS, USABLE, optimizer_bytes
 
 WIDTH, CLASSES, CARD = 512, 100_000_000, "h200"
 COMMAND = (
@@ -40,5 +40,5 @@ def card() -> str:
             f"| {name} | {size:,.0f} = {formula} | {CLASSES * size / GIB:.0f} | {usable / size / 1e6:.0f} million |"
         )
     return "\n".join(
-        [*lines, "", f"{USABLE:.0%} of an H200's memory, by `train/plan.py`. To be measured by `{COMMAND}`."]
+        [*lines, "", f"{USABLE:.0%} of an H200's memory, by `train/planner/plan.py`. To be measured by `{COMMAND}`."]
     )

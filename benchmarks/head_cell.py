@@ -20,8 +20,8 @@ from torch import Tensor
 from benchmarks.head_made_set import FEATURES, MadeSet, MadeSize, made_set
 from benchmarks.head_step import HeadSize, LinearMap, keyed, make_shard, sampled_loss
 from modeling_oclear.partial_softmax_oclear import CosFace, SoftmaxForm, sample_classes
-from train.hard_classes import NearestClasses
-from train.shard import ClassShard
+from train.class_weights.hard_classes import NearestClasses
+from train.class_weights.shard import ClassShard
 
 FORMS = ("full", "uniform", "uniform_logq", "hard_logq")
 WARMUP_STEPS = 30

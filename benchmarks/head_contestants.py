@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.head_step import DTYPES, HeadSize, make_shard, sample, sampled_loss, start_rows
-from train.shard import GatheredRows
+from train.class_weights.shard import GatheredRows
 
 # Bytes of one tensor that the dense update moves at once: they stay in a core's cache, or fill one launch.
 PART_BYTES = {"cpu": 2**18, "cuda": 2**24}

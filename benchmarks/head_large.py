@@ -29,8 +29,8 @@ from benchmarks.head_step import DTYPES, HeadSize, LinearMap, make_shard, sample
 from benchmarks.outcome import peak_gib, write
 from modeling_oclear.partial_softmax_oclear import sample_classes
 from retrieval.environment import default_threads
-from train.row_optimizers import ROW_OPTIMIZERS
-from train.shard import ClassShard
+from train.class_weights.row_optimizers import ROW_OPTIMIZERS
+from train.class_weights.shard import ClassShard
 
 FEATURES, HELD_OUT, NOISE = 64, 1024, 0.5
 ENCODER_RATE = 3e-3

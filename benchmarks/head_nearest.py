@@ -31,9 +31,9 @@ from benchmarks.head_step import HeadSize
 from benchmarks.head_trial import made_batch
 from benchmarks.outcome import write
 from retrieval.environment import default_threads
-from train.hard_classes import Index, NearestClasses
-from train.nearest_index import PROBES, cells_for
-from train.shard import ClassShard
+from train.class_weights.hard_classes import Index, NearestClasses
+from train.class_weights.nearest_index import PROBES, cells_for
+from train.class_weights.shard import ClassShard
 
 LEAF, COSINE, DRAWN = 50, 0.8, 100_000
 POSITIVES, NEIGHBOURS, ROWS_AT_ONCE = 256, 10, 2**18

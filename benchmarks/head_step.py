@@ -27,8 +27,8 @@ from modeling_oclear.partial_softmax_oclear import (
     positive_cosines,
     sample_classes,
 )
-from train.class_storage import ClassStorage
-from train.shard import ClassShard, GatheredRows
+from train.class_weights.shard import ClassShard, GatheredRows
+from train.class_weights.storage import ClassStorage
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -1,19 +1,19 @@
 """Tables of docs/recipes.md: what the recipes for real catalogues need, by the planner and by stated formulas.
 
-Why: nobody has run them yet. Memory and step floor are counted by train/plan.py; hours follow from them by formulas
+Why: nobody has run them yet. Memory and step floor are counted by train/planner/plan.py; hours follow from them by formulas
 that the page shows, with two shares that are assumed until a run has measured them.
 
-In: train/catalogue_recipes.py, train/plan.py. Out: marker name -> Markdown. Next: `python -m benchmarks.render`.
+In: train/recipes/catalogue.py, train/planner/plan.py. Out: marker name -> Markdown. Next: `python -m benchmarks.render`.
 """
 
 import functools
 from dataclasses import dataclass
 
 from benchmarks.render_governance import table
-from train.catalogue_recipes import CATALOGUE_RECIPES
-from train.plan import GIB, GPUS, Line, Run, largest_batch, plan
-from train.plan_encoder import EncoderCost, vision_cost
-from train.recipe import Recipe
+from train.planner.plan import GIB, GPUS, Line, Run, largest_batch, plan
+from train.planner.plan_encoder import EncoderCost, vision_cost
+from train.recipes.catalogue import CATALOGUE_RECIPES
+from train.recipes.recipe import Recipe
 
 ENCODERS = {"google/siglip2-base-patch16-224": "siglip2-base", "facebook/dinov2-base": "dinov2-base"}
 GPU_KINDS = ("h200", "h100", "l4")
@@ -147,7 +147,7 @@ def commands() -> str:
 
 def _commands(recipe: Recipe) -> list[str]:
     step = recipe.queries_per_step + recipe.documents_per_step
-    words = f"python -m train.plan --classes {SHOP.categories} --hidden-size {recipe.hidden_size} --vision "
+    words = f"python -m train.planner --classes {SHOP.categories} --hidden-size {recipe.hidden_size} --vision "
     words += f"{ENCODERS[recipe.vision]} --image-size {recipe.image_size} --gpus 1 --gpu h100 --batch-size {step} "
     words += f"--sample-rate {recipe.sample_rate:g} --optimizer {recipe.head_optimizer} "
     words += f"--head-dtype {recipe.head_dtype or recipe.dtype}"

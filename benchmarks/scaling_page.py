@@ -2,7 +2,7 @@
 
 Why: what cannot be run here can still be counted, formula by formula. Nothing in these tables was measured on a GPU.
 
-In: train/plan.py, results of benchmarks/data_at_scale.py, curves.py and adapters.py. Out: marker name -> Markdown.
+In: train/planner/plan.py, results of benchmarks/data_at_scale.py, curves.py and adapters.py. Out: marker name -> Markdown.
 Next: `python -m benchmarks.render` fills docs/scaling.md.
 """
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.plan import GIB, GPUS, Line, Run, plan, shown
-from train.plan_encoder import EncoderCost, vision_cost
+from train.planner.plan import GIB, GPUS, Line, Run, plan, shown
+from train.planner.plan_encoder import EncoderCost, vision_cost
 
 SAMPLES = 10_000_000_000
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -66,7 +66,7 @@ def run_of(size: Size) -> Run:
 
 def command_of(size: Size) -> str:
     """The command that prints the whole plan of a column."""
-    words = f"python -m train.plan --classes {size.classes:.0e} --hidden-size 512 --vision {size.vision}"
+    words = f"python -m train.planner --classes {size.classes:.0e} --hidden-size 512 --vision {size.vision}"
     words += f" --gpus {size.gpus} --gpu {size.gpu} --batch-size {size.batch_size} --sample-rate {size.sample_rate}"
     return words.replace("e+0", "e")
 

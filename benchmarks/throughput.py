@@ -27,14 +27,14 @@ from transformers import ViTConfig, ViTModel
 from benchmarks import outcome
 from modeling_oclear import OclearModel
 from modeling_oclear.partial_softmax_oclear import sample_classes
-from train.batches import StepSampler
-from train.encoders import EncoderPair
-from train.parameter_groups import parameter_groups
-from train.plan import GPUS, Run, memory
-from train.plan_encoder import measure
-from train.recipe import Recipe, tiny
-from train.shard import ClassShard
-from train.step import ImageSide, _global_loss, optimiser_step
+from train.class_weights.shard import ClassShard
+from train.encoders.pair import EncoderPair
+from train.encoders.parameter_groups import parameter_groups
+from train.image_stage.step import ImageSide, _global_loss, optimiser_step
+from train.inputs.sampler import StepSampler
+from train.planner.plan import GPUS, Run, memory
+from train.planner.plan_encoder import measure
+from train.recipes.recipe import Recipe, tiny
 
 PICTURES = 64
 

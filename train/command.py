@@ -10,7 +10,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.recipe import RECIPES
+from train.recipes.recipe import RECIPES
 
 EXAMPLE = """example:
   accelerate launch train/run.py --data governed --out runs/demo

@@ -8,21 +8,21 @@ In: the governed folder. Out: the run folder with `hub/`, ready to publish. Next
 import os
 import sys
 
-from train.adapters import export_adapter, is_adapter_alone
-from train.backbones import build_model, with_image_weights
 from train.command import Options, read_options
-from train.encoders import EncoderPair
-from train.export import calibration_queries, export_hub
-from train.features import FeatureCache
-from train.hub_head import check_head, is_head_published
-from train.image_side import ImageResult, check_layout
-from train.journal import Stopwatch
-from train.members import recipe_of_weights, train_members
-from train.recipe import Recipe, recipe_by_name
-from train.run_folder import close_run, open_run
-from train.samples import GovernedSamples, read_samples
-from train.text_stage import category_prototypes, features_of, fit_text
-from train.topology import leave, start_topology
+from train.encoders.backbones import build_model, with_image_weights
+from train.encoders.lora import export_adapter, is_adapter_alone
+from train.encoders.pair import EncoderPair
+from train.ensemble.ensemble import recipe_of_weights, train_members
+from train.image_stage.loop import ImageResult, check_layout
+from train.inputs.cache import FeatureCache
+from train.inputs.samples import GovernedSamples, read_samples
+from train.parallel.topology import leave, start_topology
+from train.publish.hub import calibration_queries, export_hub
+from train.publish.hub_head import check_head, is_head_published
+from train.publish.journal import Stopwatch
+from train.publish.run_folder import close_run, open_run
+from train.recipes.recipe import Recipe, recipe_by_name
+from train.text_stage.stage import category_prototypes, features_of, fit_text
 
 
 def main() -> int:

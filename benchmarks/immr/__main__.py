@@ -13,7 +13,7 @@ from benchmarks.immr.grid import GRIDS, run_grid
 from benchmarks.immr.summary import summarised
 from benchmarks.outcome import commit
 from retrieval.environment import environment
-from train.journal import write_json
+from train.publish.journal import write_json
 
 
 def parser() -> argparse.ArgumentParser:

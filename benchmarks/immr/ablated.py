@@ -33,11 +33,11 @@ from benchmarks.immr.stand import Stand
 from benchmarks.immr.systems import System, published_system, train_product
 from retrieval.index.calibration import calibrated_queries
 from train.command import Options
-from train.features import FeatureCache
-from train.image_side import ImageResult
-from train.journal import Stopwatch, write_json
-from train.recipe import Recipe
-from train.samples import read_samples
+from train.image_stage.loop import ImageResult
+from train.inputs.cache import FeatureCache
+from train.inputs.samples import read_samples
+from train.publish.journal import Stopwatch, write_json
+from train.recipes.recipe import Recipe
 
 STAGE = "heads"
 FULL = "oclear"

@@ -30,9 +30,9 @@ from benchmarks.immr.summary import BRIEF, cells_of_system, compared, pooled
 from benchmarks.immr.worlds import open_world
 from benchmarks.outcome import commit
 from retrieval.environment import environment
-from train.journal import write_json
-from train.recipe import recipe_by_name
-from train.topology import set_threads
+from train.parallel.topology import set_threads
+from train.publish.journal import write_json
+from train.recipes.recipe import recipe_by_name
 
 TRACKS = (*SHORT_TRACKS, "missing", "missing.small")
 PARTS = (TRAINED[0], *TRAINED[1:4], *SWITCHED, *TRAINED[4:])  # in the order of the flow

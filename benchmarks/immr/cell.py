@@ -24,8 +24,8 @@ from benchmarks.immr.rivals import VALUES, Method, Settings, train_rival
 from benchmarks.immr.scores import METRICS, Scores
 from benchmarks.immr.stand import LONG_TRACKS, SHORT_TRACKS, Stand, keep_scores
 from benchmarks.immr.systems import System, published_system, rival_system, train_product
-from train.journal import write_json
-from train.recipe import MACHINE_FIELDS, Recipe, difference
+from train.publish.journal import write_json
+from train.recipes.recipe import MACHINE_FIELDS, Recipe, difference
 
 KINDS = ("search", "heads", "final-search", "final")
 PRODUCT, IMAGE_ONLY, ZERO_SHOT = "oclear", "image_only", "zero_shot"

@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.immr.task import Task
-from train.encoders import ROWS_PER_CHUNK, EncoderPair
-from train.features import FeatureCache
-from train.recipe import Recipe
-from train.samples import read_samples
-from train.text_stage import features_of
+from train.encoders.pair import ROWS_PER_CHUNK, EncoderPair
+from train.inputs.cache import FeatureCache
+from train.inputs.samples import read_samples
+from train.recipes.recipe import Recipe
+from train.text_stage.stage import features_of
 
 Row = tuple[str, str, bytes | None, str]  # sample_id, side, picture, text
 MISSING = -1

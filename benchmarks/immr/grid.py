@@ -21,8 +21,8 @@ from benchmarks.immr.cell import CHOSEN_BY, PRODUCT, VALIDATION, ZERO_SHOT, Cell
 from benchmarks.immr.rivals import METHODS, Method
 from benchmarks.immr.stand import Stand
 from benchmarks.immr.worlds import open_world
-from train.recipe import recipe_by_name
-from train.topology import set_threads
+from train.parallel.topology import set_threads
+from train.recipes.recipe import recipe_by_name
 
 GRIDS = ("heads", "final")
 FIRST = "hard-0"

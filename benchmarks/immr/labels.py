@@ -17,13 +17,13 @@ import pyarrow as pa
 import torch
 
 from benchmarks.immr.losses import Batch
-from train.batches import SideSampler, StepSampler
-from train.class_start import SideRowsOfClass
-from train.image_side import trained_rows
-from train.samples import GovernedSamples
+from train.class_weights.initialization import SideRowsOfClass
+from train.image_stage.loop import trained_rows
+from train.inputs.sampler import SideSampler, StepSampler
+from train.inputs.samples import GovernedSamples
 
 LABELS = ("raw", "governed")
-_CLASSES, _PICKS = 5, 6  # streams of random numbers, apart from those of train/batches.py
+_CLASSES, _PICKS = 5, 6  # streams of random numbers, apart from those of train/inputs/sampler.py
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _renumbered(part: SideRowsOfClass, classes: np.ndarray) -> SideRowsOfClass:
 class PairSampler:
     """Batches in which row i of the queries and row i of the documents belong together.
 
-    Classes come up in shuffled rounds, as in train/batches.py; each drawn class gives `per_class` queries by weight and
+    Classes come up in shuffled rounds, as in train/inputs/sampler.py; each drawn class gives `per_class` queries by weight and
     as many documents, different ones as far as it has them.
 
     Args:

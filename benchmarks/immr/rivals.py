@@ -24,14 +24,14 @@ from benchmarks.immr.documents import DOCUMENTS, DocumentForm, TextHead
 from benchmarks.immr.labels import LABELS, ClassSampler, Drawn, Labelled, PairSampler, restricted
 from benchmarks.immr.losses import CLASSIFYING, LOSSES, Classifying, Contrastive, Triplet
 from benchmarks.immr.training_features import TrainingFeatures
-from train.adapters import add_adapters
-from train.batches import dropout_scale
-from train.distil import DistilRows, cut_short, distil
-from train.encoders import ROWS_PER_CHUNK, EncoderPair, rows_of, start_image_head
-from train.parameter_groups import parameter_groups
-from train.recipe import Recipe
-from train.soup import mean_weights, member_seed
-from train.step import learning_rate_factor
+from train.encoders.lora import add_adapters
+from train.encoders.pair import ROWS_PER_CHUNK, EncoderPair, rows_of, start_image_head
+from train.encoders.parameter_groups import parameter_groups
+from train.ensemble.distil import DistilRows, cut_short, distil
+from train.ensemble.soup import mean_weights, member_seed
+from train.image_stage.step import learning_rate_factor
+from train.inputs.sampler import dropout_scale
+from train.recipes.recipe import Recipe
 
 PER_CLASS = {"supcon": 2, "triplet": 2}  # several positives in a batch are what these losses are for
 # What is searched beside the learning rate, the usual value first: temperatures, margins, miners.
@@ -253,7 +253,7 @@ def _train_member(
 
 
 def _student(members: list[Rival], features: TrainingFeatures, rows: Labelled, *, recipe: Recipe, seed: int) -> Rival:
-    """One rival of several, as `train/members.py` makes one model of the product's."""
+    """One rival of several, as `train/ensemble/ensemble.py` makes one model of the product's."""
     student = copy.deepcopy(members[0])
     student.encoders.load_state_dict(mean_weights([one.encoders.state_dict() for one in members], recipe))
     if recipe.distil_steps:

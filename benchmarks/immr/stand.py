@@ -26,8 +26,8 @@ from benchmarks.immr.systems import System
 from benchmarks.immr.task import Task, evaluate
 from benchmarks.immr.training_features import TrainingFeatures, behind_the_backbone, training_features
 from benchmarks.immr.worlds import World
-from train.backbones import build_model
-from train.recipe import Recipe
+from train.encoders.backbones import build_model
+from train.recipes.recipe import Recipe
 
 SHORT_TRACKS = ("unseen", "unseen.small", "seen")
 LONG_TRACKS = (

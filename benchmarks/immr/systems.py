@@ -27,10 +27,10 @@ from retrieval.encoder import load_encoder
 from retrieval.index.calibration import calibrated_documents, calibrated_queries, load_calibration
 from retrieval.index.imputation import impute
 from train.command import read_options
-from train.encoders import EncoderPair, embed_rows
-from train.features import FeatureCache
-from train.recipe import Recipe
-from train.text_side import embed_documents, sentence_vectors
+from train.encoders.pair import EncoderPair, embed_rows
+from train.inputs.cache import FeatureCache
+from train.recipes.recipe import Recipe
+from train.text_stage.fit import embed_documents, sentence_vectors
 
 MOST_CALIBRATION = 4096
 

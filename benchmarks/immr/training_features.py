@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 
 from benchmarks.immr.features_of_task import Row, embedded, pooled_features
 from benchmarks.immr.worlds import World
-from train.features import FeatureCache
-from train.recipe import Recipe
-from train.samples import GovernedSamples, read_samples
-from train.text_side import sentence_vectors
-from train.text_stage import features_of
+from train.inputs.cache import FeatureCache
+from train.inputs.samples import GovernedSamples, read_samples
+from train.recipes.recipe import Recipe
+from train.text_stage.fit import sentence_vectors
+from train.text_stage.stage import features_of
 
 Lacking = tuple[str, bytes | None, str]  # id, picture, text
 

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.adapters import METRICS, RECIPES, commands, judged, main, parameters, share_views, summary
 from retrieval.__main__ import build_parser
 from train.command import read_options
-from train.recipe import recipe_by_name
+from train.recipes.recipe import recipe_by_name
 
 
 def run(first: float) -> dict[str, Any]:

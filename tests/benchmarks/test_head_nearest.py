@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import head_nearest
 from benchmarks.head_step import HeadSize, make_shard
-from train.shard import ClassShard
+from train.class_weights.shard import ClassShard
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from benchmarks.immr.stand import Stand, kept_scores
 from benchmarks.immr.systems import published_system
 from benchmarks.immr.worlds import open_world
 from retrieval.encoder import load_encoder
-from train.features import FeatureCache
-from train.recipe import tiny
+from train.inputs.cache import FeatureCache
+from train.recipes.recipe import tiny
 
 STEPS = 3
 
@@ -26,7 +26,7 @@ STEPS = 3
 @pytest.fixture(scope="module", autouse=True)
 def few_attention_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.text_side.ATTENTION_STEPS", 3)
+        patch.setattr("train.text_stage.fit.ATTENTION_STEPS", 3)
         yield
 
 

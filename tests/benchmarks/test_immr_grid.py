@@ -20,8 +20,8 @@ from benchmarks.immr.systems import published_system, train_product
 from benchmarks.immr.worlds import open_world, parse_name
 from retrieval.__main__ import main as retrieval_main
 from retrieval.index.store import load_index
-from train.adapters import adapter_layers
-from train.recipe import recipe_by_name, tiny
+from train.encoders.lora import adapter_layers
+from train.recipes.recipe import recipe_by_name, tiny
 
 STEPS = 4
 RIVAL, SEARCHED = "infonce.raw.concat", "infonce.raw.mean"  # the second one's search is the first one's too

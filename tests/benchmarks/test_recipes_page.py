@@ -3,8 +3,8 @@
 import pytest
 
 from benchmarks import recipes_page
-from train.catalogue_recipes import CATALOGUE_RECIPES
-from train.plan import GPUS, largest_batch, plan, read_run
+from train.planner.plan import GPUS, largest_batch, plan, read_run
+from train.recipes.catalogue import CATALOGUE_RECIPES
 
 
 def test_every_recipe_is_planned_on_every_gpu_and_marked_as_not_run() -> None:
@@ -25,7 +25,7 @@ def test_a_step_is_cut_until_a_piece_fits_and_no_further(gpu: str) -> None:
 def test_the_shown_planner_command_plans_what_the_table_shows() -> None:
     recipe = CATALOGUE_RECIPES["dinov2_base"]()
     command = recipes_page._commands(recipe)[-1]
-    run, _ = read_run(command.removeprefix("python -m train.plan ").split())
+    run, _ = read_run(command.removeprefix("python -m train.planner ").split())
     step = recipe.queries_per_step + recipe.documents_per_step
     assert plan(run) == plan(recipes_page.run_of(recipe, "h100", rows=step))
 

@@ -16,10 +16,10 @@ from test_push_end_to_end import push, python_blocks, stranger
 from hub_cards.adapter import plan_adapter
 from hub_cards.publishable import machine_traces
 from modeling_oclear import publish
-from train.adapters import add_adapters, export_adapter
-from train.backbones import build_model, with_image_weights
-from train.encoders import EncoderPair
-from train.recipe import recipe_by_name
+from train.encoders.backbones import build_model, with_image_weights
+from train.encoders.lora import add_adapters, export_adapter
+from train.encoders.pair import EncoderPair
+from train.recipes.recipe import recipe_by_name
 
 # peft 0.21 reads this attribute of transformers 5.23 under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from made_governed import CATEGORIES, write_governed
 from safetensors.torch import load_file
 from transformers import AutoModel
 
 from modeling_oclear import OclearForCategoryClassification
+from tests.support.synthetic_governed import CATEGORIES, write_governed
+from train.parallel.topology import start_topology
 from train.run import main
-from train.topology import start_topology
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,109 @@
+"""An image side on made features, without images: what the tests of one process train on.
+
+In: a recipe. Out: model, cached arrays, samples in memory. Next: test_step.py, test_checkpoint.py, test_text_stage.py.
+"""
+
+import dataclasses
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from accelerate import Accelerator
+
+from modeling_oclear import EfficientNetLiteConfig, EfficientNetLiteModel, OclearModel
+from train.image_stage.loop import ImageResult, train_image_side
+from train.inputs.samples import GovernedSamples, Labels
+from train.recipes.recipe import Recipe, recipe_by_name
+
+CATEGORIES, WIDTH, CELLS = 7, 5, 3
+TRAINED = (0, 1, 2, 4, 6)
+
+
+def small_recipe(**changes: Any) -> Recipe:
+    """The tiny recipe, smaller still."""
+    base = dataclasses.replace(
+        recipe_by_name("tiny"), text=None, hidden_size=6, frozen_stages=1, steps=12, checkpoint_every=5
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def small_model(recipe: Recipe) -> Any:
+    """One frozen stage, one trained stage, features of width 7."""
+    config = EfficientNetLiteConfig(
+        stem_channels=4,
+        out_channels=(WIDTH, 6),
+        num_block_repeats=(1, 1),
+        kernel_sizes=(3, 3),
+        strides=(1, 1),
+        expand_ratios=(1, 2),
+        hidden_size=7,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return OclearModel.from_encoders(
+            EfficientNetLiteModel(config), hidden_size=recipe.hidden_size, num_attention_heads=1
+        ).eval()
+
+
+def small_cache() -> Any:
+    """Hidden maps (N, 2 views, 5, 3, 3) that lean towards their category; document 2 has no image."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(CATEGORIES, WIDTH, CELLS, CELLS))
+
+    def side(repeats: int) -> np.ndarray:
+        labels = np.tile(np.arange(CATEGORIES), repeats)
+        noise = rng.normal(size=(len(labels), 2, WIDTH, CELLS, CELLS))
+        return (centres[labels][:, None] + 0.3 * noise).astype(np.float16)
+
+    return types.SimpleNamespace(query_inputs=side(4), document_inputs=side(3))
+
+
+class MadeTable:
+    """As much of a `SampleTable` as the image side asks for."""
+
+    def __init__(self, *, queries: int, documents: int) -> None:
+        self.counts = {"query": queries, "document": documents}
+
+    def __len__(self) -> int:
+        return sum(self.counts.values())
+
+    def ids(self, side: str) -> pa.Array:
+        """Sample ids of the rows of a side."""
+        return pa.array([f"{side[0]}{row}" for row in range(self.counts[side])])
+
+
+def small_samples() -> GovernedSamples:
+    """Seven categories, two of them held out."""
+    query, document = np.tile(np.arange(CATEGORIES), 4), np.tile(np.arange(CATEGORIES), 3)
+    has_image = np.arange(len(document)) != 2
+    rng = np.random.default_rng(1)
+    return GovernedSamples(
+        table=MadeTable(queries=len(query), documents=len(document)),  # type: ignore[arg-type]
+        labels=Labels(query, document, ~np.isin(query, TRAINED), ~np.isin(document, TRAINED)),
+        query_weights=rng.uniform(0.5, 2, len(query)),
+        document_weights=rng.uniform(0.5, 2, len(document)),
+        document_has_image=has_image,
+        classes=np.array(TRAINED),
+        num_categories=CATEGORIES,
+        fingerprint="made",
+        keys=tuple(f"key{number}" for number in range(CATEGORIES)),
+        leaves=tuple(f"leaf{number % 2}" for number in range(CATEGORIES)),
+    )
+
+
+def train_small(recipe: Recipe, folder: Path, **options: Any) -> ImageResult:
+    """Train the image side on the made features."""
+    folder.mkdir(exist_ok=True)
+    settings: dict[str, Any] = {"seed": 0, "max_steps": None, "resume": False, **options}
+    return train_image_side(
+        small_model(recipe),
+        options.get("cache") or small_cache(),
+        small_samples(),
+        recipe=recipe,
+        accelerator=Accelerator(cpu=True),
+        folder=folder,
+        **{name: value for name, value in settings.items() if name != "cache"},
+    )

@@ -1,0 +1,161 @@
+"""FSDP2 and hybrid sharding are the computation of one process, through train/run.py; any layout resumes any other."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType
+from safetensors.numpy import load_file
+
+from tests.support.synthetic_governed import CATEGORIES, rows, write_categories, write_governed, write_samples
+from tests.train.recipes.test_catalogue_recipes import dinov2
+from train.recipes.recipe import recipe_by_name
+
+ROOT = Path(__file__).resolve().parents[3]
+LAUNCHER = Path(__file__).with_name("tests.support.fsdp2_gloo.py")
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}
+HYBRID = {
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+    "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2",
+    "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2",
+}
+
+
+def call(command: list[object], **variables: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OCLEAR_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
+    words = [sys.executable, *map(str, command)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def sharded(ranks: int, *words: object, **variables: str) -> str:
+    """train/run.py on `ranks` gloo processes with FSDP2."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks, LAUNCHER]
+    return call([*torchrun, *words], **FSDP2, **variables)
+
+
+def one_process(*words: object) -> str:
+    return call([ROOT / "train" / "run.py", *words])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`governed`, and `alone`: a finished run of one process."""
+    base = tmp_path_factory.mktemp("fsdp2")
+    write_governed(base / "governed")
+    one_process(*words_for(base, "alone"))
+    return base
+
+
+def words_for(base: Path, out: str) -> list[object]:
+    words: list[object] = ["--data", base / "governed", "--out", base / out, "--recipe", "tiny"]
+    return [*words, "--features", base / "features"]
+
+
+def assert_same_run(ours: Path, theirs: Path, *, steps: int = 50) -> None:
+    def curve(run: Path, name: str) -> np.ndarray:
+        return np.array([json.loads(line)[name] for line in (run / "train.jsonl").read_text().splitlines()])
+
+    for name in ("loss", "grad_norm", "head_grad_norm"):
+        assert len(curve(ours, name)) == steps
+        assert np.abs(curve(ours, name) - curve(theirs, name)).max() < 1e-8, name
+    mine, other = (load_file(run / "hub" / "model.safetensors") for run in (ours, theirs))
+    assert max(float(np.abs(mine[name] - other[name]).max()) for name in other) < 1e-6
+
+
+def test_two_fsdp2_ranks_equal_one_process_and_their_checkpoint_is_continued_by_one(folder: Path) -> None:
+    said = sharded(2, *words_for(folder, "fsdp2"))
+    assert "topology: 2 process(es), gloo, FSDP" in said
+    for rank in (0, 1):
+        assert f"rank {rank} holds 3530 of 7060 encoder parameters in 8 units" in said
+        assert f"rank {rank} holds classes {5 * rank} to {5 * rank + 5} (5 of 10 rows)" in said
+    assert_same_run(folder / "fsdp2", folder / "alone")
+
+    shutil.rmtree(folder / "fsdp2" / "checkpoints" / "step-00000050")
+    shutil.rmtree(folder / "fsdp2" / "hub")
+    assert "resumed from step-00000040" in one_process(*words_for(folder, "fsdp2"), "--resume")
+    assert_same_run(folder / "fsdp2", folder / "alone")
+
+
+@pytest.mark.slow
+def test_two_times_two_hybrid_ranks_equal_one_process(folder: Path) -> None:
+    said = sharded(4, *words_for(folder, "hybrid"), **HYBRID)
+    for rank, (start, end) in enumerate(((0, 3), (3, 6), (6, 9), (9, 10))):
+        assert f"rank {rank} holds 3530 of 7060 encoder parameters in 8 units" in said
+        assert f"rank {rank} holds classes {start} to {end}" in said
+    assert_same_run(folder / "hybrid", folder / "alone")
+
+
+@pytest.mark.slow
+def test_each_layer_of_a_transformer_is_a_unit_of_its_own_and_its_training_that_of_one_process(folder: Path) -> None:
+    torch.manual_seed(0)
+    dinov2(folder / "dinov2")
+    recipe = dataclasses.replace(
+        recipe_by_name("tiny"), vision=str(folder / "dinov2"), text=None, image_size=28, frozen_stages=0,
+        vision_feature_stage=None, steps=8, activation_checkpointing=True, gradient_accumulation=2,
+        encoder_learning_rate=1e-5,  # a random transformer blows rounding up by more than 100 in a step of 5e-4
+    )  # fmt: skip
+    (folder / "dinov2.json").write_text(json.dumps(recipe.to_json()))
+    again = ["--recipe", folder / "dinov2.json"]
+    one_process(*words_for(folder, "dinov2_alone"), *again)
+    said = sharded(2, *words_for(folder, "dinov2_fsdp2"), *again)
+    assert "encoder parameters in 4 units" in said, "embeddings, two layers, the rest"
+    assert_same_run(folder / "dinov2_fsdp2", folder / "dinov2_alone", steps=8)
+
+
+def governed_anew(folder: Path, story: list[tuple[str | None, str, str | None]]) -> None:
+    """The made data with key1 renamed, key2 dropped from training and a map that tells what became of the keys."""
+    again = [{**row, "split": "validation" if row["category_id"] == 2 else row["split"]} for row in rows()]
+    write_samples(folder, again)
+    write_categories(folder, ["renamed" if number == 1 else f"key{number}" for number in range(CATEGORIES)])
+    names = ("old_key", "event", "new_key")
+    table = {name: [line[place] for line in story] for place, name in enumerate(names)}
+    datasets.Dataset.from_dict(table).to_parquet(folder / "category_map.parquet")
+
+
+@pytest.mark.slow
+def test_a_category_map_lets_sharded_ranks_go_on_as_one_process_would(folder: Path) -> None:
+    kept: list[tuple[str | None, str, str | None]] = [
+        (f"key{number}", "kept", f"key{number}") for number in range(CATEGORIES) if number != 1
+    ]
+    one_process(*words_for(folder, "before"), "--max-steps", 20)
+    shutil.copytree(folder / "before", folder / "before_fsdp2")
+    words = {
+        out: ["--data", folder / "anew", *words_for(folder, out)[2:], "--resume"] for out in ("before", "before_fsdp2")
+    }
+    governed_anew(folder / "anew", [*kept, ("key1", "renamed", "renamed")])
+    for said in (one_process(*words["before"]), sharded(2, *words["before_fsdp2"])):
+        assert "categories changed: 9 taken over, 0 merged, 0 started, 1 retired" in said
+        assert "resumed from step-00000020" in said
+    assert_same_run(folder / "before_fsdp2", folder / "before")
+
+
+def test_the_hybrid_launch_file_asks_for_what_it_says() -> None:
+    path = ROOT / "train" / "launch" / "hsdp.yaml"
+    settings = load_config_from_file(str(path))
+    assert settings.distributed_type == DistributedType.FSDP
+    sizes = settings.parallelism_config
+    assert (
+        sizes["parallelism_config_dp_replicate_size"] * sizes["parallelism_config_dp_shard_size"]
+        == settings.num_processes
+    )
+    known = vars(launch_command_parser().parse_args(["x.py"]))
+    assert set(sizes) <= set(known)
+    assert set(settings.fsdp_config) <= set(known)

@@ -1,0 +1,41 @@
+"""A run saved on two ranks goes on with one, three and four, optimiser state included: the curve does not show it."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.support.ranks import finished
+from tests.support.synthetic_governed import write_governed
+from tests.train.parallel.test_surviving import curve
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`alone`: one process without a stop; `begun`: 24 steps on two ranks."""
+    base = tmp_path_factory.mktemp("ranks")
+    write_governed(base / "governed")
+    finished(*words_for(base, "alone"), log=base / "log")
+    finished(*words_for(base, "begun"), "--max-steps", 24, ranks=2, log=base / "log")
+    return base
+
+
+def words_for(base: Path, out: str) -> list[object]:
+    words: list[object] = ["--data", base / "governed", "--out", base / out, "--recipe", "tiny"]
+    return [*words, "--features", base / "features"]
+
+
+@pytest.mark.parametrize(
+    "ranks", [1, pytest.param(3, marks=pytest.mark.distributed), pytest.param(4, marks=pytest.mark.distributed)]
+)
+def test_what_two_ranks_saved_goes_on_with_another_number(base: Path, ranks: int) -> None:
+    out = base / f"on{ranks}"
+    shutil.copytree(base / "begun", out)
+    said = finished(*words_for(base, out.name), "--resume", ranks=ranks, log=base / "log")
+    assert "resumed from step-00000024" in said
+    assert f"topology: {ranks} process(es)" in said
+    assert np.abs(curve(out) - curve(base / "alone")).max() < 1e-8
+    ours, theirs = (load_file(run / "hub" / "model.safetensors") for run in (out, base / "alone"))
+    assert max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs) < 1e-6

@@ -1,0 +1,66 @@
+"""Every category gets a prototype, and the text side is asked for only where the recipe has text."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.synthetic_run import (
+    CATEGORIES,
+    TRAINED,
+    small_cache,
+    small_model,
+    small_recipe,
+    small_samples,
+    train_small,
+)
+from train.encoders.backbones import build_model
+from train.encoders.pair import EncoderPair
+from train.publish.hub import calibration_queries
+from train.recipes.recipe import recipe_by_name
+from train.text_stage.stage import category_prototypes, fit_text
+
+
+def test_held_out_categories_get_the_mean_of_their_documents(tmp_path: Path) -> None:
+    recipe, cache, samples = small_recipe(steps=1, dtype="float32"), small_cache(), small_samples()
+    encoders = EncoderPair(small_model(recipe), frozen_stages=recipe.frozen_stages)
+    weights = train_small(recipe, tmp_path).class_weights
+    found = category_prototypes(encoders, cache, samples, weights)
+    torch.testing.assert_close(found[list(TRAINED)], weights)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(CATEGORIES))
+    inputs = torch.from_numpy(cache.document_inputs[[3, 10, 17], 0]).float()
+    mean = encoders.embed(inputs, side="document").mean(0)
+    torch.testing.assert_close(found[3], (mean / mean.norm()).detach())
+
+
+def test_calibration_takes_evenly_spaced_training_queries() -> None:
+    recipe, cache, samples = small_recipe(), small_cache(), small_samples()
+    encoders = EncoderPair(small_model(recipe), frozen_stages=recipe.frozen_stages)
+    found = calibration_queries(encoders, cache.query_inputs, samples, most=10)
+    every = calibration_queries(encoders, cache.query_inputs, samples, most=1000)
+    assert found.shape == (10, 6)
+    assert every.shape == (20, 6)
+    torch.testing.assert_close(found, every[::2])
+    assert calibration_queries(encoders, cache.query_inputs, samples, most=0).shape == (0, 6)
+
+
+def test_without_text_nothing_is_fitted() -> None:
+    report = fit_text(None, small_cache(), small_samples(), torch.zeros(1), recipe=small_recipe(), seed=0).report
+    assert report == {"text": False, "strength": 0.0}
+
+
+def test_the_same_seed_builds_the_same_model_and_leaves_torchs_generator_alone() -> None:
+    before = torch.get_rng_state()
+    first, _ = build_model(recipe_by_name("tiny"), seed=3)
+    second, _ = build_model(recipe_by_name("tiny"), seed=3)
+    other, _ = build_model(recipe_by_name("tiny"), seed=4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+def test_a_backbone_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(recipe_by_name("tiny"), vision=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="nowhere.*cannot be loaded.*give a folder"):
+        build_model(recipe, seed=0)

@@ -1,0 +1,238 @@
+"""Optimisers of class weights that touch the rows of a step and no others.
+
+Why: a step scores a small share of the classes. An optimiser that walks over all of them costs more than the rest of
+the step and grows with the number of classes; these cost what the scored rows cost, in time and in memory traffic.
+
+| name | state per class | against its dense twin |
+|---|---|---|
+| sgd | - (decay: 4 bytes) | equal |
+| momentum | D fp32, 4 bytes | equal |
+| adagrad | D fp32 (decay: 4 bytes) | equal; without decay it is torch.optim.Adagrad |
+| rowwise_adagrad | 1 fp32 (decay: 4 bytes) | equal; one sum per class, of the mean squared gradient |
+| adamw | 2 D fp32, 8 bytes | differs: decay, moments and bias correction move only when a step scores the class |
+| rowwise_adam | D + 1 fp32, 8 bytes | differs likewise; one second moment per class, of the mean squared gradient |
+
+"Equal" means: after `ClassShard.flush()`, or for a row as `ClassShard.gather` gives it, what the optimiser applied to
+all rows, with a zero gradient where nothing was scored, would give (see rate_history.py). Decay is decoupled
+everywhere: w = (1 - lr d) w, then the step. Row-wise sums as in TorchRec's fused embedding optimisers.
+
+In: rows, gradients, a learning rate. Out: the same rows moved, in place; state. Next: shard.py.
+
+Letters: R rows (classes) of a rank, S rows of a step, W width of a row.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from train.class_weights.rate_history import RateHistory
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+ADAGRAD_EPSILON = 1e-10
+Allocate = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
+
+
+class RowOptimizer(ABC):
+    """What the optimisers share: the step in which each row was last moved, and bringing rows up to date.
+
+    Args:
+        allocate: (name, shape, dtype) -> zeros, from class_storage.py. rows, width: R, W.
+        dtype: of the state, float32 or float64. weight_decay: decoupled. momentum: read by "momentum" alone.
+        All row numbers are places in this rank's range, on the device of the state.
+    """
+
+    moves_unseen = True  # whether the method moves rows that a step does not score
+    uses_momentum = False
+
+    def __init__(
+        self,
+        allocate: Allocate,
+        rows: int,
+        width: int,
+        *,
+        dtype: torch.dtype,
+        weight_decay: float,
+        momentum: float = 0.9,
+    ) -> None:
+        if self.uses_momentum and not 0 < momentum < 1:
+            raise ValueError(f"momentum is {momentum}; it must be above 0 and below 1; the optimiser sgd has none")
+        self.weight_decay = weight_decay
+        self.history = RateHistory(momentum=momentum if self.uses_momentum else 0.0, weight_decay=weight_decay)
+        self.tensors: dict[str, Tensor] = {}
+        if self.moves_unseen and (weight_decay > 0 or self.uses_momentum):
+            self.tensors["last_step"] = allocate("last_step", (rows,), torch.int32)
+        self._allocate(allocate, rows, width, dtype)
+
+    def _allocate(  # noqa: B027 - SGD has no state
+        self, allocate: Allocate, rows: int, width: int, dtype: torch.dtype
+    ) -> None:
+        """Add the state of the method to `tensors`."""
+
+    def catch_up(self, rows_S: Tensor, weight_SW: Tensor) -> None:
+        """Bring copies of rows up to date, in place; nothing stored changes."""
+        if "last_step" not in self.tensors or not len(rows_S):
+            return
+        last_S = self._part("last_step", rows_S, weight_SW).long()
+        if self.uses_momentum:
+            pull_S = self.history.pull(last_S).to(weight_SW.dtype)
+            weight_SW.addcmul_(self._part("momentum", rows_S, weight_SW), pull_S[:, None], value=-1)
+        if self.weight_decay > 0:
+            weight_SW.mul_(self.history.decay(last_S).to(weight_SW)[:, None])
+
+    def settle(self, rows_S: Tensor) -> None:
+        """Record that the stored weights of these rows are up to date, their momentum too."""
+        if "last_step" not in self.tensors:
+            return
+        if self.uses_momentum:
+            left_S = self.history.momentum_left(self.tensors["last_step"][rows_S].long())
+            moved = self.tensors["momentum"][rows_S]
+            self.tensors["momentum"][rows_S] = moved.mul_(left_S.to(moved.dtype)[:, None])
+        self.tensors["last_step"][rows_S] = self.history.steps
+
+    def step(self, rows_S: Tensor, weight_SW: Tensor, gradient_SW: Tensor, *, learning_rate: float) -> None:
+        """Move rows that are up to date, in place; call `history.add` after the last of a step.
+
+        Args:
+            rows_S: places of the rows in this rank's range. weight_SW, gradient_SW: contiguous; both are overwritten.
+        """
+        if self.weight_decay > 0:
+            weight_SW.mul_(1 - learning_rate * self.weight_decay)
+        self._move(rows_S, weight_SW, gradient_SW, learning_rate)
+        if "last_step" in self.tensors:
+            self.tensors["last_step"][rows_S] = self.history.steps + 1
+
+    @abstractmethod
+    def _move(self, rows_S: Tensor, weight_SW: Tensor, gradient_SW: Tensor, learning_rate: float) -> None:
+        """The method itself: move weights by their gradient, and its state."""
+
+    def _part(self, name: str, rows_S: Tensor, like: Tensor) -> Tensor:
+        """Copy of the state of some rows, where the arithmetic happens."""
+        tensor = self.tensors[name]
+        return tensor.index_select(0, rows_S).to(like.device)
+
+    def _put(self, name: str, rows_S: Tensor, value: Tensor) -> None:
+        tensor = self.tensors[name]
+        tensor.index_copy_(0, rows_S, value.to(tensor.device))
+
+
+class Sgd(RowOptimizer):
+    """w -= lr g."""
+
+    def _move(self, rows_S: Tensor, weight_SW: Tensor, gradient_SW: Tensor, learning_rate: float) -> None:
+        weight_SW.sub_(gradient_SW, alpha=learning_rate)
+
+
+class Momentum(RowOptimizer):
+    """b = mu b + g, w -= lr b: torch.optim.SGD with momentum, no dampening."""
+
+    uses_momentum = True
+
+    def _allocate(self, allocate: Allocate, rows: int, width: int, dtype: torch.dtype) -> None:
+        self.tensors["momentum"] = allocate("momentum", (rows, width), dtype)
+
+    def _move(self, rows_S: Tensor, weight_SW: Tensor, gradient_SW: Tensor, learning_rate: float) -> None:
+        last_S = self._part("last_step", rows_S, weight_SW).long()
+        left_S = self.history.momentum_left(last_S) * self.history.momentum
+        moved_SW = self._part("momentum", rows_S, weight_SW)
+        moved_SW.mul_(left_S.to(weight_SW)[:, None]).add_(gradient_SW)
+        weight_SW.sub_(moved_SW, alpha=learning_rate)
+        self._put("momentum", rows_S, moved_SW)
+
+
+class Adagrad(RowOptimizer):
+    """G += g * g, w -= lr g / (sqrt(G) + 1e-10), element by element (Duchi, Hazan and Singer, JMLR 2011)."""
+
+    def _allocate(self, allocate: Allocate, rows: int, width: int, dtype: torch.dtype) -> None:
+        self.tensors["square_sum"] = allocate("square_sum", (rows, width), dtype)
+
+    def _move(self, rows_S: Tensor, weight_SW: Tensor, gradient_SW: Tensor, learning_rate: float) -> None:
+        sum_SW = self._part("square_sum", rows_S, weight_SW).addcmul_(gradient_SW, gradient_SW)
+        self._put("square_sum", rows_S, sum_SW)
+        weight_SW.addcdiv_(gradient_SW, sum_SW.sqrt_().add_(ADAGRAD_EPSILON), value=-learning_rate)
+
+
+class RowwiseAdagrad(RowOptimizer):
+    """G += mean(g * g) over the class's row, w -= lr g / (sqrt(G) + 1e-10)."""
+
+    def _allocate(self, allocate: Allocate, rows: int, width: int, dtype: torch.dtype) -> None:
+        self.tensors["square_sum"] = allocate("square_sum", (rows,), dtype)
+
+    def _move(self, rows_S: Tensor, weight_SW: Tensor, gradient_SW: Tensor, learning_rate: float) -> None:
+        sum_S = self._part("square_sum", rows_S, weight_SW).add_(_mean_square(gradient_SW))
+        self._put("square_sum", rows_S, sum_S)
+        weight_SW.addcmul_(gradient_SW, (-learning_rate / sum_S.sqrt_().add_(ADAGRAD_EPSILON))[:, None])
+
+
+class AdamW(RowOptimizer):
+    """AdamW (Loshchilov and Hutter, ICLR 2019) on scored rows.
+
+    Decay, moments and bias correction follow a row's own steps. Dense AdamW would also decay every other row and let
+    its old momentum push it on. At sample rate 1 every row is scored in every step and the two are the same.
+    """
+
+    moves_unseen = False
+
+    def _allocate(self, allocate: Allocate, rows: int, width: int, dtype: torch.dtype) -> None:
+        self.tensors["exp_avg"] = allocate("exp_avg", (rows, width), dtype)
+        self.tensors["exp_avg_sq"] = allocate("exp_avg_sq", self._square_shape(rows, width), dtype)
+        self.tensors["row_steps"] = allocate("row_steps", (rows,), torch.int64)
+
+    def _square_shape(self, rows: int, width: int) -> tuple[int, ...]:
+        return (rows, width)
+
+    def _average_square(self, square_SW: Tensor, gradient_SW: Tensor) -> None:
+        """Move the running mean of the squared gradient, in place."""
+        square_SW.mul_(BETAS[1]).addcmul_(gradient_SW, gradient_SW, value=1 - BETAS[1])
+
+    def _move(self, rows_S: Tensor, weight_SW: Tensor, gradient_SW: Tensor, learning_rate: float) -> None:
+        first, second = BETAS
+        steps_S = self._part("row_steps", rows_S, weight_SW).add_(1)
+        mean_SW = self._part("exp_avg", rows_S, weight_SW).lerp_(gradient_SW, 1 - first)
+        square = self._part("exp_avg_sq", rows_S, weight_SW)
+        self._average_square(square, gradient_SW)
+        for name, value in (("row_steps", steps_S), ("exp_avg", mean_SW), ("exp_avg_sq", square)):
+            self._put(name, rows_S, value)
+        count_S1 = steps_S.to(weight_SW.dtype)[:, None]
+        step_size_S1 = learning_rate / (1 - first**count_S1)
+        square_SX = square if square.ndim == 2 else square[:, None]
+        denominator = square_SX.sqrt_().div_((1 - second**count_S1).sqrt()).add_(EPSILON)
+        weight_SW.sub_(mean_SW.mul_(step_size_S1).div_(denominator))
+
+
+class RowwiseAdam(AdamW):
+    """AdamW with one second moment per class, of the mean squared gradient: half its memory."""
+
+    def _square_shape(self, rows: int, width: int) -> tuple[int, ...]:
+        return (rows,)
+
+    def _average_square(self, square_SW: Tensor, gradient_SW: Tensor) -> None:
+        square_SW.mul_(BETAS[1]).add_(_mean_square(gradient_SW), alpha=1 - BETAS[1])
+
+
+def _mean_square(gradient_SW: Tensor) -> Tensor:
+    """(S,) mean of g * g."""
+    return torch.linalg.vector_norm(gradient_SW, dim=1).square_().div_(gradient_SW.shape[1])
+
+
+ROW_OPTIMIZERS: dict[str, type[RowOptimizer]] = {
+    "sgd": Sgd,
+    "momentum": Momentum,
+    "adagrad": Adagrad,
+    "rowwise_adagrad": RowwiseAdagrad,
+    "adamw": AdamW,
+    "rowwise_adam": RowwiseAdam,
+}
+
+
+def row_optimizer(name: str) -> type[RowOptimizer]:
+    """The optimiser called `name`.
+
+    Raises:
+        ValueError: no such optimiser.
+    """
+    if name not in ROW_OPTIMIZERS:
+        raise ValueError(f"no row optimiser is called {name!r}; choose one of {', '.join(ROW_OPTIMIZERS)}")
+    return ROW_OPTIMIZERS[name]

@@ -1,0 +1,247 @@
+"""Low-rank adapters (LoRA) on both encoders, through peft, and their published form.
+
+Why: a product trains one model per shop or season; an adapter is a few per cent of an encoder to train, to keep and to
+send, and folds into the plain weights afterwards (Hu et al. 2021, 2106.09685: W + alpha / rank x B A, B starting at 0).
+Frozen stages stay cached as ever: adapters sit on layers behind them.
+
+Those of the image encoder are trained with the image side, those of the text encoder in a stage of its own
+(text_adapters.py). Three cases publish no adapter folder, since more than adapters has changed: the image encoder
+trained without adapters, or by distillation (distil.py), and layers of the text encoder tuned themselves.
+
+peft takes seconds to import: only functions that need it do so.
+
+In: a backbone and the recipe. Out: the same backbone with adapters; `adapter/` and `base/` in the run folder. Next:
+`python -m hub_cards push runs/x/adapter`, then `AutoPeftModelForFeatureExtraction.from_pretrained("org/name-adapter")`.
+"""
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modeling_oclear import publish
+from train.recipes.recipe import Recipe
+
+ATTENTION = ("q_proj", "v_proj", "query", "value")  # the layers that Hu et al. adapt, as transformers names them
+ADAPTER = "default"
+SETTINGS: dict[str, Any] = {"lora_dropout": 0.0, "bias": "none"}
+BASE = "../base"  # from the adapter's folder; never the name of a repository, so that nobody's code is fetched by it
+
+
+def adapter_layers(vision: nn.Module, recipe: Recipe) -> list[str]:
+    """Names of the layers behind the frozen stages that get adapters.
+
+    Raises:
+        ValueError: `lora_targets` names none, or a convolution that looks at more than one cell; or it is None and the
+            backbone has neither query and value projections nor 1x1 convolutions.
+    """
+    frozen: tuple[str, ...] = ()
+    if recipe.frozen_stages:
+        frozen = ("stem.", *(f"stages.{stage}." for stage in range(recipe.frozen_stages)))
+    layers: dict[str, nn.Module] = {
+        name: module
+        for name, module in vision.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and not name.startswith(frozen)
+    }
+    if recipe.lora_targets is not None:
+        return _named(layers, recipe.lora_targets, type(vision).__name__)
+    found = [name for name in layers if name.rpartition(".")[2] in ATTENTION]
+    found = found or [name for name, module in layers.items() if _is_pointwise(module)]
+    if not found:
+        raise ValueError(
+            f"recipe.vision_lora_rank is {recipe.vision_lora_rank}, but the trained part of {type(vision).__name__} "
+            "has neither query and value projections nor 1x1 convolutions; name its layers in lora_targets"
+        )
+    return found
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and (module.kernel_size, module.stride, module.groups) == ((1, 1), (1, 1), 1)
+
+
+def _named(layers: dict[str, nn.Module], targets: tuple[str, ...], model: str) -> list[str]:
+    found = []
+    for target in targets:
+        names = [name for name in layers if name == target or name.endswith(f".{target}")]
+        if not names:
+            raise ValueError(
+                f"recipe.lora_targets has {target!r}, which is the end of no trained layer's name in {model}; such "
+                f"layers are {', '.join(list(layers)[:4])}, ..."
+            )
+        found += names
+    wide = [name for name in found if isinstance(layers[name], nn.Conv2d) and not _is_pointwise(layers[name])]
+    if wide:
+        raise ValueError(
+            f"recipe.lora_targets takes in {wide[0]}, a convolution over more than one cell or by groups; name linear "
+            "layers and 1x1 convolutions"
+        )
+    return list(dict.fromkeys(found))
+
+
+def text_layers(text: nn.Module) -> list[str]:
+    """Names of the query and value projections of a text encoder.
+
+    Raises:
+        ValueError: it has none.
+    """
+    found = [
+        name
+        for name, module in text.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in ATTENTION
+    ]
+    if not found:
+        raise ValueError(
+            f"the recipe adapts the text encoder, but {type(text).__name__} has no layer called "
+            f"{', '.join(ATTENTION)}; set text_lora_rank to 0 and text_layers_tuned to false, or take another encoder"
+        )
+    return found
+
+
+def add_adapters(vision: nn.Module, recipe: Recipe, *, seed: int) -> Any:
+    """Put adapters on the backbone, in place, and freeze everything else of it.
+
+    The model computes what it did before, as B starts at 0; A is drawn from the seed, equal on every rank.
+
+    Returns:
+        peft's `LoraModel` around the backbone, whose `merge_and_unload` folds the adapters in.
+
+    Raises:
+        ValueError: see `adapter_layers`.
+    """
+    return _add(vision, adapter_layers(vision, recipe), recipe.vision_lora_rank, recipe, seed=seed)
+
+
+def add_text_adapters(text: nn.Module, recipe: Recipe, *, seed: int) -> Any:
+    """The same on the text encoder.
+
+    Raises:
+        ValueError: see `text_layers`.
+    """
+    return _add(text, text_layers(text), recipe.text_lora_rank, recipe, seed=seed)
+
+
+def _add(encoder: nn.Module, layers: list[str], rank: int, recipe: Recipe, *, seed: int) -> Any:
+    from peft import LoraConfig, LoraModel
+
+    config = LoraConfig(target_modules=layers, r=rank, lora_alpha=_alpha(recipe, rank), **SETTINGS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LoraModel(encoder, config, ADAPTER)
+
+
+def _alpha(recipe: Recipe, rank: int) -> Any:  # peft says int, and takes any number
+    return rank if recipe.lora_alpha is None else recipe.lora_alpha
+
+
+def load_and_merge(vision: nn.Module, weights: dict[str, Tensor], recipe: Recipe, *, seed: int) -> None:
+    """Load the state of a backbone with adapters into one without, folding them into its plain weights."""
+    tuner = add_adapters(vision, recipe, seed=seed)
+    vision.load_state_dict(weights)
+    tuner.merge_and_unload()
+    vision.requires_grad_(True)
+
+
+def trained_share(encoders: nn.Module) -> str:
+    """One line: how much of the image encoder is trained, and how much beside it."""
+    trained, total = trained_and_all(encoders.get_submodule("vision"))
+    head, _ = trained_and_all(encoders.get_submodule("image_head"))
+    return (
+        f"adapters: {trained:,} of {total:,} parameters of the image encoder are trained ({trained / total:.1%}); the "
+        f"image head, which starts from nothing, is trained whole ({head:,})"
+    )
+
+
+def trained_and_all(module: nn.Module) -> tuple[int, int]:
+    """Numbers of trained parameters and of all."""
+    sizes = [(value.numel(), value.requires_grad) for value in module.parameters()]
+    return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
+
+
+def is_adapter_alone(recipe: Recipe) -> bool:
+    """Whether adapters, image head and fusion are all that a run of the recipe changes."""
+    image_is_fixed = recipe.vision_lora_rank > 0 or recipe.frozen_stages is None
+    has_adapters = recipe.vision_lora_rank > 0 or recipe.text_lora_rank > 0
+    return has_adapters and image_is_fixed and not recipe.text_layers_tuned
+
+
+def export_adapter(
+    run: Path, *, base: Any, model: Any, processor: Any, weights: dict[str, Tensor], recipe: Recipe
+) -> None:
+    """Write `run/base`, the model that training started from, and `run/adapter`, all that training has added to it.
+
+    The adapter names its base as `BASE`, so the run folder may be moved. peft reads that from the current directory,
+    not from the adapter: `AutoPeftModelForFeatureExtraction.from_pretrained(".")` within `run/adapter`, or anywhere
+    `PeftModel.from_pretrained(AutoModel.from_pretrained("run/base"), "run/adapter")`. hub_cards sets the base's Hub
+    id when it pushes the two, and writes their cards: peft's own is left out. Several adapters share one base.
+
+    Args:
+        base: what `build_model` gives. model: the trained model with adapters folded in.
+        weights: state of the `EncoderPair`, adapters apart; those of the text encoder begin with "text.".
+
+    Raises:
+        ValueError: something else than adapters, image head and fusion differs between base and model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    modules = [name for name in ("image_head", "fusion") if getattr(base, name) is not None]
+    layers = _published_layers(base, recipe)
+    _check_rest(base, model, [*modules, *sorted({name.partition(".")[0] for name in layers})])
+    _replace(run / "base", lambda folder: publish(base, processor, folder))
+    config = LoraConfig(
+        target_modules=list(layers),
+        r=max(layers.values()),
+        rank_pattern=layers,
+        alpha_pattern={name: _alpha(recipe, rank) for name, rank in layers.items()},
+        task_type="FEATURE_EXTRACTION",
+        modules_to_save=modules,
+        **SETTINGS,
+    )
+    with warnings.catch_warnings():
+        # peft 0.21 reads this attribute of transformers 5.23 under its old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        adapted = get_peft_model(base, config)
+    inner: Any = adapted.get_base_model()
+    for encoder, prefix in ((inner.vision_model, "vision."), (inner.text_model, "text.")):
+        lora = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        lora = {name: value for name, value in lora.items() if ".lora_" in name}
+        assert not lora or not encoder.load_state_dict(lora, strict=False).unexpected_keys
+    for name in modules:
+        getattr(inner, name).modules_to_save[ADAPTER].load_state_dict(getattr(model, name).state_dict())
+    adapted.peft_config[ADAPTER].base_model_name_or_path = BASE
+    _replace(run / "adapter", lambda folder: _save_adapter(adapted, folder))
+
+
+def _save_adapter(adapted: Any, folder: Path) -> None:
+    # "auto" would look for the base's config, here or on the Hub, to find out whether embeddings were resized.
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink()
+
+
+def _published_layers(base: Any, recipe: Recipe) -> dict[str, int]:
+    """Rank of the adapter on each layer, by its name in the whole model."""
+    layers: dict[str, int] = {}
+    if recipe.vision_lora_rank:
+        found = adapter_layers(base.vision_model, recipe)
+        layers |= {f"vision_model.{name}": recipe.vision_lora_rank for name in found}
+    if recipe.text_lora_rank:
+        layers |= {f"text_model.{name}": recipe.text_lora_rank for name in text_layers(base.text_model)}
+    return layers
+
+
+def _check_rest(base: Any, model: Any, modules: list[str]) -> None:
+    ours, kept = model.state_dict(), tuple(f"{name}." for name in modules)
+    for name, value in base.state_dict().items():
+        if not name.startswith(kept) and not torch.equal(value, ours[name]):
+            raise ValueError(f"{name} was trained, but adapters publish {', '.join(modules)} and adapters alone")
+
+
+def _replace(folder: Path, write: Any) -> None:
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    write(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)

@@ -1,0 +1,272 @@
+"""Evaluation while the image side trains: held-out queries against every governed document, on all ranks.
+
+Why: the loss is over classes that are trained on; what counts is retrieval of categories that are not. The figures are
+those that the published folder would get from an index of its images without calibration: the definitions and the order
+of ties of retrieval/evaluation/metrics.py, written here again because `train` imports nothing of `retrieval` (a test compares).
+
+Every rank embeds an equal number of rows through the forward of the prepared encoders, so that DDP and FSDP run the
+same number of calls everywhere; the rows are gathered, and the main process ranks. Best step and patience are read off
+the lines of evaluation.jsonl, which a resumed run cuts back to its start: they need no state of their own.
+
+In: `ImageSide`, governed samples. Out: evaluation.jsonl and a verdict. Next: image_side.py saves, stops or goes on.
+
+Letters: Q queries, N documents, D width, R rows of a rank.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from train.checkpoints.checkpoint import load_checkpoint
+from train.checkpoints.folder import torn_by
+from train.class_weights.initialization import while_running
+from train.image_stage.step import ImageSide
+from train.inputs.samples import GovernedSamples
+from train.parallel.collectives import gather_rows, on_main, rank, world_size
+
+EVALUATION_FILE = "evaluation.jsonl"
+DECIDES = "mrr_at_10"  # finer than recall at the sizes where it matters, and it rewards the first place most
+SCORE_DECIMALS = 6  # scores are compared after rounding, ties go by document id
+SCORES_AT_ONCE = 2**25
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is judged: rows into the arrays of each side, and their categories.
+
+    Attributes:
+        query_rows, query_labels: (Q,) held-out queries that have a relevant document.
+        document_rows, document_labels: (N,) all documents with an image, by ascending sample id.
+        skipped: held-out queries without a relevant document.
+    """
+
+    query_rows: np.ndarray
+    query_labels: np.ndarray
+    document_rows: np.ndarray
+    document_labels: np.ndarray
+    skipped: int
+
+    @classmethod
+    def of(cls, samples: GovernedSamples) -> "HeldOut":
+        """The held-out queries of the governed data and all its documents.
+
+        Raises:
+            ValueError: no held-out query has a document to find.
+        """
+        labels = samples.labels
+        documents = np.flatnonzero(samples.document_has_image)
+        names = samples.table.ids("document").take(pa.array(documents))
+        documents = documents[pc.sort_indices(names).to_numpy()]
+        held = np.flatnonzero(labels.query_validation)
+        able = np.isin(labels.query[held], labels.document[documents])
+        if not able.any():
+            raise ValueError(
+                "recipe.evaluate_every is set, but no query of split 'validation' has a document with an image; govern "
+                "with a larger validation_share, or set evaluate_every to null"
+            )
+        rows = held[able]
+        return cls(rows, labels.query[rows], documents, labels.document[documents], int((~able).sum()))
+
+
+def ranking_figures(
+    queries_QD: Tensor, documents_ND: Tensor, query_labels: np.ndarray, document_labels: np.ndarray
+) -> dict[str, float]:
+    """recall_at_1, recall_at_10 and mrr_at_10, each the mean over queries; a document of the query's category is right.
+
+    The rank of the first right answer is 1 + the documents before it, where documents are ordered by score (rounded to
+    6 decimals, highest first), equal scores by their place. So no ranking is sorted or kept.
+
+    Args:
+        documents_ND: in the order that decides ties. Every query has at least one document of its category.
+    """
+    labels_N = torch.from_numpy(document_labels).to(documents_ND.device)
+    place_N = torch.arange(len(labels_N), device=documents_ND.device)
+    at_once = max(1, SCORES_AT_ONCE // len(labels_N))
+    ranks = []
+    for low in range(0, len(queries_QD), at_once):
+        part = slice(low, low + at_once)
+        score_QN = torch.round(queries_QD[part].double() @ documents_ND.double().T, decimals=SCORE_DECIMALS)
+        right_QN = labels_N == torch.from_numpy(query_labels[part]).to(labels_N.device)[:, None]
+        best_Q1 = score_QN.masked_fill(~right_QN, -torch.inf).amax(1, keepdim=True)
+        first_Q1 = place_N.masked_fill(~(right_QN & (score_QN == best_Q1)), len(place_N)).amin(1, keepdim=True)
+        before_QN = (score_QN > best_Q1) | ((score_QN == best_Q1) & (place_N < first_Q1))
+        ranks.append(1 + before_QN.sum(1))
+    rank_Q = torch.cat(ranks).cpu().numpy()
+    return {
+        "recall_at_1": float((rank_Q <= 1).mean()),
+        "recall_at_10": float((rank_Q <= 10).mean()),
+        "mrr_at_10": float(np.where(rank_Q <= 10, 1 / rank_Q, 0.0).mean()),
+    }
+
+
+def embed_on_all_ranks(side: ImageSide, rows: np.ndarray, *, name: str) -> Tensor:
+    """(len(rows), D) unit rows of one side on every rank, each of which embeds an equal share; all ranks call it.
+
+    Args:
+        name: "query" or "document".
+    """
+    share = -(-len(rows) // world_size())
+    places = np.minimum(rank() * share + np.arange(share), len(rows) - 1)
+    inputs = {"query": side.query_inputs, "document": side.document_inputs}
+    embed = while_running(side.encoders, inputs, like=side.shard.like, width=side.recipe.hidden_size)
+    local_RD = torch.cat([embeds_BD for _, embeds_BD in embed(name, rows[places])])
+    return gather_rows(local_RD.contiguous(), [share] * world_size())[: len(rows)]
+
+
+@contextlib.contextmanager
+def _as_published(side: ImageSide) -> Iterator[None]:
+    """While inside, the encoders compute as the published folder will: averaged weights, no reduced precision."""
+    bare = getattr(side.encoders, "module", side.encoders)
+    precision, bare.mixed_precision = bare.mixed_precision, "no"
+    with contextlib.nullcontext() if side.average is None else side.average.in_place():
+        try:
+            yield
+        finally:
+            bare.mixed_precision = precision
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the lines so far say: best step and its figure, and how many evaluations came after it."""
+
+    best_step: int | None
+    best: float
+    waited: int
+
+    @classmethod
+    def of(cls, lines: list[dict[str, Any]]) -> "Standing":
+        """Standing after these lines; of equal figures the earlier is the best."""
+        if not lines:
+            return cls(None, float("-inf"), 0)
+        figures = [float(line[DECIDES]) for line in lines]
+        place = int(np.argmax(figures))
+        return cls(int(lines[place]["step"]), figures[place], len(figures) - 1 - place)
+
+
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's evaluation.jsonl, in order; none where there is no such file. A torn last line is left."""
+    path = folder / EVALUATION_FILE
+    found: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found
+
+
+def stopped_early(folder: Path, *, patience: int | None, done: int) -> bool:
+    """Whether a run that has done `done` steps has ended because nothing better came for `patience` evaluations."""
+    lines = [line for line in read_evaluations(folder) if line["step"] <= done]
+    return patience is not None and Standing.of(lines).waited >= patience
+
+
+def summary(folder: Path, *, done: int) -> dict[str, Any] | None:
+    """The best line of the first `done` steps and the number of lines; None without any."""
+    lines = [line for line in read_evaluations(folder) if line["step"] <= done]
+    best = Standing.of(lines).best_step
+    return None if best is None else {"best": next(x for x in lines if x["step"] == best), "evaluations": len(lines)}
+
+
+def load_best(side: ImageSide, folder: Path, *, done: int) -> None:
+    """Take over the checkpoint of the run's best evaluation, unless it is that of the last step; all ranks call it.
+
+    Raises:
+        ValueError: that checkpoint is not whole any more.
+    """
+
+    def best() -> Path | None:
+        step = Standing.of([line for line in read_evaluations(folder) if line["step"] <= done]).best_step
+        path = folder / "checkpoints" / f"step-{step or 0:08d}"
+        if step is None or step == done:
+            return None
+        reason = torn_by(path)
+        if reason is not None:
+            raise ValueError(f"the best evaluation was after {step} steps, but of {path} {reason}; put the file back")
+        return path
+
+    found = on_main(best)
+    if found is not None:
+        load_checkpoint(side, found)
+
+
+class Evaluator:
+    """Evaluates every so many steps and keeps the standing; all ranks make one and call it alike.
+
+    Args:
+        side: what trains; without `evaluate_every` in its recipe there is never anything to do.
+        folder: the run. start: steps done; later lines of the file are cut off.
+
+    Raises:
+        ValueError: nothing is held out.
+    """
+
+    def __init__(self, side: ImageSide, samples: GovernedSamples, *, folder: Path, start: int) -> None:
+        self.side, self.path = side, folder / EVALUATION_FILE
+        self.every, self.patience = side.recipe.evaluate_every, side.recipe.early_stopping
+        self.lines: list[dict[str, Any]] = []
+        if self.every is not None:
+            self.held_out = on_main(lambda: HeldOut.of(samples))
+            self.lines = on_main(lambda: self._cut(start))
+
+    @property
+    def standing(self) -> Standing:
+        """Best step and patience used."""
+        return Standing.of(self.lines)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether `early_stopping` evaluations have brought nothing better."""
+        return self.patience is not None and self.standing.waited >= self.patience
+
+    def is_best(self, done: int) -> bool:
+        """Whether the best evaluation so far is that after `done` steps."""
+        return self.standing.best_step == done
+
+    def after(self, done: int) -> float | None:
+        """Evaluate where `done` steps call for it: every `evaluate_every` steps, and after the recipe's last one.
+
+        Returns:
+            The figure that decides, larger is better; None where there was no evaluation.
+        """
+        if self.every is None or (done % self.every and done != self.side.recipe.steps):
+            return None
+        begun = time.perf_counter()
+        held = self.held_out
+        with _as_published(self.side):
+            queries_QD = embed_on_all_ranks(self.side, held.query_rows, name="query")
+            documents_ND = embed_on_all_ranks(self.side, held.document_rows, name="document")
+
+        def judged() -> dict[str, Any]:
+            found = ranking_figures(queries_QD, documents_ND, held.query_labels, held.document_labels)
+            counts = {"queries": len(held.query_rows), "documents": len(held.document_rows), "skipped": held.skipped}
+            return {"step": done, **found, **counts, "seconds": round(time.perf_counter() - begun, 2)}
+
+        self.lines.append(on_main(judged))
+        on_main(self._write_last)
+        return float(self.lines[-1][DECIDES])
+
+    def _cut(self, start: int) -> list[dict[str, Any]]:
+        kept = [line for line in read_evaluations(self.path.parent) if line["step"] <= start]
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(partial, self.path)
+        return kept
+
+    def _write_last(self) -> None:
+        line, best = self.lines[-1], self.standing
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        said = ", ".join(f"{name} {line[name]:.3f}" for name in ("recall_at_1", "recall_at_10", "mrr_at_10"))
+        print(f"evaluation after {line['step']} steps: {said}; best after {best.best_step}", flush=True)

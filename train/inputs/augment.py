@@ -1,0 +1,103 @@
+"""Style-bridging augmentation: what may differ between two drawings or photos of the same thing.
+
+A query and a document of one category often come from different hands: another palette, another line width, flat
+against shaded, filled against outlined. Each view therefore changes geometry a little and style a lot. There is no
+mirror image: left and right arrows are different categories.
+
+In: a PIL image and a keyed generator. Out: a PIL image of the same size, RGB. Next: train/inputs/cache.py embeds it.
+"""
+
+import hashlib
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+
+def keyed_generator(seed: int, sample_id: str, view: int) -> np.random.Generator:
+    """A generator that depends on (seed, sample_id, view) alone, so that any layout draws the same view."""
+    digest = hashlib.blake2b(f"{seed}/{sample_id}/{view}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+
+
+def affine(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Rotation to 15 degrees, scale .8 to 1.1, shear to .1, shift to 8% of the side; the border colour fills."""
+    width, height = image.size
+    angle = np.deg2rad(rng.uniform(-15, 15))
+    scale = 1 / rng.uniform(0.8, 1.1)
+    shear = rng.uniform(-0.1, 0.1)
+    cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+    matrix = np.array([[cos, sin + shear], [-sin, cos]])
+    centre = np.array([width / 2, height / 2])
+    shift = centre - matrix @ (centre + rng.uniform(-0.08, 0.08, 2) * (width, height))
+    data = (matrix[0, 0], matrix[0, 1], shift[0], matrix[1, 0], matrix[1, 1], shift[1])
+    fill = image.getpixel((0, 0))
+    return image.transform(image.size, Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=fill)
+
+
+def hue_shift(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Turn the hue circle by at most 18 degrees either way."""
+    hue, saturation, value = image.convert("HSV").split()
+    turn = int(rng.integers(-13, 14))
+    return Image.merge("HSV", (hue.point(lambda h: (h + turn) % 256), saturation, value)).convert("RGB")
+
+
+def outline(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Draw the edges in black over the colours, as an inked illustration has them."""
+    ink = line_mask(image, rng)
+    return Image.composite(Image.new("RGB", image.size, (20, 20, 20)), image, ink)
+
+
+def line_art(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Keep the edges alone: dark lines on white."""
+    return ImageOps.invert(line_mask(image, rng)).convert("RGB")
+
+
+def line_mask(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Edges of the luminance as a mask, 1 or 3 pixels wide."""
+    edges = image.convert("L").filter(ImageFilter.GaussianBlur(1)).filter(ImageFilter.FIND_EDGES)
+    # The kernel leaves the outermost pixels as they were; an image of a few pixels has hardly an inside.
+    rim = min(2, (min(edges.size) - 1) // 2)
+    edges = ImageOps.expand(ImageOps.crop(edges, rim), rim, 0).point(lambda value: min(255, value * 6))
+    return edges.filter(ImageFilter.MaxFilter(3)) if rng.random() < 0.5 else edges
+
+
+def flatten(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Reduce to a few flat colours, as a vector drawing has them."""
+    return ImageOps.posterize(image.filter(ImageFilter.MedianFilter(3)), int(rng.integers(2, 4)))
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """The RGB image that a transparent one gives on white, as the processor sees it."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def style_view(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """One augmented view: geometry always, colour mostly, one drawing style sometimes, blur sometimes.
+
+    Args:
+        image: RGB or RGBA; transparent pixels become white.
+        rng: the only source of chance.
+
+    Returns:
+        An RGB image of the same size.
+    """
+    view = affine(on_white(image), rng)
+    if rng.random() < 0.6:
+        view = hue_shift(view, rng)
+        view = ImageEnhance.Color(view).enhance(rng.uniform(0.3, 1.8))
+        view = ImageEnhance.Brightness(view).enhance(rng.uniform(0.8, 1.2))
+        view = ImageEnhance.Contrast(view).enhance(rng.uniform(0.75, 1.3))
+    style = rng.random()
+    if style < 0.12:
+        view = ImageOps.grayscale(view).convert("RGB")
+    elif style < 0.30:
+        view = outline(view, rng)
+    elif style < 0.42:
+        view = line_art(view, rng)
+    elif style < 0.54:
+        view = flatten(view, rng)
+    if rng.random() < 0.2:
+        view = view.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 1.5)))
+    return view

@@ -1,0 +1,228 @@
+"""Arrays on disk that several processes fill together, and that a kill leaves half full instead of lost.
+
+Why: one process per rank embeds; each writes its own rows of the same file. Rows are counted in blocks; a block is
+marked after its rows are on the disk. What is marked is never computed again, by this run or by the next, with any
+number of ranks. Rows are written, not mapped, so that memory does not grow with the file. A lock that dies with its
+holder keeps two runs on one folder from filling the same arrays at once.
+
+In: rows of an array. Out: `.npy` files that numpy maps. Next: features.py.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.parallel.collectives import barrier, on_main, rank, world_size
+
+ROWS_PER_BLOCK = 128  # a multiple of every batch, so that a row shares its batch with the same rows in any layout
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+class Crew:
+    """Who fills the folder: this process alone, or all ranks, which then make the same calls.
+
+    Args:
+        together: all ranks call whatever takes this crew.
+    """
+
+    def __init__(self, *, together: bool) -> None:
+        self.together = together
+        self.size = world_size() if together else 1
+        self.rank = rank() if together else 0
+
+    def on_main(self, function: Callable[[], Any]) -> Any:
+        """What `function` returns on the main process."""
+        return on_main(function) if self.together else function()
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.together:
+            barrier()
+
+    def share_of(self, blocks: np.ndarray) -> np.ndarray:
+        """The contiguous part of the blocks that is this process's."""
+        return blocks[self.rank * len(blocks) // self.size : (self.rank + 1) * len(blocks) // self.size]
+
+
+class RowFile:
+    """An array of N rows on disk, written by ranges of rows.
+
+    Args:
+        path: the `.npy` file. shape: (N, ...). dtype: of the array.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any) -> None:
+        self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
+        self.row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * self.dtype.itemsize
+
+    def create(self) -> bool:
+        """Lay out the file, of zeros; True when one in this shape is there already and keeps what it holds."""
+        if self._fits():
+            return True
+        if 0 in self.shape:  # nothing can be mapped
+            np.save(self.path, np.zeros(self.shape, self.dtype))
+        else:
+            np.lib.format.open_memmap(self.path, mode="w+", dtype=self.dtype, shape=self.shape)
+        return False
+
+    def _fits(self) -> bool:
+        try:
+            found = np.load(self.path, mmap_mode="r")
+        except (OSError, ValueError):
+            return False
+        return found.shape == self.shape and found.dtype == self.dtype
+
+    @contextmanager
+    def writer(self) -> Iterator[Callable[[int, np.ndarray], None]]:
+        """A function that writes rows from a given one on. On leaving they are on the disk."""
+        if 0 in self.shape:
+            yield lambda first, rows: None
+            return
+        start = self.path.stat().st_size - self.shape[0] * self.row_bytes
+        with self.path.open("r+b", buffering=0) as file:
+
+            def write(first: int, rows: np.ndarray) -> None:
+                data = np.ascontiguousarray(rows, dtype=self.dtype).reshape(-1).view(np.uint8).data
+                place = start + first * self.row_bytes
+                with told_if_refused(self.path.parent):
+                    while len(data):
+                        written = os.pwrite(file.fileno(), data, place)
+                        data, place = data[written:], place + written
+
+            yield write
+            with told_if_refused(self.path.parent):
+                os.fsync(file.fileno())
+
+
+class Progress:
+    """One byte per block of `rows` rows: 1 once its rows are on the disk."""
+
+    def __init__(self, path: Path, rows: int) -> None:
+        self.path, self.rows = path, rows
+        self.blocks = -(-rows // ROWS_PER_BLOCK)
+
+    def create(self, *, anew: bool) -> None:
+        """No block is done, unless the file says so already and the arrays were there."""
+        if anew or not self.path.exists() or self.path.stat().st_size != self.blocks:
+            self.path.write_bytes(bytes(self.blocks))
+
+    def missing(self) -> np.ndarray:
+        """Numbers of the blocks that are not done."""
+        return np.flatnonzero(np.frombuffer(self.path.read_bytes(), np.uint8) == 0)
+
+    def rows_of(self, blocks: np.ndarray) -> np.ndarray:
+        """The rows of these blocks."""
+        parts = [np.arange(self.first(block), self.end(block)) for block in blocks.tolist()]
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
+    def first(self, block: int) -> int:
+        """First row of a block."""
+        return block * ROWS_PER_BLOCK
+
+    def end(self, block: int) -> int:
+        """One past the last row of a block."""
+        return min((block + 1) * ROWS_PER_BLOCK, self.rows)
+
+    def mark(self, block: int) -> None:
+        """This block's rows are on the disk."""
+        with self.path.open("r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), b"\x01", block)
+
+    def wait(self) -> None:
+        """Return when every block is done, by whatever process."""
+        while len(self.missing()):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def fill_rows(
+    files: dict[str, RowFile],
+    progress: Progress,
+    *,
+    crew: Crew,
+    batches: Callable[[np.ndarray], Iterator[dict[str, np.ndarray]]],
+) -> None:
+    """Fill what is missing of some arrays of equal length; every process of the crew calls it.
+
+    Args:
+        files: by name. progress: of all of them together.
+        batches: rows -> their values by name, in order, batch by batch; no batch crosses the end of a block.
+
+    Raises:
+        ValueError: the disk refuses, or other ranks do not see the folder.
+    """
+    crew.on_main(lambda: _create(files, progress))
+    crew.barrier()
+    if not progress.path.exists():
+        folder = progress.path.parent
+        raise ValueError(f"rank {crew.rank} does not see {folder}; name a folder with --features that all ranks share")
+    mine = crew.share_of(np.array(crew.on_main(lambda: progress.missing().tolist()), np.int64))
+    found = batches(progress.rows_of(mine)) if len(mine) else iter(())
+    for block in mine.tolist():
+        _fill_block(files, found, first=progress.first(block), end=progress.end(block))
+        progress.mark(block)
+    progress.wait()
+    crew.barrier()
+
+
+def _create(files: dict[str, RowFile], progress: Progress) -> None:
+    with told_if_refused(progress.path.parent):
+        kept = [file.create() for file in files.values()]
+        progress.create(anew=not all(kept))
+
+
+def _fill_block(files: dict[str, RowFile], batches: Iterator[dict[str, np.ndarray]], *, first: int, end: int) -> None:
+    row = first
+    with ExitStack() as stack:
+        writers = {name: stack.enter_context(file.writer()) for name, file in files.items()}
+        while row < end:
+            values = next(batches)
+            for name, write in writers.items():
+                write(row, values[name])
+            row += len(next(iter(values.values())))
+    assert row == end, "a batch ends where its block ends"
+
+
+@contextmanager
+def told_if_refused(folder: Path) -> Iterator[None]:
+    """Say in one line when the disk is full or not writable."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"cannot write features to {folder} ({error.strerror or error}); free space there, name another folder "
+            "with --features, or set feature_storage to 'stream' in the recipe"
+        ) from error
+
+
+@contextmanager
+def locked(folder: Path, *, crew: Crew) -> Iterator[None]:
+    """Hold the folder's lock, which ends with the process; says so while another run has it."""
+    file: Any = None
+    if crew.rank == 0:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = folder.with_name(f".{folder.name}.lock").open("w")
+
+    def taken() -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    told = False
+    try:
+        while not crew.on_main(taken):
+            if crew.rank == 0 and not told:
+                print(f"another run fills {folder.name}; waiting for it", flush=True)
+            told = True
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        yield
+    finally:
+        if file is not None:
+            file.close()

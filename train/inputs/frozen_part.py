@@ -1,0 +1,76 @@
+"""The part of the model that training never changes: what its output is, and in which arithmetic it is computed.
+
+Why one place: the cache on disk and the streamed inputs must be the same numbers.
+
+In: an `OclearModel`, pixel values. Out: what the trained part reads, and the cells that the text attends to. Next:
+features.py keeps them, feature_stream.py computes them on demand.
+
+Letters: B batch, C channels, P cells, H width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from train.recipes.recipe import Recipe
+
+IMAGES_AT_ONCE = 16
+
+
+def cells_are_trained(model: Any, recipe: Recipe) -> bool:
+    """Whether training the image side changes the cells: a backbone that is trained whole, or cannot be cut."""
+    is_whole = recipe.frozen_stages == 0 or not hasattr(model.vision_model, "forward_trunk")
+    return recipe.frozen_stages is not None and is_whole
+
+
+def check_stages(model: Any, recipe: Recipe) -> None:
+    """The frozen part must exist, and the cells must lie in it."""
+    frozen, stage = recipe.frozen_stages, model.config.vision_feature_stage
+    if frozen is None:
+        return
+    if cells_are_trained(model, recipe):
+        if frozen:
+            raise ValueError(
+                f"frozen_stages is {frozen}, but {type(model.vision_model).__name__} cannot be cut into stages; use "
+                "None (whole backbone frozen) or 0 (whole backbone trained)"
+            )
+        return
+    if stage is None or stage > frozen:
+        raise ValueError(
+            f"vision_feature_stage is {stage}, but only the output of stages 0 to {frozen} is cached: set it to "
+            f"{frozen} or less, freeze more stages, or none (0), when the cells are computed after training"
+        )
+
+
+def trunk(model: Any, pixel_BCHW: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+    """`inputs`, what the trained part reads, and `cells` (B, P, H)."""
+    if recipe.frozen_stages is None:
+        cells_BPH, pooled_BH, _ = model.encode_image(pixel_BCHW)
+        return {"inputs": pooled_BH, "cells": cells_BPH}
+    if cells_are_trained(model, recipe):
+        return {"inputs": pixel_BCHW, "cells": pixel_BCHW.new_zeros(len(pixel_BCHW), 0, 1)}
+    hidden_BCHW, stages = model.vision_model.forward_trunk(pixel_BCHW, recipe.frozen_stages)
+    return {"inputs": hidden_BCHW, "cells": stages[model.config.vision_feature_stage].flatten(2).transpose(1, 2)}
+
+
+def trunk_in_parts(model: Any, pixel_BCHW: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+    """`trunk` of any number of images, `IMAGES_AT_ONCE` by `IMAGES_AT_ONCE`, the last part filled up with zeros.
+
+    Kernels, and with them the last bits, are chosen by the number of images: so every call has the same. Small parts
+    also stay in the cache of a processor.
+    """
+    count = len(pixel_BCHW)
+    if not count or cells_are_trained(model, recipe):
+        return trunk(model, pixel_BCHW, recipe)
+    filled = torch.cat([pixel_BCHW, pixel_BCHW.new_zeros(-count % IMAGES_AT_ONCE, *pixel_BCHW.shape[1:])])
+    parts = [
+        trunk(model, part.contiguous(memory_format=torch.channels_last), recipe)
+        for part in filled.split(IMAGES_AT_ONCE)
+    ]
+    return {name: torch.cat([part[name] for part in parts])[:count] for name in parts[0]}
+
+
+def arithmetic(recipe: Recipe) -> Any:
+    """Autocast as `feature_dtype` asks for it."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=recipe.feature_dtype == "bfloat16")

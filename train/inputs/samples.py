@@ -1,0 +1,288 @@
+"""The governed folder as training reads it: samples, categories, and which of them are trained on.
+
+Why: everything that can be wrong with the input is said here, before the first image is decoded, naming the table,
+the row and the remedy. Categories of the split "validation" keep their samples (the strength of text is chosen on
+them) but are no classes of the image side.
+
+In: the folder `governed/`. Out: `GovernedSamples`. Next: features.py embeds the images, image_side.py learns.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from train.inputs.sample_table import SIDES, SampleTable, own_pages
+
+COLUMNS = ("sample_id", "side", "image", "text", "category_id", "weight", "split")
+CATEGORY_COLUMNS = ("category_id", "category_key")
+MAP_COLUMNS = ("old_key", "event", "new_key")
+REMEDY = "write the folder again with `python -m data_governance run`"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known about the rows of each side, in the order of the samples (Nq queries, Nd documents).
+
+    Attributes:
+        query, document: (Nq,), (Nd,) category ids, int32 where they fit.
+        query_validation, document_validation: (Nq,), (Nd,) bool: rows of held-out categories.
+    """
+
+    query: np.ndarray
+    document: np.ndarray
+    query_validation: np.ndarray
+    document_validation: np.ndarray
+
+
+@dataclass(frozen=True)
+class GovernedSamples:
+    """The governed samples and what the image side needs to know of them.
+
+    Attributes:
+        table: every sample, where it lies.
+        labels: category and split of every row of each side.
+        query_weights, document_weights: (Nq,), (Nd,) float32.
+        document_has_image: (Nd,) bool.
+        classes: (C,) ascending category ids that the image side is trained on; its class index is the place here.
+        num_categories: N, categories in all.
+        fingerprint: digest of the category keys and of `classes`: equal tables give equal fingerprints.
+        keys, leaves: category_key and coarse category ("" = unknown) by category id.
+        events: (old_key, event, new_key) of category_map.parquet; empty without that file.
+    """
+
+    table: SampleTable
+    labels: Labels
+    query_weights: np.ndarray
+    document_weights: np.ndarray
+    document_has_image: np.ndarray
+    classes: np.ndarray
+    num_categories: int
+    fingerprint: str
+    keys: tuple[str, ...] = ()
+    leaves: tuple[str, ...] = ()
+    events: tuple[tuple[str | None, str, str | None], ...] = ()
+
+    @property
+    def class_leaves(self) -> list[str]:
+        """Coarse category of every trained class, "" where it is unknown."""
+        return [self.leaves[category] if self.leaves else "" for category in self.classes.tolist()]
+
+
+def read_samples(folder: Path) -> GovernedSamples:
+    """Read and check a governed folder.
+
+    Raises:
+        ValueError: the folder, a table, a column or a value is not what governance writes.
+    """
+    keys, leaves = _categories(folder)
+    table = _sample_table(folder)
+    facts = _facts(table, num_categories=len(keys))
+    has_image = table.has_image()
+    query, document, validation = facts.query, ~facts.query, facts.validation
+    if not has_image[query].all():
+        name = _name_of(table, int(np.flatnonzero(query & ~has_image)[0]))
+        raise ValueError(f"samples: query {name!r} has no image; a query is an image; {REMEDY}")
+    trained = ~validation & has_image
+    classes = np.unique(facts.category_ids[trained])
+    if not (trained & query).any() or not (trained & document).any():
+        raise ValueError(f"samples: split 'train' needs queries and documents with images; {REMEDY}")
+    if len(classes) < 2:
+        raise ValueError(f"samples: split 'train' holds {len(classes)} category; classification needs at least 2")
+    return GovernedSamples(
+        table=table,
+        labels=Labels(
+            query=facts.category_ids[query],
+            document=facts.category_ids[document],
+            query_validation=validation[query],
+            document_validation=validation[document],
+        ),
+        query_weights=facts.weights[query],
+        document_weights=facts.weights[document],
+        document_has_image=has_image[document],
+        classes=classes,
+        num_categories=len(keys),
+        fingerprint=_fingerprint(keys, classes),
+        keys=tuple(keys),
+        leaves=tuple(leaves),
+        events=_events(folder),
+    )
+
+
+def _categories(folder: Path) -> tuple[list[str], list[str]]:
+    """category_key and leaf by category_id, checked dense."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give the governed folder with --data, or {REMEDY}")
+    path = folder / "categories.parquet"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no categories.parquet; {REMEDY}")
+    table = _parquet(path)
+    _need_columns(table.column_names, CATEGORY_COLUMNS, "categories.parquet")
+    ids = table.column("category_id").to_pylist()
+    keys = [str(key) for key in table.column("category_key").to_pylist()]
+    if sorted(ids) != list(range(len(ids))):
+        raise ValueError(f"categories.parquet: category_id must be 0 to {len(ids) - 1}, each once; {REMEDY}")
+    leaves = table.column("leaf").to_pylist() if "leaf" in table.column_names else [None] * len(ids)
+    order = sorted(range(len(ids)), key=lambda row: ids[row])
+    return [keys[row] for row in order], [str(leaves[row] or "") for row in order]
+
+
+def _events(folder: Path) -> tuple[tuple[str | None, str, str | None], ...]:
+    """What became of the categories of the folder before this one."""
+    path = folder / "category_map.parquet"
+    if not path.is_file():
+        return ()
+    table = _parquet(path)
+    _need_columns(table.column_names, MAP_COLUMNS, path.name)
+    return tuple(zip(*(table.column(name).to_pylist() for name in MAP_COLUMNS), strict=True))
+
+
+def _sample_table(folder: Path) -> SampleTable:
+    files = sorted((folder / "samples").glob("*.parquet"))
+    if not files:
+        raise ValueError(f"{folder / 'samples'} holds no Parquet file; {REMEDY}")
+    rows = 0
+    for path in files:
+        names, count = _described(path)
+        _need_columns(names, COLUMNS, f"samples/{path.name}")
+        rows += count
+    if rows == 0:
+        raise ValueError(f"samples of {folder} hold no row; {REMEDY}")
+    return SampleTable(files)
+
+
+def _parquet(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path.name} cannot be read as Parquet ({error}); {REMEDY}") from error
+
+
+def _described(path: Path) -> tuple[list[str], int]:
+    """Columns and number of rows."""
+    try:
+        with pq.ParquetFile(path) as file:
+            # Not `metadata.schema`: the two hold each other, so the footers of all shards would stay for a while.
+            return file.schema_arrow.names, file.metadata.num_rows
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"samples/{path.name} cannot be read as Parquet ({error}); {REMEDY}") from error
+
+
+def _need_columns(present: list[str], needed: tuple[str, ...], table: str) -> None:
+    missing = [name for name in needed if name not in present]
+    if missing:
+        raise ValueError(f"{table} lacks the column(s) {', '.join(missing)}; it has {', '.join(present)}; {REMEDY}")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """Checked columns of all rows: is a query (else a document), is held out, category id, weight float32."""
+
+    query: np.ndarray
+    validation: np.ndarray
+    category_ids: np.ndarray
+    weights: np.ndarray
+
+
+def _facts(table: SampleTable, *, num_categories: int) -> _Facts:
+    """Read and check every column but images and texts, one at a time."""
+
+    def refuse(wrong: np.ndarray, what: str) -> None:
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            said = f"samples: row {row} ({_name_of(table, row)!r}): {what}; {int(wrong.sum())} such row(s); {REMEDY}"
+            raise ValueError(said)
+
+    def one_of(name: str, first: str, second: str) -> np.ndarray:
+        is_first, is_second = _equal_to(table, name, first), _equal_to(table, name, second)
+        refuse(~is_first & ~is_second, f"{name} is neither {first!r} nor {second!r}")
+        return is_first
+
+    ids = _numbers(table, "category_id", below=num_categories)
+    refuse(ids < 0, f"category_id lies outside 0 to {num_categories - 1}")
+    query = one_of("side", *SIDES)
+    validation = one_of("split", "validation", "train")
+    weights = _numbers(table, "weight")
+    refuse(~np.isfinite(weights) | (weights <= 0), "weight is not a number above 0 that single precision holds")
+    refuse(_comes_twice(table), "sample_id stands there twice")
+    return _Facts(query, validation, ids, weights)
+
+
+def _equal_to(table: SampleTable, name: str, value: str) -> np.ndarray:
+    """(rows,) bool; a null is equal to nothing."""
+    found, first = own_pages(len(table), bool), 0
+    for values in table.column(name):
+        found[first : first + len(values)] = pc.fill_null(pc.equal(values, value), False).to_numpy()
+        first += len(values)
+    return found
+
+
+def _numbers(table: SampleTable, name: str, *, below: int | None = None) -> np.ndarray:
+    """(rows,) float32; with `below` whole numbers, int32 where they fit, -1 for what is not from 0 to below that.
+
+    Narrowed shard by shard: no copy of a whole column in more bytes is made on the way.
+    """
+    whole = below is not None
+    kind = np.float32 if below is None else np.int32 if below <= 2**31 else np.int64
+    found, first = own_pages(len(table), kind), 0
+    for values in table.column(name):
+        is_number = pa.types.is_integer(values.type) or (pa.types.is_floating(values.type) and not whole)
+        if not is_number or values.null_count:
+            said = f"{values.type} with {values.null_count} null(s)"
+            what = "whole numbers" if whole else "numbers"
+            raise ValueError(f"samples: {name} must be {what} without nulls, not {said}; {REMEDY}")
+        part = values.to_numpy()
+        if below is not None:
+            part = np.where((part >= 0) & (part < below), part, -1)
+        found[first : first + len(part)] = part
+        first += len(part)
+    return found
+
+
+def _comes_twice(table: SampleTable) -> np.ndarray:
+    """(rows,) bool: an earlier row has the same sample id. Hashes say where to look; the ids themselves decide."""
+    ordered = _hashes(table)
+    ordered.sort()
+    same = ordered[1:][ordered[1:] == ordered[:-1]]
+    del ordered
+    twice = np.zeros(len(table), dtype=bool)
+    if not len(same):
+        return twice
+    seen: set[str] = set()
+    for row in np.flatnonzero(np.isin(_hashes(table), same)):
+        name = _name_of(table, int(row))
+        twice[row] = name in seen
+        seen.add(name)
+    return twice
+
+
+def _hashes(table: SampleTable) -> np.ndarray:
+    """(rows,) int64 of the sample ids, equal within this process."""
+    found, first = own_pages(len(table), np.int64), 0
+    for values in table.column("sample_id"):
+        found[first : first + len(values)] = np.fromiter(map(hash, values.to_pylist()), np.int64, len(values))
+        first += len(values)
+    return found
+
+
+def _name_of(table: SampleTable, row: int) -> str:
+    return str(table.image(row)[0])
+
+
+def _fingerprint(keys: list[str], classes: np.ndarray) -> str:
+    digest = hashlib.sha256("\x00".join(keys).encode())
+    digest.update(classes.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def leaf_ids(leaves: Sequence[str]) -> Tensor:
+    """(N,) int64 number of each class's coarse category, -1 where it is "" (unknown)."""
+    _, leaf_N = np.unique(np.array(leaves, dtype=str), return_inverse=True)
+    return torch.from_numpy(np.where(np.array([bool(leaf) for leaf in leaves]), leaf_N, -1))

@@ -1,0 +1,184 @@
+"""Decoded, augmented and processed pixel values of governed samples, read by as many processes as help.
+
+Why apart from the features: this is what costs time on the CPU and what fails on a damaged file. A worker does not
+raise, for its traceback would hide the sample; it hands on the reason and the main process raises.
+
+In: governed samples. Out: batches of pixel values. Next: train/inputs/cache.py runs the frozen encoder on them.
+
+Letters: N rows of a side, B batch, V views, C channels, H height, W width.
+"""
+
+import io
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from tqdm import tqdm
+
+from modeling_oclear.image_processing_oclear import DECODE_ERRORS, split_alpha
+from train.inputs import augment
+from train.inputs.composites import PageLayout, made_page, white_pixel
+from train.inputs.sample_table import SampleTable
+
+ROWS_PER_BATCH = 16
+MOST_WORKERS = 4
+
+
+class Side:
+    """Governed rows of one side; ids, texts and images are read when somebody asks for them.
+
+    Args:
+        table: all samples. side: "query" or "document".
+    """
+
+    def __init__(self, table: SampleTable, side: str) -> None:
+        self.table, self.rows = table, table.rows_of(side)
+        self.side = side
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def image(self, row: int) -> tuple[str, bytes | None]:
+        """Sample id and encoded image, None where it is missing, of one row of this side."""
+        return self.table.image(int(self.rows[row]))
+
+    def texts(self) -> list[str]:
+        """(N,) texts, "" where one is missing."""
+        return [text or "" for text in self.table.of_side("text", self.side).to_pylist()]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64 category ids."""
+        found: np.ndarray = self.table.of_side("category_id", self.side).to_numpy()
+        return found
+
+    @property
+    def has_image(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.table.has_image()[self.rows]
+
+    @property
+    def has_text(self) -> np.ndarray:
+        """(N,) bool; blanks are no text."""
+        return np.array([bool(text.strip()) for text in self.texts()], dtype=bool)
+
+
+def decode(data: bytes, *, sample_id: str, max_pixels: int) -> Image.Image:
+    """The upright image of a governed sample, RGB, or RGBA where something in it is transparent.
+
+    Raises:
+        ValueError: it cannot be decoded, or is larger than the processor reads.
+    """
+    remedy = "replace this image or leave the sample out, and write the governed folder again"
+    try:
+        image = Image.open(io.BytesIO(data))
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ValueError(f"{width} x {height} pixels; at most {max_pixels} in all are read")
+        image.load()
+        colour, alpha = split_alpha(ImageOps.exif_transpose(image))
+    except DECODE_ERRORS as error:
+        raise ValueError(f"the image of sample {sample_id!r} cannot be read ({error}); {remedy}") from error
+    if alpha is not None:
+        colour.putalpha(alpha)
+    return colour
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why a row has no pixel values; raised by the main process, for a worker would wrap it in its traceback."""
+
+    reason: str
+
+
+class Views(Dataset[Tensor | Refused]):
+    """Row i -> pixel values (V, 3, H, W): the clean view, then the augmented ones. A missing image is all zero."""
+
+    def __init__(self, side: Side, processor: Any, *, views: int, seed: int) -> None:
+        self.side, self.views, self.seed = side, views, seed
+        self.processor = processor.image_processor
+
+    def __len__(self) -> int:
+        return len(self.side)
+
+    def __getitem__(self, row: int) -> Tensor | Refused:
+        return self.of(row, range(1 + self.views))
+
+    def of(self, row: int, wanted: Sequence[int]) -> Tensor | Refused:
+        """Pixel values (len(wanted), 3, H, W) of some views; each is the same whichever others are asked for."""
+        sample_id, data = self.side.image(row)
+        if data is None:
+            return torch.zeros(len(wanted), 3, self.processor.size, self.processor.size)
+        try:
+            clean = decode(data, sample_id=sample_id, max_pixels=self.processor.max_image_pixels)
+        except ValueError as error:
+            return Refused(str(error))
+        pictures = [
+            augment.style_view(clean, augment.keyed_generator(self.seed, sample_id, view)) if view else clean
+            for view in wanted
+        ]
+        pixels: Tensor = self.processor(pictures)["pixel_values"]
+        return pixels
+
+
+class Pages(Dataset[Tensor | Refused]):
+    """Page g -> pixel values (1, 3, H, W) of two documents side by side or one above the other."""
+
+    def __init__(self, documents: Side, layouts: PageLayout, processor: Any) -> None:
+        self.clean = Views(documents, processor, views=0, seed=0)
+        self.layouts = layouts
+        self.white_C = white_pixel(processor.image_processor.image_mean, processor.image_processor.image_std)
+
+    def __len__(self) -> int:
+        return len(self.layouts.named)
+
+    def __getitem__(self, page: int) -> Tensor | Refused:
+        named, other = self.clean[int(self.layouts.named[page])], self.clean[int(self.layouts.other[page])]
+        if isinstance(named, Refused):
+            return named
+        if isinstance(other, Refused):
+            return other
+        return made_page(named[0], other[0], int(self.layouts.place[page]), white_C=self.white_C)[None]
+
+
+def decode_workers() -> int:
+    """Processes that decode beside this one: its share of the cores, at most 4; none on one core or without fork."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    can_fork = "fork" in multiprocessing.get_all_start_methods()
+    return min(MOST_WORKERS, cores) if cores > 1 and can_fork else 0
+
+
+def _collate(rows: list[Tensor | Refused]) -> Tensor | Refused:
+    refused = [row for row in rows if isinstance(row, Refused)]
+    return refused[0] if refused else default_collate(rows)
+
+
+def pixel_batches(data: Any, *, workers: int, title: str) -> Iterator[Tensor]:
+    """Pixel values (B, V, 3, H, W) of `data`, in order, with a progress bar.
+
+    Raises:
+        ValueError: an image cannot be decoded; names the sample.
+    """
+    # A worker costs more than it gives when there is hardly a batch for each.
+    count = min(workers, len(data) // (2 * ROWS_PER_BATCH))
+    loader = DataLoader(
+        data,
+        batch_size=ROWS_PER_BATCH,
+        collate_fn=_collate,
+        num_workers=count,
+        multiprocessing_context="fork" if count else None,
+    )
+    with tqdm(total=len(data), desc=title, unit="image") as bar:
+        for batch in loader:
+            if isinstance(batch, Refused):
+                raise ValueError(batch.reason)
+            yield batch
+            bar.update(len(batch))

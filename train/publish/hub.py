@@ -1,0 +1,75 @@
+"""From a trained model to the folder that is published: `runs/x/hub`.
+
+Why: what is evaluated is what is published, so the folder holds everything that retrieval needs: model and query side,
+processor, class prototypes as far as they fit there (hub_head.py), the queries that calibrate scores, and what each
+category is.
+
+In: model, processor, prototypes, cached queries. Out: `hub/` (safetensors and JSON only). Next: retrieval, hub_cards.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from modeling_oclear import publish
+from train.encoders.pair import EncoderPair, embed_rows
+from train.inputs.samples import GovernedSamples
+from train.publish.hub_head import with_head
+from train.recipes.recipe import Recipe
+
+CALIBRATION_FILE = "calibration.safetensors"
+CATEGORIES_FILE = "categories.jsonl"
+ROWS_PER_BATCH = 2**14
+
+
+def export_hub(
+    folder: Path,
+    *,
+    model: Any,
+    processor: Any,
+    prototypes: Tensor | None,
+    calibration: Tensor,
+    categories: Path,
+    recipe: Recipe,
+) -> None:
+    """Write the folder under a temporary name, then put it in place of an older one.
+
+    Args:
+        folder: runs/x/hub. prototypes: (N, D) unit rows, one per category; None publishes the model without.
+        calibration: (Q, D) unit rows of training queries. categories: categories.parquet of the governed folder.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    publish(model if prototypes is None else with_head(model, prototypes, recipe), processor, partial)
+    save_file({"query_embeds": calibration.to(torch.float16).contiguous()}, partial / CALIBRATION_FILE)
+    _write_categories(categories, partial / CATEGORIES_FILE)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def calibration_queries(encoders: EncoderPair, query_inputs: Any, samples: GovernedSamples, *, most: int) -> Tensor:
+    """(Q, D) unit rows of at most `most` evenly spaced training queries, clean view."""
+    rows = np.flatnonzero(~samples.labels.query_validation)
+    count = min(len(rows), most)
+    chosen = rows[np.arange(count) * len(rows) // max(count, 1)]
+    parts = [embeds.float().cpu() for _, embeds in embed_rows(encoders, query_inputs, chosen, side="query")]
+    width = encoders.image_head.projection.weight.shape[0]
+    return torch.cat(parts) if parts else torch.empty(0, width)
+
+
+def _write_categories(source: Path, target: Path) -> None:
+    """One JSON line per category, in the order of the prototypes; a batch of rows at a time where they lie in it."""
+    with pq.ParquetFile(source) as file, target.open("w") as lines:
+        ids = file.read(columns=["category_id"]).column(0).to_numpy()
+        in_order = bool((ids[1:] > ids[:-1]).all())
+        batches = file.iter_batches(ROWS_PER_BATCH) if in_order else file.read().sort_by("category_id").to_batches()
+        for batch in batches:
+            lines.writelines(json.dumps(row, ensure_ascii=True, default=str) + "\n" for row in batch.to_pylist())

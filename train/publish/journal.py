@@ -1,0 +1,171 @@
+"""What a run writes down about itself: one line a step, the recipe, the environment, the timings.
+
+Why: cards and tables are rendered from these files and nothing else, so they hold what a reader needs to judge a
+number (versions, processor, cores, memory) and nothing about who ran it or where.
+
+In: figures of each step. Out: train.jsonl, environment.json, recipe.json, training.json, calls.json.
+Next: hub_cards reads them.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from train.image_stage.step import StepFigures
+
+PACKAGES = ("oclear", "torch", "transformers", "datasets", "accelerate", "numpy", "safetensors", "pillow", "pyarrow")
+STEPS_FILE, CALLS_FILE = "train.jsonl", "calls.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name, then rename: a reader never sees half a file."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Versions, processor, cores, memory, system, topology; no host, user, address or path."""
+    device = accelerator.device
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "distribution": _distribution(),
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": accelerator.num_processes,
+        "distributed_type": accelerator.distributed_type.value,
+        "mixed_precision": str(accelerator.mixed_precision),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _distribution() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "unknown")
+    except OSError:
+        return "unknown"
+
+
+def cpu_model() -> str:
+    """Name of the processor as the system gives it."""
+    listing = Path("/proc/cpuinfo")
+    if listing.is_file():
+        for line in listing.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+class Stopwatch:
+    """Seconds by stage: `with stopwatch.stage("features"): ...`; those of earlier calls of the same run beside them.
+
+    Args:
+        folder: the run, where `calls.json` keeps them; None keeps nothing (ranks other than the main one).
+        resume: go on from the calls that are there. A killed call counts up to its last note.
+    """
+
+    def __init__(self, folder: Path | None = None, *, resume: bool = False) -> None:
+        self.path = None if folder is None else folder / CALLS_FILE
+        known = resume and self.path is not None and self.path.is_file()
+        self.earlier: list[dict[str, float]] = json.loads(self.path.read_text()) if known and self.path else []
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[], None]]:
+        """Time what runs inside, which may call what it is given to note the time until then."""
+        begun = time.perf_counter()
+
+        def note() -> None:
+            self.seconds[name] = round(time.perf_counter() - begun, 2)
+            if self.path is not None:
+                write_json(self.path, self.calls)
+
+        yield note
+        note()
+
+    @property
+    def calls(self) -> list[dict[str, float]]:
+        """Seconds by stage of every call, this one last."""
+        return [*self.earlier, self.seconds]
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """Seconds by stage of this call's stages, summed over all calls."""
+        return {name: round(sum(call.get(name, 0.0) for call in self.calls), 2) for name in self.seconds}
+
+
+class Journal:
+    """Writes train.jsonl and the progress bar; silent on ranks other than the main one.
+
+    Args:
+        accelerator: its trackers, where there are any, get the same figures.
+        folder: the run. steps: steps of the whole run. start: step that comes first; later lines are cut off.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, *, steps: int, start: int, rows_per_step: int) -> None:
+        self.accelerator, self.rows_per_step = accelerator, rows_per_step
+        self.main = accelerator.is_main_process
+        self.path = folder / STEPS_FILE
+        if self.main:
+            # A process killed while it cuts must not lose the lines before: a new file takes the place of the old one.
+            kept = self.path.read_text().splitlines(keepends=True)[:start] if self.path.exists() else []
+            partial = self.path.with_name(f".{self.path.name}.partial")
+            partial.write_text("".join(kept))
+            os.replace(partial, self.path)
+            self.file = self.path.open("a")
+        self.bar = tqdm(total=steps, initial=start, unit="step", desc="image side", disable=not self.main)
+        self.clock = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()
+        if self.main:
+            self.file.close()
+
+    def write(self, step: int, figures: StepFigures) -> None:
+        """Write the line of one step, and flush it."""
+        now = time.perf_counter()
+        speed = self.rows_per_step / max(now - self.clock, 1e-9)
+        self.clock = now
+        if not self.main:
+            return
+        line = {
+            "step": step,
+            "loss": figures.loss,
+            "grad_norm": figures.grad_norm,
+            "head_grad_norm": figures.head_grad_norm,
+            "learning_rate": figures.learning_rate,
+            "samples_per_second": round(speed, 2),
+        }
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        self.accelerator.log({key: value for key, value in line.items() if key != "step"}, step=step)
+        self.bar.set_postfix({"loss": f"{figures.loss:.3f}", "samples/s": f"{speed:.0f}"}, refresh=False)
+        self.bar.update()

@@ -1,0 +1,79 @@
+"""The run folder: whose it is, what it says about itself at the start, and what came out at the end.
+
+Why: a folder that holds another run must never be written over by accident, and a reader of a finished run must find
+recipe, environment, timings and counts in files of fixed names.
+
+In: options, recipe, samples, results. Out: recipe.json, environment.json, training.json. Next: hub_cards.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from train.checkpoints.checkpoint import check_identity
+from train.checkpoints.folder import newest_checkpoint
+from train.image_stage.loop import ImageResult, trained_rows
+from train.inputs.samples import GovernedSamples
+from train.parallel.collectives import on_main
+from train.publish.journal import STEPS_FILE, Stopwatch, environment, write_json
+from train.recipes.recipe import MACHINE_FIELDS, Recipe
+
+
+def open_run(folder: Path, recipe: Recipe, accelerator: Accelerator, *, resume: bool, seed: int) -> None:
+    """Claim the folder and write recipe.json and environment.json; all ranks call it.
+
+    Raises:
+        ValueError: the folder holds a run already and `resume` is off, or it is on and the run is one of another recipe
+            or seed; nothing has been written then.
+    """
+    on_main(lambda: _claim(folder, recipe, resume=resume, seed=seed))
+    if accelerator.is_main_process:
+        write_json(folder / "recipe.json", recipe.to_json())
+        write_json(folder / "environment.json", environment(accelerator))
+    if accelerator.log_with:
+        accelerator.init_trackers("tracker")
+
+
+def _claim(folder: Path, recipe: Recipe, *, resume: bool, seed: int) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file; name a folder")
+    taken = [name for name in (STEPS_FILE, "checkpoints") if (folder / name).exists()]
+    if taken and not resume:
+        raise ValueError(
+            f"--out {folder} holds a run already ({', '.join(taken)}); add --resume to go on with it, or name another "
+            "folder"
+        )
+    found = newest_checkpoint(folder / "checkpoints")
+    if found is not None:
+        check_identity(found, {"recipe": recipe.to_json(), "seed": seed}, ignored=MACHINE_FIELDS)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def close_run(
+    folder: Path,
+    *,
+    recipe: Recipe,
+    samples: GovernedSamples,
+    image: ImageResult,
+    text: dict[str, Any],
+    stopwatch: Stopwatch,
+    seed: int,
+) -> None:
+    """Write training.json: counts, timings of all calls and what the text side chose. Main process only."""
+    rows = trained_rows(samples)
+    counts = {
+        "categories": samples.num_categories,
+        "trained_categories": len(samples.classes),
+        "queries": len(samples.labels.query),
+        "trained_queries": len(rows["query"].rows),
+        "documents": len(samples.labels.document),
+        "trained_documents": len(rows["document"].rows),
+        "steps": image.steps,
+        "recipe_steps": recipe.steps,
+    }
+    seconds = {"seconds": stopwatch.totals, "calls": stopwatch.calls}
+    training = {"recipe": recipe.name, "seed": seed, "counts": counts, **seconds, "text": text}
+    if image.evaluation is not None:
+        training["evaluation"] = image.evaluation
+    write_json(folder / "training.json", training)

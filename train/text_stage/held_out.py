@@ -1,0 +1,89 @@
+"""Figures on held-out categories of the governed data: what may speak against text.
+
+The gallery is every governed document, trained or held out; the queries are those of held-out categories. Documents
+without text receive the shift of their neighbours and hubs are pushed back, exactly as the index will do it.
+
+In: embeddings and labels. Out: recall and reciprocal rank. Next: train/text_stage/fit.py chooses.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from train.inputs.cache import FeatureCache
+
+NEIGHBOURS_OF_SHIFT = 10
+NEIGHBOURS_OF_HUBS = 5
+CALIBRATION_ROWS = 4096
+FIGURES = ("recall_at_1", "recall_at_10", "mrr_at_10")
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Held-out queries (Q, D) with their categories, all documents (N, D), and training queries for calibration."""
+
+    queries: Tensor
+    query_labels: np.ndarray
+    images: Tensor
+    labels: np.ndarray
+    has_image: np.ndarray
+    has_text: np.ndarray
+    calibration: Tensor
+
+    @property
+    def has_queries(self) -> bool:
+        """Whether anything was held out."""
+        return len(self.queries) > 0
+
+    @classmethod
+    def of(cls, labels: Any, *, queries: Tensor, images: Tensor, cache: FeatureCache) -> "Gallery":
+        """Split the governed rows by their `validation` flags."""
+        held = torch.from_numpy(labels.query_validation)
+        trained = queries[~held]
+        rows = np.arange(0, len(trained), max(1, len(trained) // CALIBRATION_ROWS))
+        return cls(
+            queries=queries[held],
+            query_labels=labels.query[labels.query_validation],
+            images=images,
+            labels=labels.document,
+            has_image=cache.document_has_image,
+            has_text=np.asarray(np.asarray(cache.document_mask).any(1)),
+            calibration=trained[torch.from_numpy(rows)],
+        )
+
+
+def with_neighbours_shift(gallery: Gallery, embeds_ND: Tensor, shifts_ND: Tensor) -> Tensor:
+    """Documents with an image and no text: unit(u + mean shift of the nearest documents by image that have both)."""
+    source = np.flatnonzero(gallery.has_image & gallery.has_text)
+    target = np.flatnonzero(gallery.has_image & ~gallery.has_text)
+    if not len(source) or not len(target):
+        return embeds_ND
+    near = (
+        (gallery.images[target] @ gallery.images[source].T).topk(min(NEIGHBOURS_OF_SHIFT, len(source)), dim=1).indices
+    )
+    filled = embeds_ND.clone()
+    filled[target] = functional.normalize(gallery.images[target] + shifts_ND[source][near].mean(1), dim=1)
+    return filled
+
+
+def held_out_figures(gallery: Gallery, embeds_ND: Tensor, shifts_ND: Tensor) -> np.ndarray:
+    """(C, 3): `FIGURES` of every held-out category, each the mean over its queries; C = 0 when nothing is held out."""
+    if not gallery.has_queries:
+        return np.zeros((0, len(FIGURES)))
+    documents_ND = with_neighbours_shift(gallery, embeds_ND, shifts_ND)
+    count = min(NEIGHBOURS_OF_HUBS, len(gallery.calibration))
+    hubs_N = (documents_ND @ gallery.calibration.T).topk(count, dim=1).values.mean(1)
+    score_QN = gallery.queries @ documents_ND.T - 0.5 * hubs_N
+    top_QK = score_QN.topk(min(10, score_QN.shape[1]), dim=1).indices.numpy()
+    right_QK = gallery.labels[top_QK] == gallery.query_labels[:, None]
+    found = right_QK.any(1)
+    reciprocal = np.where(found, 1 / (1 + right_QK.argmax(1)), 0.0)
+    _, inverse = np.unique(gallery.query_labels, return_inverse=True)
+
+    size = np.bincount(inverse)
+    values = (right_QK[:, 0], found, reciprocal)
+    return np.stack([np.bincount(inverse, value.astype(float)) / size for value in values], axis=1)
