@@ -8,10 +8,10 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.immr.cell import Desk
-from benchmarks.immr.grid import GRIDS, run_grid
-from benchmarks.immr.summary import summarised
-from benchmarks.outcome import commit
+from benchmarks.governance.outcome import commit
+from benchmarks.immr.runner.cell import Desk
+from benchmarks.immr.runner.grid import GRIDS, run_grid
+from benchmarks.immr.runner.summary import summarised
 from retrieval.environment import environment
 from train.publish.journal import write_json
 
@@ -58,7 +58,7 @@ def main() -> int:
 
 def list_cells(grid: str, desk: Desk, only: str | None) -> None:
     """One name a line."""
-    from benchmarks.immr.grid import cells_of, todo
+    from benchmarks.immr.runner.grid import cells_of, todo
 
     for cell in todo(cells_of(grid, desk), desk, only):
         print(cell.name)

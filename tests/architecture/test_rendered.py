@@ -4,26 +4,26 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import render
+from benchmarks.render import pages
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("page", sorted(render.PAGES))
+@pytest.mark.parametrize("page", sorted(pages.PAGES))
 def test_every_page_is_what_rendering_gives(page: str) -> None:
-    assert render.rendered_page(page) == (ROOT / page).read_text(), "run python -m benchmarks.render"
+    assert pages.rendered_page(page) == (ROOT / page).read_text(), "run python -m benchmarks.render"
 
 
 def test_a_page_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="lacks the markers <!-- speed -->"):
-        render.filled("no markers", {"speed": "a table"}, page="docs/head.md")
+        pages.filled("no markers", {"speed": "a table"}, page="docs/head.md")
 
 
 def test_every_source_file_opens_with_one_line_that_says_what_it_is() -> None:
     empty = [
         str(path)
-        for package in render.PACKAGES
+        for package in pages.PACKAGES
         for path in (ROOT / package).rglob("*.py")
-        if path.name != "__init__.py" and not render.first_line(path)
+        if path.name != "__init__.py" and not pages.first_line(path)
     ]
     assert not empty

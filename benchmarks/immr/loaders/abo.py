@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.immr.loaders.assembling import Document, Query, assembled, checked_part, connected, existing, part_of
-from benchmarks.immr.task import Task
+from benchmarks.immr.protocol.task import Task
 
 MOST_LISTINGS = 20  # of one picture
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from benchmarks.immr.task import Task
+from benchmarks.immr.protocol.task import Task
 
 PARTS = ("train", "validation", "test")
 SPLITS = (0, 1, 2)

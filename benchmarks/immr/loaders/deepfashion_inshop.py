@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 
 from benchmarks.immr.loaders.assembling import Document, Query, assembled, checked_part, existing, part_of
-from benchmarks.immr.task import Task
+from benchmarks.immr.protocol.task import Task
 
 STATUS = ("train", "query", "gallery")
 

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from benchmarks.immr.loaders.assembling import Document, Query, assembled, checked_part
-from benchmarks.immr.task import Task
+from benchmarks.immr.protocol.task import Task
 
 METADATA = ("URL", "ENG_TEXT", "TYPE", "SPLIT", "PRODUCT_ID", "CATEGORY")
 IMAGES = ("url", "jpg")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.immr.loaders.assembling import Document, Query, assembled, existing
-from benchmarks.immr.task import Task
+from benchmarks.immr.protocol.task import Task
 
 
 def load_oven(

@@ -1,9 +1,9 @@
-"""The made click log of benchmarks.organising, its scores by hand, and organise on a catalogue of one source."""
+"""The made click log of benchmarks.governance.organising, its scores by hand, and organise on a catalogue of one source."""
 
 import numpy as np
 import pytest
 
-from benchmarks import organising
+from benchmarks.governance import organising
 from data_governance.grouping import matching
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import relational
+from benchmarks.governance import relational
 from data_governance.inputs import relations
 from data_governance.inputs.behaviour_log import log_of
 from data_governance.inputs.engine import Engine, jvm_memory

@@ -10,7 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.engines import behaviour
+from benchmarks.governance.engines import behaviour
 from data_governance import stage
 from data_governance.__main__ import main
 from data_governance.inputs import behaviour_log, rules, shards, tables

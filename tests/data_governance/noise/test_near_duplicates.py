@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import near_duplicates
+from benchmarks.governance import near_duplicates
 from data_governance.stages import dedupe
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import cleaning
+from benchmarks.governance import cleaning
 from data_governance.grouping import feature_space
 from data_governance.noise import margins, neighbours, threshold
 from data_governance.policy import Policy

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from benchmarks.data_at_scale import measured, write_governed
+from benchmarks.training.data_at_scale import measured, write_governed
 from train.class_weights.initialization import SideRowsOfClass, first_rows
 from train.inputs import sample_table
 from train.inputs.sample_table import SampleTable

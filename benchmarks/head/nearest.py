@@ -1,0 +1,158 @@
+"""What the nearest classes of a batch cost among millions: building their index, asking it, and what it finds.
+
+Why: hard classes are worth something only while finding them costs little beside a step, and the index is built again
+every few steps, since prototypes move. Beside ours stands a usual FAISS index with as many cells, as many of them
+looked at: `IVF,SQ8`, filled in the usual way. Made prototypes: leaves of 50, .8 their cosine to the leaf's centre.
+
+    build_s    reading the prototypes included          find_s   for 256 positives
+    recall     share of the 10 nearest classes, by exact search, that are found
+    index_gib  of the index, without the rows           step_s   of the head itself at 100,000 drawn rows, in this run
+
+In: sizes. Out: one JSON with a row for each index and size. Next: `python -m benchmarks.render` writes docs/head.md.
+
+Letters: P positives, D width, K neighbours.
+"""
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from torch.nn import functional
+
+from benchmarks.governance.outcome import write
+from benchmarks.head.contestants import Ours
+from benchmarks.head.step import HeadSize
+from benchmarks.head.trial import made_batch
+from retrieval.environment import default_threads
+from train.class_weights.hard_classes import Index, NearestClasses
+from train.class_weights.nearest_index import PROBES, cells_for
+from train.class_weights.shard import ClassShard
+
+LEAF, COSINE, DRAWN = 50, 0.8, 100_000
+POSITIVES, NEIGHBOURS, ROWS_AT_ONCE = 256, 10, 2**18
+
+
+def made_leaves(shard: ClassShard) -> None:
+    """Unit prototypes, keyed by the shard's seed: `COSINE` to the centre of their leaf."""
+    generator = torch.Generator().manual_seed(shard.seed)
+    width = shard.hidden_size
+    for low in range(0, len(shard.weight), LEAF * 4096):
+        rows = shard.weight[low : low + LEAF * 4096]
+        centre = functional.normalize(torch.randn(-(-len(rows) // LEAF), width, generator=generator), dim=1)
+        own = functional.normalize(torch.randn(len(rows), width, generator=generator), dim=1)
+        rows.copy_(COSINE * centre.repeat_interleave(LEAF, dim=0)[: len(rows)] + math.sqrt(1 - COSINE**2) * own)
+
+
+def usual_index(shard: ClassShard) -> Index:
+    """IVF with 8 bits a number and as many cells, by FAISS's own training and filling."""
+    cells = math.prod(cells_for(shard.num_classes))
+    index: Any = faiss.index_factory(shard.hidden_size, f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)
+    sample = np.sort(np.random.default_rng(0).choice(shard.num_classes, 39 * cells, replace=False))
+    index.train(shard.prototypes(torch.from_numpy(sample)).numpy())
+    for low in range(0, shard.num_classes, ROWS_AT_ONCE):
+        index.add(shard.prototypes(torch.arange(low, min(low + ROWS_AT_ONCE, shard.num_classes))).numpy())
+    index.nprobe = PROBES
+    found: Index = index
+    return found
+
+
+def exact(shard: ClassShard, query_PD: np.ndarray) -> np.ndarray:
+    """(P, K + 1) nearest classes, the positive itself among them."""
+    best_PK = torch.full((len(query_PD), NEIGHBOURS + 1), -2.0)
+    id_PK = torch.zeros_like(best_PK, dtype=torch.int64)
+    for low in range(0, shard.num_classes, ROWS_AT_ONCE):
+        rows = shard.prototypes(torch.arange(low, min(low + ROWS_AT_ONCE, shard.num_classes)))
+        score, place = (torch.from_numpy(query_PD) @ rows.T).topk(min(NEIGHBOURS + 1, len(rows)), dim=1)
+        best_PK, order = torch.cat([best_PK, score], dim=1).topk(NEIGHBOURS + 1, dim=1)
+        id_PK = torch.cat([id_PK, place + low], dim=1).gather(1, order)
+    return id_PK.numpy()
+
+
+def judged(name: str, index: Index, build_s: float, queries: np.ndarray, true_PK: np.ndarray) -> dict[str, Any]:
+    """Figures of one index."""
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        _, id_PK = index.search(queries, NEIGHBOURS + 1)
+        seconds.append(time.perf_counter() - start)
+    hits = [len(set(a) & set(b)) / (NEIGHBOURS + 1) for a, b in zip(true_PK.tolist(), id_PK.tolist(), strict=True)]
+    held: Any = getattr(index, "index", index)
+    size = len(faiss.serialize_index(held).tobytes()) / 2**30
+    figures = {
+        "build_s": round(build_s, 2),
+        "find_s": round(median(seconds), 4),
+        "recall": round(float(np.mean(hits)), 4),
+    }
+    return {"index": name, **figures, "index_gib": round(size, 3)}
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Every size."""
+    rows = [row for classes in args.classes for row in rows_at(classes, args.hidden_size, steps=args.steps)]
+    return {"rows": rows, "threads": args.threads}
+
+
+def rows_at(classes: int, width: int, *, steps: int) -> list[dict[str, Any]]:
+    """Both indexes, and the step of the head beside them, at one size."""
+    size = HeadSize(
+        classes=classes, hidden_size=width, rate=min(1.0, DRAWN / classes), batch_size=128, optimizer="rowwise_adagrad"
+    )
+    head = Ours(size)
+    made_leaves(head.shard)
+    stream = np.random.default_rng(1)
+    positives = torch.from_numpy(np.sort(stream.choice(classes, POSITIVES, replace=False)))
+    queries = head.shard.prototypes(positives).numpy()
+    true_PK, rows = exact(head.shard, queries), []
+    for name, build in (("ours", nearest(head.shard)._build), ("IVF,SQ8", lambda: usual_index(head.shard))):
+        start = time.perf_counter()
+        index = build()
+        rows.append(judged(name, index, time.perf_counter() - start, queries, true_PK))
+        del index
+    taken = []
+    for step in range(steps):
+        embeds_BD, labels_B = made_batch(size, step)
+        start = time.perf_counter()
+        head.backward(head.forward(embeds_BD, labels_B, step))
+        head.update()
+        taken.append(time.perf_counter() - start)
+    step_s = round(median(taken), 4)
+    return [{"classes": classes, "hidden_size": width, **row, "step_s": step_s} for row in rows]
+
+
+def nearest(shard: ClassShard) -> NearestClasses:
+    """The product's own, never renewed by itself."""
+    return NearestClasses(shard, per_positive=NEIGHBOURS, refresh_every=10**9, also_every=10**9, seed=0)
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.head.nearest",
+        description=__doc__.split("\n")[0],
+        epilog="example: python -m benchmarks.head.nearest --classes 1_000_000 10_000_000",
+    )
+    parser.add_argument("--classes", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--hidden-size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=8, help="of the head, for comparison")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument(
+        "--json", type=Path, help="result file; docs/head.md reads benchmarks/results/head_nearest_*.json"
+    )
+    args = parser.parse_args(words)
+    torch.set_num_threads(args.threads)
+    faiss.omp_set_num_threads(args.threads)
+    if min(args.classes) < 20_000 or args.steps < 1:
+        print("error: from 20,000 classes on there is an index to measure, with at least one step", file=sys.stderr)
+        return 2
+    write("head_nearest", measure(args), args.json, words)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""A trained system as the index sees it: vectors of queries and documents with their calibration.
+
+A rival is embedded by its own modules, the product by the model in its published folder, with everything that
+retrieval does to an index: imputation of text for documents without, calibration against training queries. Only the
+frozen part of the encoders comes from a cache.
+
+In: a trained rival, or `runs/x/hub`. Out: `System`. Next: cell.py scores it.
+
+Letters: Q queries, N documents, S calibration queries, D width.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import train.run
+from benchmarks.immr.baselines.baselines import Rival
+from benchmarks.immr.baselines.labels import Labelled
+from retrieval.encoder import load_encoder
+from retrieval.index.calibration import calibrated_documents, calibrated_queries, load_calibration
+from retrieval.index.imputation import impute
+from train.command import read_options
+from train.encoders.pair import EncoderPair, embed_rows
+from train.inputs.cache import FeatureCache
+from train.recipes.recipe import Recipe
+from train.text_stage.fit import embed_documents, sentence_vectors
+
+MOST_CALIBRATION = 4096
+
+
+@dataclass(frozen=True)
+class System:
+    """What answers.
+
+    Attributes:
+        queries: (Q, ...) inputs -> (Q, D) unit rows.
+        documents: features of N documents -> (N, D) unit rows, NaN where a document cannot be indexed.
+        calibration: (S, D) training queries.
+    """
+
+    queries: Callable[[np.ndarray], Tensor]
+    documents: Callable[[FeatureCache], Tensor]
+    calibration: np.ndarray
+
+    def query_vectors(self, inputs: np.ndarray) -> np.ndarray:
+        """(Q, D + 1)."""
+        embeds_QD = self.queries(inputs).numpy()
+        return calibrated_queries(embeds_QD, index_width=embeds_QD.shape[1] + 1)
+
+    def document_vectors(self, cache: FeatureCache) -> np.ndarray:
+        """(N, D + 1), NaN where a document cannot be indexed."""
+        embeds_ND = self.documents(cache).numpy()
+        indexed = np.isfinite(embeds_ND).all(axis=1)
+        found = np.full((len(embeds_ND), embeds_ND.shape[1] + 1), np.nan, dtype=np.float32)
+        if indexed.any():
+            has_image = np.asarray(cache.document_has_image)[indexed]
+            found[indexed] = calibrated_documents(embeds_ND[indexed], self.calibration, has_image=has_image)
+        return found
+
+
+def rival_system(rival: Rival, rows: Labelled, query_inputs: np.ndarray) -> System:
+    """A rival, calibrated by the training queries of its labels in the number and precision that the product uses."""
+    count = min(len(rows.calibration), MOST_CALIBRATION)
+    chosen = rows.calibration[np.arange(count) * len(rows.calibration) // max(count, 1)]
+    sample = rival.queries(query_inputs[chosen, 0]).to(torch.float16).float().numpy()
+
+    def documents(cache: FeatureCache) -> Tensor:
+        sentences = sentence_vectors(cache.document_tokens, cache.document_mask)
+        has_text = _has_text(cache)
+        return rival.documents(cache.document_inputs, sentences, cache.document_has_image, has_text)
+
+    return System(rival.queries, documents, sample)
+
+
+def published_system(
+    hub: Path,
+    *,
+    frozen_stages: int | None,
+    with_text: bool,
+    edit: Callable[[Any], None] = lambda model: None,
+    imputes: bool = True,
+) -> System:
+    """The model of a published folder.
+
+    Args:
+        frozen_stages: at which stage its inputs are cached.
+        with_text: False indexes the documents by their image alone.
+        edit, imputes: what an ablation does to the loaded model, and whether text is imputed.
+    """
+    encoder = load_encoder(str(hub))
+    edit(encoder.model)
+    encoders = EncoderPair(encoder.model, frozen_stages=frozen_stages)
+    sample = load_calibration(hub, width=encoder.width)
+    assert sample is not None, "train/ publishes calibration queries"
+
+    def embedded(inputs: np.ndarray, side: str) -> Tensor:
+        views = inputs[:, None]
+        return torch.cat([rows for _, rows in embed_rows(encoders, views, np.arange(len(views)), side=side)])
+
+    def documents(cache: FeatureCache) -> Tensor:
+        images_ND = embedded(cache.document_inputs, "document")
+        reads_text = with_text and encoder.reads_text
+        found = _fused(encoder.model, cache, images_ND, imputes=imputes) if reads_text else images_ND.clone()
+        readable = cache.document_has_image | (_has_text(cache) & reads_text)
+        found[torch.from_numpy(~readable)] = torch.nan
+        return found
+
+    return System(lambda inputs: embedded(inputs, "query"), documents, sample)
+
+
+def _has_text(cache: FeatureCache) -> np.ndarray:
+    """(N,) bool."""
+    return np.asarray(np.asarray(cache.document_mask).any(1), dtype=bool)
+
+
+def _fused(model: Any, cache: FeatureCache, images_ND: Tensor, *, imputes: bool) -> Tensor:
+    """(N, D) through the fusion, with the imputation that `retrieval index` does unless that is ablated."""
+    embeds_ND, shifts_ND = embed_documents(model.fusion, cache, images_ND)
+    if not (imputes and model.config.text_strength > 0):
+        return embeds_ND
+    has_text = _has_text(cache)
+    found, _ = impute(
+        embeds_ND.numpy(), images_ND.numpy(), shifts_ND.numpy(), has_image=cache.document_has_image, has_text=has_text
+    )
+    return torch.from_numpy(found)
+
+
+def train_product(
+    folder: Path, *, governed: Path, recipe: str, cache: FeatureCache, seed: int, max_steps: int | None
+) -> Path:
+    """What `accelerate launch train/run.py` does with these options, on features that are cached already.
+
+    Features are those of seed 0 whatever the seed of training, so that cells of one world share them.
+
+    Args:
+        recipe: a name, or a recipe.json.
+        cache: features of the governed samples at the stage of the recipe.
+
+    Returns:
+        The published folder, the run's record beside it; checkpoints are removed.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    words = ["--data", str(governed), "--out", str(folder), "--recipe", recipe, "--seed", str(seed)]
+    options = read_options(words + ([] if max_steps is None else ["--max-steps", str(max_steps)]))
+    assert options is not None
+    with _features_given(cache):
+        train.run.train(options)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return folder / "hub"
+
+
+@contextlib.contextmanager
+def _features_given(cache: FeatureCache) -> Iterator[None]:
+    """While inside, `train.run` takes these features instead of looking for those of its own seed."""
+    usual = vars(train.run)["features_of"]
+
+    def given(model: Any, processor: Any, samples: Any, *, recipe: Recipe, folder: Path, seed: int) -> FeatureCache:
+        assert len(samples.labels.document) == len(cache.document_inputs), "features are those of the governed folder"
+        return cache
+
+    vars(train.run)["features_of"] = given
+    try:
+        yield
+    finally:
+        vars(train.run)["features_of"] = usual

@@ -1,0 +1,173 @@
+"""Figures of README and of the pages in docs/, and README's tree: nothing between the markers is typed by hand.
+
+Why: a number that was copied once is wrong soon. README's tables come from the newest result file of
+`benchmarks.training.demo_seeds`, its tree from the first line of every file, a page in docs/ from a file here that gives
+its blocks. A test renders again and compares.
+
+In: benchmarks/results/*.json and the sources. Out: README.md and pages in docs/, rewritten between their markers.
+"""
+
+import argparse
+import ast
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.render import governance, head, immr_ablation, recipes, scaling
+from benchmarks.render import immr as immr_page
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("modeling_oclear", "data_governance", "train", "retrieval", "hub_cards", "examples", "benchmarks")
+SYSTEMS = {
+    "oclear": "**OCLEAR**: governed labels, classification, text out of fold",
+    "image_only_documents": "the same image side, documents without text in training and index",
+    "text_removed": "OCLEAR, documents indexed without their text",
+    "text_shuffled": "OCLEAR, documents with another category's text",
+    "text_only": "OCLEAR, documents indexed without their image",
+    "zero_shot_image": "frozen ImageNet features, standardised per side",
+}
+
+
+def newest_result() -> dict[str, Any]:
+    """The newest committed result file of the demo.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    found = sorted((ROOT / "benchmarks" / "results").glob("demo_*.json"), key=lambda path: path.stem.split("_")[-1])
+    if not found:
+        raise ValueError("benchmarks/results holds no demo_*.json: run python -m benchmarks.training.demo_seeds first")
+    result: dict[str, Any] = json.loads(found[-1].read_text())
+    return result | {"file": found[-1].name}
+
+
+def results_table(setting: dict[str, Any]) -> list[str]:
+    """One Markdown table of a setting: means over seeds."""
+    lines = ["| documents | unseen R@1 | R@10 | MRR@10 | seen R@1 | R@10 | seeds |", "|---|---|---|---|---|---|---|"]
+    for name, title in SYSTEMS.items():
+        if name not in setting["mean"]:
+            continue
+        row = setting["mean"][name]
+        keys = ("recall_at_1", "recall_at_10", "mrr_at_10", "seen_recall_at_1", "seen_recall_at_10")
+        lines.append(f"| {title} | " + " | ".join(f"{row[key]:.3f}" for key in keys) + f" | {row['seeds']} |")
+    return lines
+
+
+def results() -> str:
+    """The results block of README."""
+    result = newest_result()
+    lines = []
+    for name, setting in result["settings"].items():
+        words = "no word of the category's name in any text" if name == "hard" else "texts as they are"
+        seeds = ", ".join(str(seed) for seed in setting["seeds"])
+        of = f"mean of seeds {seeds}" if len(setting["seeds"]) > 1 else f"seed {seeds}"
+        lines += [f"*{name} setting* ({words}), {of}:", ""]
+        lines += [*results_table(setting), ""]
+        fused = setting["fused_minus_image_only"]
+        lines += [
+            f"Text adds {fused['recall_at_1']:+.3f} R@1 and {fused['recall_at_10']:+.3f} R@10 on unseen categories, "
+            f"{fused['seen_recall_at_1']:+.3f} and {fused['seen_recall_at_10']:+.3f} on seen ones. Gallery of unseen "
+            f"categories alone: R@1 {setting['mean']['oclear']['unseen_gallery_recall_at_1']:.3f}, "
+            f"R@10 {setting['mean']['oclear']['unseen_gallery_recall_at_10']:.3f}.",
+            "",
+        ]
+    lines += governance_lines(next(iter(result["settings"].values())))
+    machine = result["environment"]
+    lines += [
+        f"From `benchmarks/results/{result['file']}`, made by `{result['command']}` on {machine['cores']} cores "
+        f"({machine['cpu']}, {machine['memory_gib']} GiB, Python {machine['python']}, "
+        f"torch {machine['torch']}){'; ' + result['note'] if result.get('note') else ''}."
+    ]
+    return "\n".join(lines)
+
+
+def governance_lines(setting: dict[str, Any]) -> list[str]:
+    """Governance before and after, and how long the first run took."""
+    figures, seconds = setting["governance"], setting["seconds_of_first_run"]
+    before, after = figures["label_accuracy_before"], figures["label_accuracy_after"]
+    pairs, minutes = figures["category_pair_f1"], sum(seconds.values()) / 60
+    found, truth = figures["documents_per_category"], figures["truth_documents_per_category"]
+    return [
+        f"Governance of {figures['rows_in']:,} simulated query events: right labels {before:.3f} -> {after:.3f}, "
+        f"keeping {figures['kept_share']:.1%} of the events; document pairs found with F1 {pairs:.3f}; {found:.2f} "
+        f"documents a category (truth {truth:.2f}). The whole demo took {minutes:.1f} minutes after installation.",
+        "",
+    ]
+
+
+def first_line(path: Path) -> str:
+    """First line of a file's docstring, without its full stop."""
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return text.split("\n")[0].removesuffix(".")
+
+
+def tree() -> str:
+    """The tree block: packages in the order of the flow, one line per file."""
+    lines = ["```"]
+    for package in PACKAGES:
+        lines.append(f"{package}/")
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if path.name != "__init__.py":
+                name = str(path.relative_to(ROOT / package))
+                lines.append(f"  {name:42s} {first_line(path)}")
+    return "\n".join([*lines, "```"])
+
+
+def readme_blocks() -> dict[str, str]:
+    """Marker name -> Markdown of README."""
+    return {"results": results(), "immr": immr_page.short(), "ablation": immr_ablation.short(), "tree": tree()}
+
+
+PAGES: dict[str, Callable[[], dict[str, str]]] = {
+    "README.md": readme_blocks,
+    "docs/governance.md": governance.blocks,
+    "docs/head.md": head.blocks,
+    "docs/immr.md": immr_page.blocks,
+    "docs/recipes.md": recipes.blocks,
+    "docs/scaling.md": scaling.blocks,
+}
+
+
+def filled(text: str, blocks: dict[str, str], *, page: str) -> str:
+    """A page with its blocks written anew.
+
+    Raises:
+        ValueError: the page lacks the markers of a block.
+    """
+    for name, block in blocks.items():
+        head, tail = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        if head not in text or tail not in text:
+            raise ValueError(f"{page} lacks the markers {head.strip()} and {tail}")
+        before, rest = text.split(head, 1)
+        text = before + head + block + "\n" + tail + rest.split(tail, 1)[1]
+    return text
+
+
+def rendered_page(page: str) -> str:
+    """A page of `PAGES`, by its path from the root, with its blocks written anew."""
+    return filled((ROOT / page).read_text(), PAGES[page](), page=page)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.render",
+        description=__doc__.split("\n")[0],
+        epilog="example: python -m benchmarks.render",
+    )
+    parser.parse_args()
+    failed = 0
+    for page in PAGES:
+        try:
+            (ROOT / page).write_text(rendered_page(page))
+        except ValueError as error:
+            failed += 1
+            print(f"error: {page} stays as it was: {error}", file=sys.stderr)
+        else:
+            print(f"{page} is rendered")
+    return 2 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

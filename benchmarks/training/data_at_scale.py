@@ -1,0 +1,181 @@
+"""Does training's memory grow with the number of samples? Streamed inputs, from ten thousand samples to a million.
+
+Tiny drawings of 8 x 8 pixels in Parquet shards, so that what is measured is the path of the data and not the pictures:
+columns read, samples drawn by weight, row groups found, images decoded by workers, steps taken. Each size runs in a
+process of its own, whose peak memory is that of everything, libraries included.
+
+    python -m benchmarks.training.data_at_scale --rows 10000 1000000
+
+In: nothing. Out: figures by number of samples. Next: `benchmarks.render.pages` shows them in docs/scaling.md.
+"""
+
+import dataclasses
+import io
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from benchmarks.governance import outcome
+
+CATEGORIES, DRAWINGS, SIDE = 1_000, 256, 8
+ROWS_PER_SHARD, ROWS_PER_GROUP = 50_000, 256
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def drawings(seed: int) -> list[bytes]:
+    """PNG files of random pixels."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for pixels in rng.integers(0, 256, (DRAWINGS, SIDE, SIDE, 3), dtype=np.uint8):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="PNG")
+        found.append(buffer.getvalue())
+    return found
+
+
+def write_governed(folder: Path, rows: int, *, seed: int) -> int:
+    """A governed folder of so many samples, half of them queries; returns the bytes of its shards."""
+    (folder / "samples").mkdir(parents=True)
+    pictures = pa.array([{"bytes": data, "path": None} for data in drawings(seed)], IMAGE)
+    rng = np.random.default_rng(seed)
+    for first in range(0, rows, ROWS_PER_SHARD):
+        place = np.arange(first, min(first + ROWS_PER_SHARD, rows))
+        category = place % CATEGORIES
+        table = {
+            "sample_id": pa.array([f"s{row}" for row in place.tolist()]),
+            "side": pa.array(np.where(place < rows // 2, "query", "document")),
+            "image": pictures.take(pa.array(rng.integers(0, DRAWINGS, len(place)))),
+            "text": pa.array([""] * len(place)),
+            "category_id": pa.array(category),
+            "weight": pa.array(rng.uniform(0.5, 2.0, len(place))),
+            "split": pa.array(np.where(category % 10 == 0, "validation", "train")),
+        }
+        name = folder / "samples" / f"{first:012d}.parquet"
+        # Without the dictionary every picture takes its bytes, as real ones do, though there are but a few.
+        pq.write_table(pa.table(table), name, row_group_size=ROWS_PER_GROUP, use_dictionary=["side", "split"])
+    keys = pa.table(
+        {"category_id": range(CATEGORIES), "category_key": [f"key{number}" for number in range(CATEGORIES)]}
+    )
+    pq.write_table(keys, folder / "categories.parquet")
+    return sum(path.stat().st_size for path in (folder / "samples").iterdir())
+
+
+def streamed_recipe(steps: int) -> Any:
+    """So many steps on streamed inputs of `SIDE` pixels, images alone."""
+    from train.recipes.recipe import tiny
+
+    return dataclasses.replace(
+        tiny(),
+        name="data_at_scale",
+        text=None,
+        image_size=SIDE,
+        dtype="float32",
+        feature_storage="stream",
+        start_rows=1,
+        queries_per_step=128,
+        documents_per_step=128,
+        steps=steps,
+        warmup_steps=0,
+        checkpoint_every=steps,
+    )
+
+
+def measured(folder: Path, *, steps: int, seed: int) -> dict[str, Any]:
+    """Train so many steps on a governed folder with streamed inputs; peak memory and processor seconds.
+
+    Seconds are those that the processes computed, which other work on the machine does not lengthen.
+    """
+    from accelerate import Accelerator
+
+    from train.encoders.backbones import build_model
+    from train.image_stage.loop import train_image_side
+    from train.inputs.feature_stream import stream_features
+    from train.inputs.samples import read_samples
+
+    recipe = streamed_recipe(steps)
+    begun = time.process_time()
+    samples = read_samples(folder)
+    read = time.process_time() - begun
+    model, processor = build_model(recipe, seed=seed)
+    cache = stream_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
+    begun = time.process_time()
+    image = train_image_side(
+        model,
+        cache,
+        samples,
+        recipe=recipe,
+        accelerator=Accelerator(cpu=True),
+        folder=folder / "run",
+        seed=seed,
+        max_steps=None,
+        resume=False,
+    )
+    trained = time.process_time() - begun
+    cache.query_inputs.decoder.close()
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "samples": len(samples.table),
+        "categories": len(samples.classes),
+        "row_groups": len(samples.table.groups),
+        "steps": image.steps,
+        "samples_per_step": recipe.queries_per_step + recipe.documents_per_step,
+        "cpu_seconds_to_read": round(read, 2),
+        "cpu_seconds_to_train": round(trained, 2),
+        "worker_cpu_seconds": round(workers.ru_utime + workers.ru_stime, 2),
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "worker_peak_mib": round(workers.ru_maxrss / 1024, 1),
+    }
+
+
+def one_size(rows: int, *, steps: int, seed: int, home: Path) -> dict[str, Any]:
+    """Write the samples and measure in a process of its own."""
+    folder = home / str(rows)
+    size = write_governed(folder, rows, seed=seed)
+    (folder / "run").mkdir()
+    words = ["--measure", str(folder), "--steps", str(steps), "--seed", str(seed)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.training.data_at_scale", *words], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ValueError(f"the run over {rows} samples ended with {done.returncode}: {done.stderr[-1000:]}")
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {**figures, "shard_mib": round(size / 2**20, 1)}
+
+
+def main(words: list[str] | None = None) -> int:
+    """The command; 2 after a mistake of the caller."""
+    example = "python -m benchmarks.training.data_at_scale --rows 10000 1000000 --json result.json"
+    line = outcome.parser("data_at_scale", str(__doc__), example=example)
+    line.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000], help="numbers of samples")
+    line.add_argument("--steps", type=int, default=20, help="optimiser steps of each run")
+    line.add_argument("--measure", type=Path, help="train on this folder, in this process, and print the figures")
+    said = line.parse_args(words)
+    if min(said.rows) < 2 * CATEGORIES or said.steps < 1:
+        print(f"error: --rows takes numbers of at least {2 * CATEGORIES}, --steps of at least 1", file=sys.stderr)
+        return 2
+    if said.measure is not None:
+        print(json.dumps(measured(said.measure, steps=said.steps, seed=said.seed)))
+        return 0
+    try:
+        with tempfile.TemporaryDirectory() as home:
+            runs = [one_size(rows, steps=said.steps, seed=said.seed, home=Path(home)) for rows in said.rows]
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    growth = max(run["peak_mib"] for run in runs) / runs[0]["peak_mib"] - 1
+    outcome.write("data_at_scale", {"runs": runs, "growth_of_peak": round(growth, 4)}, said.json, words)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

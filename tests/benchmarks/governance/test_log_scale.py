@@ -1,0 +1,33 @@
+"""The benchmark of the log's length: what it counts is what lies on disk, and no length changes what is held."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.governance import log_scale
+
+
+def test_the_made_log_has_its_share_of_bad_rows_of_every_kind() -> None:
+    log = log_scale.part_of_log(2_000, np.random.default_rng(0))
+    assert log.column("query_id").null_count == 4
+    assert log.column("query_id").to_pylist().count("nobody") == 4
+    assert log.column("doc_id").to_pylist().count("nothing") == 4
+    assert sum(value < 0 for value in log.column("clicks").to_pylist()) == 4
+    assert log.column("position").to_pylist().count(0.0) == 4
+
+
+def test_every_length_is_counted_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_scale, "ROWS_PER_FILE", 700)
+    log_scale.make(tmp_path / "made", 2_000, seed=0)
+    assert len(list((tmp_path / "made" / "behaviour").iterdir())) == 3
+    found = log_scale.measured(tmp_path / "made", memory="500MB")
+    assert (found["rows"], found["dropped_by_admit"]) == (2_000, 7 + 7 + 6)
+    assert 0 < found["dropped_by_weigh"] < 1_980
+    assert found["edges"] > 0
+    assert set(found["rows_per_second"]) == {"admit", "weigh"}
+
+
+def test_too_short_a_log_is_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert log_scale.main(["--rows", "10", "--json", str(tmp_path / "r.json")]) == 2
+    assert "error: --rows takes numbers of at least" in capsys.readouterr().err

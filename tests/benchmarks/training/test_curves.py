@@ -1,0 +1,58 @@
+"""What counts as the same curve, and that every kept curve is one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.training.curves import FIGURES, ROOT, STEPS, Curve, is_finished, judged, launch
+from benchmarks.training.curves import main as curves
+
+RESULTS = sorted((Path(ROOT) / "benchmarks" / "results").glob("curves_*.json"))
+
+
+def curve(offset: float) -> Curve:
+    return {name: [1.0, 2.0 + offset] for name in FIGURES}
+
+
+def test_in_double_precision_a_layout_may_differ_by_rounding_alone_and_a_resumed_run_not_at_all() -> None:
+    found = judged(
+        {"one": curve(0), "torchrun_2": curve(9e-9), "fsdp2_2": curve(-2e-8), "resumed": curve(1e-15)}, double=True
+    )
+    assert found["beyond"] == ["fsdp2_2", "resumed"]
+    assert found["gaps"]["fsdp2_2"]["loss"] == pytest.approx(2e-8)
+
+
+def test_in_single_precision_the_limit_is_three_times_the_gap_of_another_order() -> None:
+    reordered = {"one": curve(0), "accumulate_2": curve(1e-5), "accumulate_4": curve(-2e-5)}
+    found = judged({**reordered, "torchrun_2": curve(5.9e-5), "fsdp2_2": curve(6.1e-5)}, double=False)
+    assert found["limits"]["loss"] == pytest.approx(6e-5)
+    assert found["beyond"] == ["fsdp2_2"]
+
+
+def test_curves_of_different_lengths_and_unknown_layouts_are_refused() -> None:
+    with pytest.raises(ValueError, match="curves of 2 and 1 steps"):
+        judged({"one": {name: [1.0] for name in FIGURES}, "torchrun_2": curve(0)}, double=True)
+    with pytest.raises(ValueError, match="no layout is called 'three'"):
+        launch("three")
+
+
+def test_a_run_that_was_cut_after_its_first_call_is_made_again(tmp_path: Path) -> None:
+    assert not is_finished(tmp_path)
+    (tmp_path / "training.json").write_text("{}")
+    for steps in (STEPS - 27, STEPS):
+        (tmp_path / "train.jsonl").write_text("{}\n" * steps)
+        assert is_finished(tmp_path) == (steps == STEPS)
+
+
+def test_kept_curves_are_within_the_limits() -> None:
+    for path in RESULTS:
+        for setting, found in json.loads(path.read_text())["settings"].items():
+            again = judged(found["curves"], double="64" in setting)
+            assert again["beyond"] == [] == found["beyond"], path.name
+            assert all(len(values) == STEPS for curve in found["curves"].values() for values in curve.values())
+
+
+@pytest.mark.distributed
+def test_every_layout_gives_the_curve_of_one_process(tmp_path: Path) -> None:
+    assert curves(["--work", str(tmp_path), "--json", str(tmp_path / "curves.json")]) == 0
