@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from small_oclear import TEXT_CONFIGS, VISION_CONFIGS, drawing, small_batch, small_config, small_processor
 from transformers import AutoModel, AutoModelForImageClassification, AutoProcessor, SwinConfig, ViTModel
 
 from modeling_oclear import (
@@ -25,6 +24,7 @@ from modeling_oclear import (
     publish,
 )
 from modeling_oclear.packaged_weights import load_minilm
+from tests.support.small_oclear import TEXT_CONFIGS, VISION_CONFIGS, drawing, small_batch, small_config, small_processor
 
 PAIRS = [(vision, text) for vision in VISION_CONFIGS for text in TEXT_CONFIGS]
 # Written by each stranger: embeddings of both sides from a folder in which only its own code can be used.

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_oclear import small_batch, small_config
 
 from modeling_oclear import OclearForCategoryClassification, OclearModel, partial_softmax_loss, sample_classes
 from modeling_oclear.margins_oclear import CombinedMargin, SoftmaxForm
+from tests.support.small_oclear import small_batch, small_config
 
 
 def made(**fields: Any) -> OclearForCategoryClassification:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from small_oclear import small_batch, small_config
 
 from modeling_oclear import OclearDocumentOutput, OclearModel
+from tests.support.small_oclear import small_batch, small_config
 
 
 @pytest.fixture(scope="module")

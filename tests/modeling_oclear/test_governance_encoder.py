@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_oclear import small_config
 
 from data_governance.inputs.encoder import Encoder
 from modeling_oclear import OclearModel
+from tests.support.small_oclear import small_config
 
 
 @pytest.mark.parametrize(("vision", "stages"), [("efficientnet_lite", True), ("vit", False)])

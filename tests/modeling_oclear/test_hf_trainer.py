@@ -5,10 +5,10 @@ from typing import Any
 
 import datasets
 import torch
-from small_oclear import small_config
 from transformers import Trainer, TrainingArguments
 
 from modeling_oclear import OclearForCategoryClassification
+from tests.support.small_oclear import small_config
 
 
 def coloured_squares(rows: int = 48) -> datasets.Dataset:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_oclear import small_config
 from transformers import BertConfig
 
 from modeling_oclear import OclearConfig, OclearQueryConfig
+from tests.support.small_oclear import small_config
 
 UNWANTED = (
     "datasets",

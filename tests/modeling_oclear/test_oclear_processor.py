@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_oclear import drawing, small_processor
 from transformers import AutoImageProcessor, AutoProcessor
 
 from modeling_oclear import OclearImageProcessor, OclearProcessor, OclearQueryProcessor
 from modeling_oclear.image_processing_oclear import border_colour, split_alpha
+from tests.support.small_oclear import drawing, small_processor
 
 PLAIN = {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
 

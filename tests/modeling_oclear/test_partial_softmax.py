@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from naive_softmax import CLASSES, made_case, naive_loss
 
 from modeling_oclear.partial_softmax_oclear import (
     ArcFace,
@@ -19,6 +18,7 @@ from modeling_oclear.partial_softmax_oclear import (
     partial_softmax_loss,
     sample_classes,
 )
+from tests.support.naive_softmax import CLASSES, made_case, naive_loss
 
 MARGINS: list[Margin] = [
     CosFace(0.2), ArcFace(0.4), CombinedMargin(1.5, 0.3, 0.1), CombinedMargin(3, 0.1, 0), CosFace(0.0), ArcFace(0.0),

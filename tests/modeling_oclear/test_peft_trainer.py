@@ -6,10 +6,10 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from small_oclear import small_config
 from transformers import Trainer, TrainingArguments
 
 from modeling_oclear import OclearForCategoryClassification
+from tests.support.small_oclear import small_config
 
 # peft 0.21 reads this attribute of transformers 5.23 under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from naive_softmax import CLASSES, WIDTH, made_case, naive_loss
 from torch import Tensor
 
 from modeling_oclear.partial_softmax_oclear import (
@@ -27,6 +26,7 @@ from modeling_oclear.partial_softmax_oclear import (
     reduce_scalars,
     sample_classes,
 )
+from tests.support.naive_softmax import CLASSES, WIDTH, made_case, naive_loss
 
 SEVERAL = torch.tensor([[3, 12, -1], [-1, 3, -1], [36, 0, 1], [0, -1, -1], [12, 36, -1]])
 LEAF_OF_CLASS = torch.arange(CLASSES) % 5 - 1
