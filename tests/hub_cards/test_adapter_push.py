@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from example_run import ATTRIBUTION
-from loopback_hub import loopback_hub
 from test_push_end_to_end import push, python_blocks, stranger
 
 from hub_cards.adapter import plan_adapter
 from hub_cards.publishable import machine_traces
 from modeling_oclear import publish
+from tests.support.example_run import ATTRIBUTION
+from tests.support.loopback_hub import loopback_hub
 from train.encoders.backbones import build_model, with_image_weights
 from train.encoders.lora import add_adapters, export_adapter
 from train.encoders.pair import EncoderPair

@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-from example_run import METRICS, edit_json, metrics, write_run
 from huggingface_hub import DatasetCard, ModelCard
 
 from hub_cards.__main__ import main
@@ -16,6 +15,7 @@ from hub_cards.model_card import nested
 from hub_cards.render import SAMPLES, render_run
 from hub_cards.results import ResultFile
 from retrieval.__main__ import build_parser as retrieval_parser
+from tests.support.example_run import METRICS, edit_json, metrics, write_run
 from train.command import argument_parser as training_parser
 
 ROOT = Path(__file__).resolve().parents[2]

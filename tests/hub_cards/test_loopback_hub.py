@@ -11,7 +11,8 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from loopback_hub import Hub, loopback_hub
+
+from tests.support.loopback_hub import Hub, loopback_hub
 
 # huggingface_hub 2.4 streams a large file with httpx2's old argument `data=`
 pytestmark = pytest.mark.filterwarnings(

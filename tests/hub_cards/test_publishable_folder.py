@@ -6,12 +6,12 @@ import pickle
 from pathlib import Path
 
 import pytest
-from example_run import CONFIG, edit_json, write_governed, write_model_folder, write_run
 
 from hub_cards.__main__ import main
 from hub_cards.publishable import dataset_files, machine_traces, model_files, this_host
 from hub_cards.push import plan
 from hub_cards.render import render_run
+from tests.support.example_run import CONFIG, edit_json, write_governed, write_model_folder, write_run
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as parquet
 import pytest
-from example_run import CONFIG, write_governed, write_run
-from loopback_hub import Hub, loopback_hub
-from tiny_model import publish_tiny
 
 from hub_cards.render import render_run
+from tests.support.example_run import CONFIG, write_governed, write_run
+from tests.support.loopback_hub import Hub, loopback_hub
+from tests.support.tiny_model import publish_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL, DATA = "org/finder", "org/clicks"
