@@ -51,8 +51,8 @@ unit: install
 # Every equality, kill and reshard check of training, one after the other: they start up to four processes each.
 test-distributed: install  ## layouts that must agree, kills, restarts and other numbers of ranks, in full
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v --durations 20 tests/benchmarks/training/test_curves.py \
-	  $(addprefix tests/train/test_,checkpoint.py checkpoint_folder.py fsdp2.py launchers.py members.py other_ranks.py \
-	  reshard.py restart_store.py run.py surviving.py watchdog.py)
+	  tests/train/test_run.py tests/train/checkpoints tests/train/ensemble tests/train/parallel \
+	  tests/train/class_weights/test_reshard.py
 
 benchmark: install  ## seeds 0 to 2 of the demo in both settings (about an hour), then README's figures
 	$(BIN)/python -m benchmarks.training.demo_seeds --out $(RUNS)/seeds

@@ -1,7 +1,4 @@
-"""From a click log, query images and a catalogue to categories worth learning, with a reason for every row.
-
-In: three tables (tables.py). Out: a governed folder (export.py) and its ledger (ledger.py). Next: train.
-"""
+"""From a click log, query images and a catalogue to categories worth learning, with a reason for every row."""
 
 from data_governance.policy import Policy, load_policy
 

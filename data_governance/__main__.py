@@ -1,8 +1,4 @@
-"""The command line of governance: run, check, explain, report.
-
-In: argv. Out: a governed folder, or lines on stdout; `error: ...` and exit code 2 for a caller's mistake.
-Next: `accelerate launch train/run.py --data governed`.
-"""
+"""The command line of governance: run, check, explain, report."""
 
 import argparse
 import sys

@@ -3,8 +3,6 @@
 Decoding and embedding are the larger part of a run, and depend on nothing but the bytes of the image, the encoder and
 the code: an image with the same bytes is not decoded again, whatever table, row or id it comes in now. What joins rows
 to each other is done anew, so no result depends on the history of runs; local_moves.py is the way to keep that too.
-
-In: admit stages of earlier runs (--previous, and what stands in --out). Out: a `Memory`. Next: admit.py.
 """
 
 import hashlib

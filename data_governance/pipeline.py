@@ -1,7 +1,4 @@
-"""The pipeline: a list that one can read aloud, with resume, conservation and the ledger at the end.
-
-In: three tables and a policy. Out: the governed folder. Next: train.
-"""
+"""The pipeline: a list that one can read aloud, with resume, conservation and the ledger at the end."""
 
 import hashlib
 import json

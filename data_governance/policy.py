@@ -2,8 +2,6 @@
 
 Why one frozen dataclass: a TOML file of its fields is the whole configuration, its digest decides whether a finished
 stage may be reused, and the ledger carries it.
-
-In: an optional TOML file. Out: a `Policy`. Next: every rule and every stage reads it.
 """
 
 import json

@@ -5,8 +5,6 @@ policy, the source and every stage before it, so a rerun takes what is still tru
 
 A table that grows with the log comes as shards, which the stage writes into the folder with the temporary name while it
 works; its decisions are shards too, beside the rows that they are about. All else is held until the stage commits.
-
-In: the tables and decisions of a stage. Out: governed/stages/NN_name/. Next: the following stage reads it.
 """
 
 import json

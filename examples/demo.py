@@ -2,8 +2,6 @@
 
 Every step is one of the commands that a user would type; nothing here computes. A step whose result is already on disk
 is passed over, so a second call does only what is missing, and a broken run goes on where it stopped.
-
-In: nothing but the installed packages. Out: DIR/{hub,index,metrics.json,ledger.json,report.html,timings.json}.
 """
 
 import argparse

@@ -1,7 +1,4 @@
-"""Command line: `python -m hub_cards render RUN` and `python -m hub_cards push RUN/hub --repo-id owner/name`.
-
-In: a run folder. Out: cards on disk; with --yes, repositories on the Hub. Next: anybody's AutoModel.from_pretrained.
-"""
+"""Command line: `python -m hub_cards render RUN` and `python -m hub_cards push RUN/hub --repo-id owner/name`."""
 
 import argparse
 import sys

@@ -2,9 +2,6 @@
 
 Why here: training knows neither repository, so the adapter names its base by a path within the run. Only now can it
 name one that a stranger can load, and that is written on the way: the folders on disk stay as they are.
-
-In: run/adapter, run/base beside it, recipe.json and ATTRIBUTION.md of the run. Out: `Upload` rows, base first. Next:
-push.py sends them; then `AutoPeftModelForFeatureExtraction.from_pretrained("owner/adapter", trust_remote_code=True)`.
 """
 
 import json

@@ -2,8 +2,6 @@
 
 Why apart: a card is rendered when training ends, before anyone knows the repository. `push` then writes the address
 into the same card, through these functions, and touches no figure.
-
-In: text of a card, `owner/name`. Out: text of the same card. Next: push.py uploads it.
 """
 
 import re

@@ -1,7 +1,4 @@
-"""The card of the governed data: what a row is, where it came from, what was dropped and why.
-
-In: `RunResults`. Out: Markdown with a metadata block. Next: render.py writes it to run/dataset_card/README.md.
-"""
+"""The card of the governed data: what a row is, where it came from, what was dropped and why."""
 
 from huggingface_hub import DatasetCard, DatasetCardData
 

@@ -1,7 +1,4 @@
-"""Numbers and tables as Markdown text, the same way in both cards.
-
-In: values that results.py looked up. Out: strings. Next: model_card.py and dataset_card.py hand them to the templates.
-"""
+"""Numbers and tables as Markdown text, the same way in both cards."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

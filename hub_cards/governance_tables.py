@@ -1,7 +1,4 @@
-"""The ledger of governance and its score against the truth, as tables.
-
-In: ledger.json and `governance` of metrics.json. Out: Markdown. Next: model_card.py and dataset_card.py.
-"""
+"""The ledger of governance and its score against the truth, as tables."""
 
 from hub_cards.figures import key_table, table
 from hub_cards.results import ResultFile

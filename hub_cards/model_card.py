@@ -1,7 +1,4 @@
-"""The model card: what the model is, what it reached and on what, how it was made, how it is used.
-
-In: `RunResults`. Out: Markdown with a metadata block (model-index). Next: render.py writes it to run/hub/README.md.
-"""
+"""The model card: what the model is, what it reached and on what, how it was made, how it is used."""
 
 import re
 from typing import Any

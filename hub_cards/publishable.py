@@ -2,8 +2,6 @@
 
 Why: a repository on the Hub is public and remembered. Pickled weights run code on the reader's machine, a path or a
 host name tells about the writer's, a folder without its remote code cannot be loaded, and a link may point anywhere.
-
-In: a published model folder (run/hub) or a governed folder. Out: `PlannedFile` rows. Next: push.py uploads them.
 """
 
 import ast

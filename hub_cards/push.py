@@ -2,8 +2,6 @@
 
 Why a plan first: what goes to a public place is listed with size and sha256, and every check has passed, before the
 first request is sent. Exactly the planned files are committed, in one commit for each repository.
-
-In: run/hub, optionally governed/ and its card. Out: repositories on the Hub. Next: AutoModel.from_pretrained(repo_id).
 """
 
 import re

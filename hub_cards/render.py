@@ -1,7 +1,4 @@
-"""Writing of both cards of a run, and of the committed samples.
-
-In: a run folder. Out: run/hub/README.md, run/dataset_card/README.md. Next: push.py publishes them with the folders.
-"""
+"""Writing of both cards of a run, and of the committed samples."""
 
 import os
 from pathlib import Path

@@ -2,8 +2,6 @@
 
 Why so strict: a card whose numbers were typed, guessed or left blank is worse than none. `ResultFile.number` either
 returns what a stage measured, or raises an error that names file and key and says which command writes it.
-
-In: a run folder. Out: `RunResults`. Next: model_card.py and dataset_card.py.
 """
 
 import json

@@ -4,8 +4,6 @@ What a user needs by name, loaded at first use: the model classes of transformer
 them (Accelerate alone takes two seconds), which a command that only prints its help should not pay for. The first use
 also makes the classes known to the auto classes of transformers. The weights that come as Python packages are in
 `modeling_oclear.packaged_weights`.
-
-In: a name. Out: the class or function. Next: train/, retrieval/, hub_cards/.
 """
 
 import importlib

@@ -3,8 +3,6 @@
 Why: encoders disagree on what they return (token sequences with class and register tokens, or channel maps; a pooler
 that was trained for another task, or none). The retriever needs the same three things from each.
 
-In: an encoder built from its own config. Out: `(cells, pooled, grid)` of images, `(tokens, mask)` of texts.
-Next: modeling_oclear.py projects the pooled row, fusion_oclear.py attends to cells and tokens.
 
 Letters: B batch, P image cells, T tokens, H encoder width (differs by encoder and stage).
 """

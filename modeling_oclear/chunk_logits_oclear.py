@@ -4,7 +4,6 @@ Why: the sum over negatives, and its gradient, pass over the classes in chunks t
 holds is decided here once for both: products, scale, correction, the nearest of K sub-centres, the conflict filter, and
 that a positive is no negative.
 
-In: embeddings, prototypes, places of positives. Out: logits / ln 2, in place. Next: class_scalars_oclear.py.
 
 Letters: B batch, Y positives of a sample, D width, S classes, K sub-centres, R = S K rows, N rows of a chunk, P
 positives at hand.

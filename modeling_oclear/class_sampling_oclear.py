@@ -4,8 +4,6 @@ Why: with millions of classes a step can only look at some. The draw depends on 
 are spread over machines: the classes are cut into virtual blocks whose number depends on the class count only, the
 draws are dealt to the blocks down a binary tree, and whoever holds a range of classes looks at the blocks that meet it.
 
-In: class count, the positives of the step's whole batch, hard classes, rate, seed, step. Out: sorted class ids and
-their logQ corrections. Next: partial_softmax_oclear.py.
 
 Letters: P positives, H hard classes that are no positives, S sampled classes.
 """

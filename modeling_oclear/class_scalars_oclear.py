@@ -10,7 +10,6 @@ formed the same way, so that its cost is two matrix products and a few passes ov
 
 Positives are handed out as cosines: their margin is ordinary autograd on (B, Y) numbers.
 
-In: unit embeddings, labels, prototypes of sampled classes. Out: `ClassScalars`. Next: partial_softmax_oclear.py.
 
 Letters: B batch, Y positives of a sample, D width, S classes at hand, R = S K rows of K sub-centres, P positives held.
 """

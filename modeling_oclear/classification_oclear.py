@@ -4,8 +4,6 @@ Why: queries and documents are equivalent samples of the same categories, so one
 by both sides. The head is a plain parameter, for class counts that one machine holds; published prototypes sit here, so
 that zero-shot category prediction needs nothing but the folder.
 
-In: images (and texts) of one side, labels. Out: loss, logits, embeddings. Next: publishing.py ships it; AutoModel reads
-the same weights without the head.
 
 Letters: B batch, D width, N classes.
 """

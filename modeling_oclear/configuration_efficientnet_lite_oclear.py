@@ -3,8 +3,6 @@
 Why: transformers has EfficientNet, but not its Lite variant (no squeeze-excitation, ReLU6, a stem and a head that do
 not scale), for which compact ImageNet weights exist. The class is a plain Hugging Face config, so that it can be the
 `vision_config` of an OCLEAR model like any other encoder.
-
-In: plain values. Out: `EfficientNetLiteConfig`. Next: modeling_efficientnet_lite_oclear.py builds the network from it.
 """
 
 from typing import Any

@@ -1,9 +1,6 @@
 """Configuration of the OCLEAR retriever: which encoders, how wide, how strongly text counts.
 
 Why: a model is built from its config alone, so everything that shapes it or its answers stands here as a plain value.
-
-In: plain values and the configs of an image and a text encoder. Out: `OclearConfig`, `OclearQueryConfig` (the query
-side alone). Next: modeling_oclear.py.
 """
 
 from typing import Any, Literal

@@ -6,8 +6,6 @@ itself is added. They may listen to how well text and image agree, so that a tex
 little. The fallbacks are exact: without text, or at text strength 0, the image embedding comes back bit for
 bit.
 
-In: image embedding, image cells, token features. Out: document embedding, gates, attention maps. Next: index, search.
-The idea (external memory, text-to-image attention, information inequality) is the paper's; the formulas are ours:
 
     P          = Linear(tokens / |masked mean of tokens| - text_mean)
     concept_c  = sum_t softmax_t(concept_query_c . key(P_t)) P_t                    the plain mean at the start

@@ -3,9 +3,6 @@
 Why: a product photograph on white and a drawing with an alpha channel show the same thing at very different scales;
 cutting to the subject before resizing gains more than a larger network does. Everything is an option stored with the
 model, so that training, indexing and a stranger's query see the same pixels. Pillow and numpy only.
-
-In: PIL images, or None where a document has none. Out: pixel values (B, 3, size, size) float32. Next:
-modeling_oclear.py.
 """
 
 import struct

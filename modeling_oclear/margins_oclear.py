@@ -3,8 +3,6 @@
 Why: a margin asks the positive for more than the negatives, so that categories grow compact. Every margin here is
 continuous with its slope and falls all the way to the opposite direction: a formula that rises again beyond its period
 would reward the worst samples for getting worse.
-
-In: cosines of positives. Out: the same with their margin; `SoftmaxForm`. Next: class_scalars_oclear.py.
 """
 
 import math

@@ -5,7 +5,6 @@ port: normalisation always uses its running statistics, so that a row never depe
 batch layouts agree), and the network can be cut after any stage, so that the output of a frozen trunk can be kept on
 disk.
 
-In: pixel values. Out: stage outputs, head map and their average. Next: modeling_oclear.py embeds the average.
 
 Letters: B batch, C channels, H rows, W columns, N classes.
 """

@@ -4,8 +4,6 @@ Why: one image encoder reads both sides (paper); a standardisation per side, fro
 residual network per side account for how queries and documents differ; text enters on the document side only, by the
 fusion. Nothing here depends on the rest of the batch, so any split of a batch over machines gives the same embeddings.
 
-In: what the processor makes of images and texts. Out: unit rows, gates, attention maps. Next: train/ fits it,
-publishing.py ships it, retrieval/ indexes with it.
 
 Letters: B batch, P image cells, T tokens, C concepts, D width, H encoder width (of cells, pooled row or tokens), N
 classes.

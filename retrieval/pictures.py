@@ -2,8 +2,6 @@
 
 A cell may name a file only below the table's own folder: a table from a stranger must not be able to read the disk. The
 size is read from the header before anything is decoded, so that a picture of 50,000 x 50,000 costs nothing.
-
-In: one cell. Out: a PIL image, None for a missing one, or PictureError with the reason. Next: embed.py.
 """
 
 import io

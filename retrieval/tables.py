@@ -3,8 +3,6 @@
 A table is a Parquet, CSV or JSON lines file, a folder of those, a folder written by `datasets.Dataset.save_to_disk`, or
 the id of a data set on the Hub (`org/name` or `org/name:split`). Parquet and `datasets` folders are streamed: a
 catalogue need not fit into memory. Ids may be strings or integers and are strings from here on.
-
-In: a path and a declaration. Out: a checked Table. Next: embed.py, judgements.py.
 """
 
 import re

@@ -1,7 +1,4 @@
-"""Hybrid parallel training: encoders replicated or sharded, class weights split over ranks; see run.py for the stages.
-
-In: the governed folder. Out: a run folder with `hub/`. Next: retrieval/, hub_cards/.
-"""
+"""Hybrid parallel training: encoders replicated or sharded, class weights split over ranks."""
 
 import os
 

@@ -2,8 +2,6 @@
 
 Why: what to learn is a recipe, where to run is the accelerate YAML. What is left is where the data lie and where the
 run goes.
-
-In: words. Out: `Options`. Next: run.py.
 """
 
 import argparse

@@ -1,8 +1,6 @@
 """The door of training: `accelerate launch train/run.py --data governed --out runs/x`.
 
 This file is a table of contents: each line is a stage, and each stage a file of its own.
-
-In: the governed folder. Out: the run folder with `hub/`, ready to publish. Next: `python -m retrieval index`.
 """
 
 import os

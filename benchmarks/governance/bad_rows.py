@@ -8,8 +8,6 @@ a few rows, because no machine here decodes a million images in minutes.
 
 Then the tables that are refused as a whole: a missing column, a wrong type and an empty table end with an error that
 names them, and a folder with a truncated file keeps the rows of the others.
-
-In: nothing. Out: figures. Next: `benchmarks.render.governance`.
 """
 
 import io

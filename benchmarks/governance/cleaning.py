@@ -8,8 +8,6 @@ length 1: cosine .45 within a category. Sizes are log-normal (deviation .6), at 
 F1 is that of the rows flagged (margin below the cut and not upheld by the neighbours) against the wrong ones. Beside
 it: `oracle`, the best F1 that any threshold on the same margins could reach, chosen with the truth; `bayes`, the same
 for margins to the true centres, which nobody has; `one_round`, the margin without learning it again.
-
-In: nothing. Out: figures. Next: `benchmarks.render.governance`.
 """
 
 import sys

@@ -3,8 +3,6 @@
 cleanlab reads a table of N x K class probabilities. It gets the strongest that this world gives without the truth:
 softmax over the cosines to all prototypes, the own one without the row itself (leave one out), at each of several
 temperatures, of which the one with the best F1 against the truth is reported. That choice favours cleanlab.
-
-In: a size, a kind, a share of noise. Out: F1, rows a second and peak memory of both. Next: `benchmarks.governance.cleaning`.
 """
 
 import importlib

@@ -3,11 +3,9 @@
 The made log: drawings of coloured fields in two styles, two documents a category; most clicks go to the query's own
 category, and every kind of bad row is in it (missing and unknown ids, clicks and impressions that are no counts,
 positions below one, fewer impressions than clicks, missing values and NaN). It is governed twice through
-`data_governance.pipeline`, each in a process of its own. On the engine run the joins of known ids (admit), the clicks per
-pair of entities, their totals, and rates with rank and cap (weigh); what the others do is numpy on the driver. Compared
+`data_governance.pipeline`, each in a process of its own. On the engine run the joins of known ids (admit), the clicks
+per pair of entities, their totals, and rates with rank and cap; the other stages are numpy on the driver. Compared
 are all tables of all stages and of the governed folder, since one other row would change what follows.
-
-In: nothing. Out: figures. Next: `benchmarks.render.governance`.
 """
 
 import io

@@ -10,8 +10,6 @@ one was taken from answers the same queries as that one.
     keys_kept             untouched documents whose category_key is as it was
     keys_kept_same_clicks the same for every old document with the clicks that it had, also where its queries have more
     pair_f1               pairs of documents in one category: incremental against full
-
-In: tables of a data folder (e.g. of `python -m examples.emoji`). Out: figures. Next: `benchmarks.render.governance`.
 """
 
 import resource

@@ -6,8 +6,6 @@ empty folder, so that every kill counts, and where it ran from an empty folder i
 machine that has become idle would otherwise hardly ever be in time. After the last kill it runs to its end. Equal
 means: every table has the same rows after sorting, images included, and every figure of ledger.json but the seconds is
 the same to the bit.
-
-In: tables of a data folder (e.g. of `python -m examples.emoji`). Out: figures. Next: `benchmarks.render.governance`.
 """
 
 import hashlib

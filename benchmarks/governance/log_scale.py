@@ -6,8 +6,6 @@ own, whose peak memory is that of everything, libraries and engine included. Ima
 they do not grow with the log. Seconds are those of the process's cores.
 
     python -m benchmarks.governance.log_scale --rows 1000000 10000000
-
-In: nothing. Out: figures by number of rows. Next: `benchmarks.render.governance`.
 """
 
 import json

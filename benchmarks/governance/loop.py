@@ -6,9 +6,6 @@ stands in --out already is not done again, so a run that was broken off goes on.
     first    python -m data_governance run with the packaged encoder
     trained  accelerate launch train/run.py on the first round's folder
     second   python -m data_governance run --encoder, with that model
-
-In: a finished demo for its share of wrong clicks, where there is one. Out: figures of both rounds for every share.
-Next: `benchmarks.render.governance`.
 """
 
 import json

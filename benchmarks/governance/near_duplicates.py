@@ -4,8 +4,6 @@ Two questions, two parts. Hashes: random 64-bit hashes with planted neighbours; 
 every found pair be close (up to 20,000 hashes also against comparing all with all). Drawings (with --catalogue): each
 drawing is resized, saved as JPEG, cropped and recoloured; a variant found with its original counts for recall, a pair
 of two different drawings against precision.
-
-In: nothing, or a Parquet file with a column `image`. Out: figures. Next: `benchmarks.render.governance`.
 """
 
 import io

@@ -10,8 +10,6 @@ Every method gives each document one group; scored over pairs of documents: toge
 the truth. Methods: components of documents clicked together twice; Leiden (modularity, resolution 10) on Jaccard
 weights of all co-clicks; the same of those within a leaf, at the resolution of five that scores best against the truth;
 groups of nothing but content (Leiden on mutual neighbours); ours, `organise.rounds` with the default policy.
-
-In: nothing. Out: figures. Next: `benchmarks.render.governance`.
 """
 
 import random

@@ -1,8 +1,6 @@
 """One result file of a governance benchmark: what was found, by which command, on which machine.
 
 Why: no figure of a page is typed by hand, so every benchmark writes the same facts beside its figures.
-
-In: figures of a benchmark. Out: a JSON file, or the same on the screen. Next: `benchmarks.render.governance`.
 """
 
 import argparse

@@ -4,8 +4,6 @@ Both do the same four steps, each in a process of its own: ids that queries or c
 entities corrected for position, totals, rates with rank and cap. Ours is governance's engine, which writes a Parquet
 folder after every step; the SQL is one script that keeps its tables in memory, under the same settings. Equal check
 sums or the benchmark stops.
-
-In: nothing (the log is made, and is no measurement of any site). Out: figures. Next: `benchmarks.render.governance`.
 """
 
 import json

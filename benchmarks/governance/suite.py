@@ -3,9 +3,6 @@
 A part that is done is not done again: its result lies in `--work`, with the command that made it. `--taken-over` names
 a folder of result files of such commands from before (benchmarks/results); what is found there is not measured again,
 and its rows say so in `from`. Parts on drawings read a finished demo (`--demo`, made by `make demo`).
-
-In: nothing, or results of parts. Out: rows of all bars and the figures of the made worlds. Next:
-`benchmarks.render.governance`.
 """
 
 import json

@@ -3,9 +3,6 @@
 A row is {task, value, unit, bar, ok, oracle, rival, seconds, peak_gib, from}; what a part does not have is None. An
 oracle reads the truth (the true centres of the made categories where they are known, else the best setting chosen with
 it); a rival does not. `from` is the command that measured.
-
-In: result files of benchmarks.{relational,engines,organising,cleaning,near_duplicates,incremental,killed,
-governance_loop,bad_rows}. Out: rows. Next: `benchmarks.governance.suite` writes them, `benchmarks.render.governance` shows.
 """
 
 import operator

@@ -2,8 +2,6 @@
 
 Why: where there is no accelerator at hand, bytes can still be counted. A sampled step touches few rows, so what limits
 the number of classes is what is stored for every one of them.
-
-In: train/planner/plan.py. Out: the block `card` of docs/head.md. Next: `benchmarks.head.large --device cuda` measures it.
 """
 
 from train.planner.plan import GIB, GPUS, USABLE, optimizer_bytes

@@ -3,7 +3,6 @@
 Why unseen categories: prototypes of trained ones flatter whatever has seen every class in every step. What a retriever
 needs is the embedding, and here that is a linear map that must keep what tells neighbours apart.
 
-In: a `Cell` and `QualitySettings`. Out: figures of the cell. Next: head_quality.py runs all cells and collects them.
 
 Letters: B batch, D width, Q queries, U unseen categories.
 """

@@ -14,7 +14,6 @@ group. `dense_parameter` is their method in plain torch, whose gradient of gathe
 `dense_update` keeps only what the method cannot avoid, the update of every row, and drops that gradient: weight and
 momentum pass through the cache once, at a bandwidth that is measured against a plain copy. Both take our sampler.
 
-In: `HeadSize`. Out: forward, backward, update. Next: head_trial.py times one of them in a process of its own.
 
 Letters: B batch, S sampled classes, C classes, D width.
 """

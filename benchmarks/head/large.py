@@ -5,8 +5,6 @@ classes, are learned by a linear map and their prototypes among millions of rand
 samples against negatives that training never used as a set (at most half of that before), and the stored bits of rows
 that were never drawn.
 
-In: sizes, where the rows live, their dtype. Out: one JSON with losses, check sums, seconds and memory; exit code 1 when
-a claim fails. Next: `python -m benchmarks.render` writes docs/head.md.
 
 Letters: B batch, F observed features, D width, P probed rows.
 """

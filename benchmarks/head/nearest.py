@@ -8,7 +8,6 @@ looked at: `IVF,SQ8`, filled in the usual way. Made prototypes: leaves of 50, .8
     recall     share of the 10 nearest classes, by exact search, that are found
     index_gib  of the index, without the rows           step_s   of the head itself at 100,000 drawn rows, in this run
 
-In: sizes. Out: one JSON with a row for each index and size. Next: `python -m benchmarks.render` writes docs/head.md.
 
 Letters: P positives, D width, K neighbours.
 """

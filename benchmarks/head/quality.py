@@ -3,8 +3,6 @@
 Why a table of cells: each is a training of its own, written to a file of its own as soon as it is done, so that the
 table can be made in parts, on several machines, and go on where it stopped. The learned part is small and the classes
 are many, so that the full softmax itself is affordable.
-
-In: which cells. Out: one JSON a cell in --out, and one of the whole table. Next: `python -m benchmarks.render`.
 """
 
 import argparse

@@ -2,8 +2,6 @@
 
 Why ratios inside one run: another machine, or a busy one, moves every figure. First all heads must agree on the loss of
 a small case; then each is timed in a process of its own, and with --rounds they take turns.
-
-In: sizes. Out: one JSON with medians, command and machine. Next: `python -m benchmarks.render` writes docs/head.md.
 """
 
 import argparse

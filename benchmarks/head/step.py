@@ -4,8 +4,6 @@ Why: speed, size and quality of the head are measured apart from any backbone, a
 the keyed sample, the shard, the chunked kernel, the row optimiser. Every benchmark of the head goes through this file.
 Where something has to be learned in front of it, that is a linear map: the least that must generalise.
 
-In: unit embeddings and labels. Out: a loss; gradients in the embeddings; updated rows. Next: head_contestants.py times
-it, head_large.py and head_cell.py learn with it.
 
 Letters: B batch, S sampled classes, F observed features, D width.
 """

@@ -13,7 +13,6 @@ An embedding narrower than these 36 numbers must choose. Telling leaves apart is
 telling the 50 categories of a leaf apart needs the place, which only pays where neighbours are among the negatives.
 Wrong labels: another category, in a quarter of the cases of the same leaf.
 
-In: a `MadeSize` and the share of wrong labels. Out: `MadeSet`. Next: head_cell.py.
 
 Letters: N training samples, Q queries, C trained categories, U unseen ones, F features.
 """

@@ -1,8 +1,6 @@
 """One head, timed in a process of its own: seconds of every step, and the peak memory of the process.
 
 Why a process each: peak memory belongs to one contestant, and no head inherits another's warm pages.
-
-In: name and `HeadSize` as JSON on the command line. Out: one line of JSON. Next: `benchmarks.head.speed` collects them.
 """
 
 import argparse

@@ -1,7 +1,4 @@
-"""Run the IMMR benchmark: `python -m benchmarks.immr --json FILE [--grid heads|final] [--only CELL]`.
-
-In: the command line. Out: cells below --out, and the result file. Next: `python -m benchmarks.render`.
-"""
+"""Run the IMMR benchmark: `python -m benchmarks.immr --json FILE [--grid heads|final] [--only CELL]`."""
 
 import argparse
 import json

@@ -1,8 +1,4 @@
-"""The figures of docs/governance.md, rendered from result files: nothing there is typed by hand.
-
-In: benchmarks/results/*.json. Out: blocks of Markdown by the name of their marker. Next:
-`benchmarks.render.pages` writes them between the markers.
-"""
+"""The figures of docs/governance.md, rendered from result files: nothing there is typed by hand."""
 
 import json
 from pathlib import Path

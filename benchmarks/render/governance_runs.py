@@ -1,8 +1,4 @@
-"""The tables of docs/governance.md about whole runs, engines and bad rows, and the one table of all bars.
-
-In: results of benchmarks.{governance,governance_loop,incremental,killed,engines,log_scale,bad_rows}. Out: Markdown.
-Next: render_governance.py.
-"""
+"""The tables of docs/governance.md about whole runs, engines and bad rows, and the one table of all bars."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,4 @@
-"""The blocks of docs/head.md: tables of the head's result files, or the command that makes what is missing.
-
-In: benchmarks/results/head_*.json. Out: marker name -> Markdown. Next: `python -m benchmarks.render` fills the page.
-"""
+"""The blocks of docs/head.md: tables of the head's result files, or the command that makes what is missing."""
 
 import json
 from collections.abc import Callable

@@ -2,9 +2,6 @@
 
 A section stands in the page when the result file has it: without a file there is none, a file of the heads grid alone
 has no section of the final grid. A number that is missing inside a section stops the rendering.
-
-In: benchmarks/results/immr_*.json, written by `python -m benchmarks.immr`. Out: marker name -> Markdown.
-Next: `python -m benchmarks.render` fills the page.
 """
 
 import json

@@ -1,8 +1,4 @@
-"""The ablation table of docs/immr.md and README, rendered from the newest result file: nothing there is typed by hand.
-
-In: benchmarks/results/immr_ablation_*.json, written by `python -m benchmarks.immr.ablation`. Out: Markdown. Next:
-`python -m benchmarks.render`.
-"""
+"""Render the ablation table from the newest result file."""
 
 import json
 from collections.abc import Mapping

@@ -1,10 +1,8 @@
 """Figures of README and of the pages in docs/, and README's tree: nothing between the markers is typed by hand.
 
 Why: a number that was copied once is wrong soon. README's tables come from the newest result file of
-`benchmarks.training.demo_seeds`, its tree from the first line of every file, a page in docs/ from a file here that gives
-its blocks. A test renders again and compares.
-
-In: benchmarks/results/*.json and the sources. Out: README.md and pages in docs/, rewritten between their markers.
+`benchmarks.training.demo_seeds`, its tree from the first line of every file, a page in docs/ from a file here. A test
+renders again and compares.
 """
 
 import argparse

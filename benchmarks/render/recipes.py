@@ -1,9 +1,9 @@
 """Tables of docs/recipes.md: what the recipes for real catalogues need, by the planner and by stated formulas.
 
-Why: nobody has run them yet. Memory and step floor are counted by train/planner/plan.py; hours follow from them by formulas
-that the page shows, with two shares that are assumed until a run has measured them.
+Why: nobody has run them yet. Memory and step floor are counted by train/planner/plan.py; hours follow by formulas that
+the page shows, with two shares that are assumed until a run has measured them.
 
-In: train/recipes/catalogue.py, train/planner/plan.py. Out: marker name -> Markdown. Next: `python -m benchmarks.render`.
+Each function returns marker name -> Markdown; `python -m benchmarks.render` writes the page.
 """
 
 import functools

@@ -2,8 +2,7 @@
 
 Why: what cannot be run here can still be counted, formula by formula. Nothing in these tables was measured on a GPU.
 
-In: train/planner/plan.py, results of benchmarks/training/data_at_scale.py, curves.py and adapters.py. Out: marker name -> Markdown.
-Next: `python -m benchmarks.render` fills docs/scaling.md.
+Reads train/planner/plan.py and results of benchmarks/training/; `python -m benchmarks.render` fills docs/scaling.md.
 """
 
 import functools

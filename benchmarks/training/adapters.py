@@ -10,9 +10,6 @@ the start, what is drawn and the made pages.
 Two bars: adapters train fewer than 5% of the parameters of both encoders, and lose at most 2 points of recall_at_1 in
 the mean. Parameters are counted on the encoders as training opens them; the image head, which starts from nothing and
 is trained whole by both recipes, is counted apart.
-
-In: a demo folder. Out: recall of both by seed, the mean difference, parameters trained, bars. Next: a result file, and
-its table in docs/scaling.md.
 """
 
 import json

@@ -8,8 +8,6 @@ sharding run on CPU ranks through tests/support/fsdp2_gloo.py, which runs train/
 | float64, every class and a tenth of them | within 1e-8 of one process, at every step |
 | float32 | no further apart than three times the gap between one-process runs that sum the batch in another order |
 | resumed after 23 steps | bit-equal |
-
-In: nothing. Out: curves and gaps of loss and both gradient norms. Next: `benchmarks/results/curves_*.json`.
 """
 
 import argparse

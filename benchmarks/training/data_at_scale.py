@@ -5,8 +5,6 @@ columns read, samples drawn by weight, row groups found, images decoded by worke
 process of its own, whose peak memory is that of everything, libraries included.
 
     python -m benchmarks.training.data_at_scale --rows 10000 1000000
-
-In: nothing. Out: figures by number of samples. Next: `benchmarks.render.pages` shows them in docs/scaling.md.
 """
 
 import dataclasses

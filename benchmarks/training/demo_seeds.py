@@ -4,8 +4,6 @@ Why: one seed says little (the 95% interval of one run is about two points wide 
 output of `python -m examples.demo`, run as a user would; this file repeats it and takes means. The data and the
 governed data are those of the first seed: the seed varies views, draws and the start of training, not what is learned
 from.
-
-In: nothing. Out: a JSON with every run's metrics and the means. Next: `python -m benchmarks.render` fills README.
 """
 
 import argparse

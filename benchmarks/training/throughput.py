@@ -6,8 +6,6 @@
 The encoder is a vision transformer of random weights (ViT-B/16 by default), trained whole; the head draws a share of
 the classes anew each step; both is the optimiser step of training itself. Pixels are random, and no image is decoded.
 The peak of the device's memory stands beside what the planner says.
-
-In: sizes. Out: seconds a step (median), samples a second, share that the head adds, bytes. Next: a result file.
 """
 
 import dataclasses

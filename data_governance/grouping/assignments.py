@@ -1,8 +1,6 @@
 """How a query divides itself over the documents: by content and by the clicks of queries that look like it.
 
 Letters: N queries, M documents, W width, P pairs of a query and a document. Sparse throughout: no N x M array is made.
-
-In: the learned space, clicks, leaves, sources. Out: shares (N, M). Next: matching.py pairs the documents by them.
 """
 
 from dataclasses import dataclass

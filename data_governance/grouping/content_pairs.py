@@ -6,8 +6,6 @@ weak for that, nothing is paired and the notes say so. A document that has a cli
 already, is left where it is. An incremental run pairs what it touches with any lone document, and no two others.
 
 Letters: M documents, W width, P pairs.
-
-In: the learned space, groups by clicks, sources, leaves. Out: groups. Next: organise.py.
 """
 
 from typing import Any

@@ -4,8 +4,6 @@ A trained model of ours has learned from the very clicks that it is to judge. So
 network's, never the only one: each view divides the queries by itself, and documents are paired in the first alone.
 
 Letters: N queries, M documents, P edges, F features, R reduced features.
-
-In: the stages admit, dedupe and weigh. Out: `Evidence`. Next: organise.py, local_moves.py.
 """
 
 from dataclasses import dataclass, replace

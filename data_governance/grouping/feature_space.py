@@ -6,8 +6,6 @@ discriminant analysis, Fisher 1936; with shrinkage, Friedman 1989) removes them.
 sources of documents is found as the direction along which documents of one category lie apart.
 
 Letters: N queries, M documents, F features, W width of the learned space.
-
-In: features, clicked pairs. Out: unit rows in one space, a source per document. Next: matching.py.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 """From shares of queries to groups of documents: affinities, one-to-one matches, Leiden.
 
 Letters: N queries, M documents, G groups. Sparse throughout: no N x M and no M x M array is ever made.
-
-In: shares (shares.py), leaves, sources. Out: a group per document, shares per query. Next: organise.py.
 """
 
 from collections import Counter

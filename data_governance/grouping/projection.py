@@ -4,10 +4,6 @@ A space that is learned again with one row more has slightly other axes, and eve
 tip over. An incremental run therefore looks through the lens of the run before it.
 
 Letters: F features, W width of the space, S sources of documents.
-
-In: features of both sides and the last space of a full run. Out: tables `lens_0` and `lens_sources_0` of organise
-(`_1` for a second view).
-Next: local_moves.py.
 """
 
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ that breaks off in the middle is found out while it is read, and then loses all 
 
 Parquet, CSV and JSON lines are read piece by piece; a `datasets` folder and a Hub id are memory-mapped Arrow files; a
 table that is in memory already is cut into slices.
-
-In: the user's files. Out: a `Log` whose parts give tables with the declared columns. Next: admit_log.py.
 """
 
 from collections.abc import Callable, Iterator

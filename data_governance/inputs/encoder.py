@@ -1,8 +1,6 @@
 """The image encoder of governance: a folder that the user gives, or the packaged EfficientNet-Lite0.
 
 This is the one file that touches the model package, and only inside a function: the packaged weights live there.
-
-In: squares (N, S, S, 3) uint8. Out: features (N, W) float16. Next: dedupe and organise compare them.
 """
 
 import hashlib

@@ -5,8 +5,6 @@ what comes of it is written as Parquet by the engine: neither way is it a table 
 are Arrow. DuckDB takes those as they are, within the policy's memory limit, and spills beyond it; Spark exchanges them
 as Parquet folders, which keeps missing values missing and its lineage short. On a cluster TMPDIR and --out must name
 folders that all workers see.
-
-In: Arrow tables, shards. Out: an ibis connection whose tables can be joined. Next: admit_log.py and weigh.py.
 """
 
 import glob

@@ -1,8 +1,6 @@
 """Decoding within limits, cropping to the drawing, and the 64-bit hash of an image.
 
 The size of an image is read from its header first: a 50,000 x 50,000 image is refused without being decoded.
-
-In: encoded bytes. Out: an (S, S, 3) square and a hash, or a reason. Next: encoder.py embeds the squares.
 """
 
 import io

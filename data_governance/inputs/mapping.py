@@ -2,8 +2,6 @@
 
 `map` fingerprints an imported function by its name, so an edited rule would answer from yesterday's cache: a digest of
 the sources goes into `fn_kwargs`, and with it into the fingerprint.
-
-In: a table and rules. Out: the first reason of each row. Next: the stage that drops.
 """
 
 import ast

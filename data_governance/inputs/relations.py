@@ -2,8 +2,6 @@
 
 Pitfalls that shape it: every row number has a full tie-break; sums are cast (DuckDB's are 128 bits wide); what is
 summed in floating point is rounded before it decides anything, since another order of rows differs in the last bits.
-
-In: ibis tables. Out: ibis tables, nothing is run here. Next: engine.py runs them for admit_log.py and weigh.py.
 """
 
 import ibis

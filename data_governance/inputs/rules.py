@@ -1,7 +1,4 @@
-"""The per-row rules of admit: a batch in, one reason or None per row out. Rules mark; `mapping.reasons` runs them.
-
-In: a batch of columns and the policy. Out: reasons. Next: admit.py sets the marked rows aside.
-"""
+"""The per-row rules of admit: a batch in, one reason or None per row out. Rules mark; `mapping.reasons` runs them."""
 
 import math
 from typing import Any

@@ -2,8 +2,6 @@
 
 Why: no process ever holds such a table. Shard in, shard out: what a stage reads and what it writes is one batch of
 rows, and what the engine finds about single rows comes back sorted by row and meets its shard here.
-
-In: tables with a column `row`. Out: files in a folder of the stage. Next: engine.py reads them for admit and weigh.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -4,8 +4,6 @@ Every table is declared once, as `datasets.Features`; what a user brings is brou
 the table, the column and the remedy. Images stay bytes or paths: nothing is decoded here.
 
 The tables of entities are read whole; the log of behaviour, which grows without bound, by behaviour_log.py in batches.
-
-In: the user's files. Out: Arrow tables with exactly the declared columns. Next: behaviour_log.py, admit.py.
 """
 
 from collections.abc import Sequence

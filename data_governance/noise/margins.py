@@ -10,8 +10,6 @@ and 1 - p for the best other one (expectation maximisation for label noise, as i
 the flags stay. n is the effective number of members, (sum a)^2 / sum a^2 over their weights a (Kish 1965).
 
 Letters: N rows, E further members (documents), K categories, W width, C candidates per row. No N x K array is made.
-
-In: unit rows with labels. Out: `Margins`. Next: clean.py asks for a second vote.
 """
 
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ compared with the exact one on a sample every time, made more thorough while it 
 exact search when it still does.
 
 Letters: B rows of the base, N asking rows, W width, C answers.
-
-In: unit rows. Out: cosines, indices and the measured recall. Next: margins.py and clean.py.
 """
 
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Three ways, in falling order of trust: a mixture of two Gaussians, believed only when it has two modes; Otsu's cut, when
 it flags few; else the lowest 2%. Only a mixture says how many labels are wrong, so only a mixture allows relabelling.
 Values are counted in equal bins first: the work does not grow with the rows.
-
-In: margins (N,). Out: a `Cut`. Next: margins.py learns again from what the cut believes, clean.py decides.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,4 @@
-"""Category keys that survive from run to run, and what became of each old one.
-
-In: the documents of the new categories and of a previous governed folder. Out: keys and events. Next: export.py.
-"""
+"""Category keys that survive from run to run, and what became of each old one."""
 
 import hashlib
 from collections import Counter

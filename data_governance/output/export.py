@@ -1,8 +1,4 @@
-"""The governed folder: samples with images and texts, categories with stable keys, dropped rows kept aside.
-
-In: members of the last stage, the input tables. Out: samples/, categories.parquet, category_map.parquet, dropped/,
-policy.toml. Next: train.
-"""
+"""The governed folder: samples with images and texts, categories with stable keys, dropped rows kept aside."""
 
 import hashlib
 import json

@@ -1,8 +1,6 @@
 """The ledger: one row per decision, and its counts by stage and reason.
 
 Decisions about the log come in shards and are written on as they are read: the ledger is never held.
-
-In: the decisions of all stages. Out: ledger.parquet, ledger.json. Next: story.py, report.py, hub_cards.
 """
 
 import json

@@ -1,8 +1,6 @@
 """The doctor: says what is wrong with the inputs, and writes nothing but temporary files, which go again.
 
 It opens and decodes like the first stage, without the encoder, and goes on after a fault: one call shows all of them.
-
-In: the same inputs as `run`. Out: lines on stdout; exit code 1 when a run would fail. Next: the user mends, then `run`.
 """
 
 import tempfile

@@ -1,7 +1,4 @@
-"""Pictures of what governance decided: rows set aside, merged, relabelled or placed by a person, with the reasons.
-
-In: dropped/, samples/ and the decisions of a governed folder. Out: pieces of HTML without any address. Next: report.py.
-"""
+"""Pictures of what governance decided: rows set aside, merged, relabelled or placed by a person, with the reasons."""
 
 import base64
 import html

@@ -2,8 +2,6 @@
 
 A stage's table says what it knew (category, shares, margin), the ledger what it decided. Category numbers change from
 stage to stage, so each is told with the first documents that the stage had in it.
-
-In: the stage folders and the ledger of a governed folder, an id. Out: lines. Next: a person.
 """
 
 import json

@@ -1,8 +1,4 @@
-"""A self-contained page on a governed folder: what went in, what came out, why, with pictures.
-
-In: ledger, categories, samples, stage tables of a governed folder. Out: one HTML file, no address in it, under 3 MB.
-Next: a person.
-"""
+"""A self-contained page on a governed folder: what went in, what came out, why, with pictures."""
 
 import html
 import json

@@ -3,8 +3,6 @@
 Each image is decoded once, here: fault, hash and features come from the same pass, and no later stage needs pixels.
 
 The log, which has no images and no end, goes its own way: admit_log.py.
-
-In: the three opened inputs. Out: tables queries, documents and their features; shards of behaviour. Next: dedupe.py.
 """
 
 import hashlib

@@ -3,8 +3,6 @@
 First every batch is split by the rules into a shard of good and a shard of dropped rows. Then the engine finds the ids
 that queries or catalogue lack in the good shards where they lie, and the shards that have such rows are written anew
 without them. A row has the first reason that applies: the rules in their order, then the query, then the document.
-
-In: a `Log`, the admitted ids. Out: shards of the stage (`behaviour`, `behaviour_dropped`). Next: dedupe.py, weigh.py.
 """
 
 from collections.abc import Iterable

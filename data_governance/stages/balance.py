@@ -3,8 +3,6 @@
 A category without documents cannot be answered: its queries are dropped. A category without queries stays: its
 documents are in the index all the same, and the trainer may leave them out. Nothing is repeated: a
 repeat factor is a weight.
-
-In: rows and their final categories. Out: members (side, id, category, weight) and categories. Next: export.py.
 """
 
 from typing import Any

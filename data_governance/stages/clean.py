@@ -4,8 +4,6 @@ margins.py says how much better each row fits its own category than the next one
 A row below the cut needs a second vote, its nearest queries: where both name the same other category it is relabelled,
 where the neighbours merely disagree it is dropped. Without two clear modes of margins nothing is relabelled, and the
 ledger says so.
-
-In: organised queries and documents. Out: the same tables, cleaned. Next: merge_split.py.
 """
 
 from dataclasses import dataclass

@@ -2,9 +2,6 @@
 
 The log stays on disk: the engine reads its shards, and names the rows of weak edges in the order of the log; each shard
 then gives up those rows. Edges are held: there are at most `max_documents_per_query` for every query.
-
-In: shards of admitted behaviour, entities. Out: table edges (query, doc, clicks, shown, rate), shards of dropped rows.
-Next: organise.py.
 """
 
 import json

@@ -9,8 +9,6 @@ All pairs within radius r are found, without an index and without an N x N table
 flipped bits touch at most r of them, so two such hashes agree in some m - r whole blocks, and one sorted self-join for
 each choice of m - r blocks finds every pair (the pigeonhole of Manku, Jain, Das Sarma 2007, "Detecting near-duplicates
 for web crawling"). More blocks mean more joins with fewer chance meetings each; the cheapest m is taken.
-
-In: admitted queries and documents. Out: the same with a column `entity` (the id that stands for them). Next: weigh.py.
 """
 
 from collections.abc import Iterator

@@ -2,8 +2,6 @@
 
 A merge needs both: prototypes closer than `merge_cosine`, and clicks that cross in both directions. A split needs both:
 two parts of a category's queries that lie apart, and clicks of the parts that go to different documents.
-
-In: cleaned queries and documents. Out: the same with final categories. Next: balance.py.
 """
 
 import igraph

@@ -3,9 +3,6 @@
 Each round learns the content space from the clicks, divides every query over the documents, and groups the documents
 that the same queries divide themselves over. The first round knows no sources of documents; its surest pairs reveal
 them, and from then on a document is matched with one of the other source. Catalogue ids and leaf never name a category.
-
-In: edges, entities, features. Out: tables documents (doc entity, category, touched), queries (query entity, category,
-share), vectors of both in the learned space, the lens of that space. Next: clean.py.
 """
 
 from dataclasses import dataclass, replace

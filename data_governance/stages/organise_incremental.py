@@ -8,8 +8,6 @@ that gains most, a frozen one too (the local moving step of Louvain and Leiden u
 Waltman, van Eck 2019), until none moves. Moves alone would end where a pair that lost a document has drawn another one
 along. The others are frozen: they begin and stay in the category in which the previous run left them, joined and parted
 as it was, and merge_split.py leaves it alone. Choices age: run in full when much has changed.
-
-In: edges, entities, features, the stages of the previous run. Out: the tables of organise.py. Next: clean.py.
 """
 
 import sys

@@ -6,9 +6,6 @@ with the person's reason. What cannot be honoured (an id or a key that this run 
 file that cannot be meant (an unknown action, one row decided twice) is an error.
 
 It comes after the categories are found: a decision moves its row and nothing else, and a rerun takes seconds.
-
-In: categories of entities from merge_split.py, the file. Out: tables queries and documents by row (id, category, lead),
-keys (category, category_key). Next: balance.py.
 """
 
 import hashlib

@@ -2,7 +2,4 @@
 
 A query is a drawing in one style, a document is a drawing in another style with text: a real domain gap and real
 words that anyone may download. The click log on top is SIMULATED and always called so.
-
-In: pinned npm packages (drawings, words). Out: the folder of tables that `python -m examples.emoji` writes.
-Next: `python -m data_governance run` reads behaviour, queries and the training catalogue.
 """

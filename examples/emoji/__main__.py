@@ -1,7 +1,4 @@
-"""`python -m examples.emoji`: builds the demo data in one command.
-
-In: settings on the command line. Out: a folder of tables. Next: `python -m data_governance run`.
-"""
+"""`python -m examples.emoji`: builds the demo data in one command."""
 
 import argparse
 import os

@@ -1,7 +1,4 @@
-"""ATTRIBUTION.md of the data that was built: for each source its package, version, licence, project and what was done.
-
-In: the installed packages. Out: Markdown text. Next: dataset.py writes it beside the tables.
-"""
+"""Write ATTRIBUTION.md: package, version, licence and project of each source, and what was changed."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -7,9 +7,6 @@ is the mistake that people and weak search systems make.
 The list that was shown has ten places. A right document stands anywhere and is clicked with a chance that falls as
 1/position among the right ones; a wrong click follows the position bias alone, so that wrong clicks crowd the top.
 Every click of an event falls on another document, until the category has no more: then the same document again.
-
-In: training categories with their query drawings and documents. Out: events with clicks. Next: dataset.py writes the
-tables and renders the pictures.
 """
 
 from collections.abc import Mapping, Sequence

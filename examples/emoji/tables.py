@@ -2,8 +2,6 @@
 
 Rows are shuffled by a keyed order before they are written, so that no order of a file tells anything; images are the
 Hugging Face Image struct (bytes, no path). The same rows give the same bytes.
-
-In: columns in memory. Out: Parquet files. Next: data_governance, train and retrieval read them.
 """
 
 from collections.abc import Mapping, Sequence

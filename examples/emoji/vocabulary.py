@@ -3,8 +3,6 @@
 The English CLDR label is the name of the class itself, and shortcodes nearly repeat it. The hard setting therefore
 uses no shortcodes and removes every word of the label, in any inflection, from every source; what remains is what a
 shop's or a forum's text looks like: related words, other languages, a coarse shelf, or nothing.
-
-In: emojibase-data. Out: categories and one text per (category, source). Next: protocol.py gives documents their text.
 """
 
 import json

@@ -1,8 +1,6 @@
 """Evaluation through what is published: folder -> query side -> built index -> ranking -> metrics.
 
 Letters: Q queries, D width, K ranked documents.
-In: Encoder of the query side, Index, queries, qrels, gallery and merge tables. Out: the metrics object and the
-per-query table. Next: hub_cards, page.py, picture.py.
 """
 
 import sys

@@ -1,9 +1,7 @@
 """What the `evaluate` modules under metrics_hub/ share: inputs, description, and the call of the pure metric.
 
-Each module is loaded by path, offline: `evaluate.load("retrieval/evaluation/metrics_hub/recall_at_k")`. It names one metric of
-metrics.py and adds nothing to it.
-
-In: answers and judgements as lists. Out: a dict with the mean and the number of skipped queries. Next: the user.
+Each module is loaded by path, offline: `evaluate.load("retrieval/evaluation/metrics_hub/recall_at_k")`. It names one
+metric of metrics.py and adds nothing to it.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -5,7 +5,6 @@ queries would promise too much: whole categories are drawn with replacement (clu
 Bootstrap Methods and their Application, 1997, section 3.8).
 
 Letters: Q queries, G categories, M metrics, B bootstrap draws.
-In: one value per query and metric. Out: 95% percentile intervals. Next: scoring.py writes them into the metrics JSON.
 """
 
 import numpy as np

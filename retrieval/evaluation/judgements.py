@@ -1,7 +1,4 @@
-"""Judgements: which documents are right for which query, in which gallery, and which ids are one document.
-
-In: qrels, gallery and merge tables, the ids of queries and catalogue. Out: Judgements and Gallery. Next: scoring.py.
-"""
+"""Judgements: which documents are right for which query, in which gallery, and which ids are one document."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

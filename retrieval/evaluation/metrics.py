@@ -5,7 +5,6 @@ holds the relevance of every relevant document of the gallery, found or not, in 
 apart makes a ranking that was cut off (approximate search) honest: what was not returned still counts as relevant.
 
 Letters: N answers in rank order, R relevant documents of the gallery.
-In: ranked relevance (from scoring.py). Out: fractions in 0..1. Next: scoring.py averages them.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -4,7 +4,6 @@ A Tally is one way to score (merged or not, all qrels or one slice of them). Ran
 query at a time, so that a full ranking of a large gallery is never kept.
 
 Letters: K answers of one query in rank order, U gallery rows, Q queries, M metrics.
-In: rankings over gallery rows, Judgements. Out: the metrics object and the per-query table. Next: hub_cards, page.py.
 """
 
 from collections.abc import Mapping, Sequence

@@ -12,7 +12,6 @@ from every query, and any document with an image would come before it. Such docu
 (ours), the mean r of documents with image over their own mean r; among themselves nothing changes.
 
 Letters: N documents, D model width, S sample of training queries.
-In: document embeddings, calibration.safetensors. Out: index vectors. Next: vector_search.py.
 """
 
 from pathlib import Path

@@ -4,7 +4,6 @@ A document without a usable image or text is skipped with its reason instead of 
 The ablations of the evaluation (documents without text, with another document's text, without images) happen here.
 
 Letters: N documents, D width, C concepts, P image cells.
-In: Encoder, catalogue table. Out: Embedded (numpy arrays and lists). Next: index.py.
 """
 
 import io

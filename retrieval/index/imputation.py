@@ -4,7 +4,6 @@ When text moves most documents, one without text stays behind and sinks in the r
 therefore imputed: the mean `text_shift` of the documents that look most like it and do have text (ours).
 
 Letters: N documents, D model width.
-In: what embed.py gathered. Out: document embeddings. Next: calibration.py.
 """
 
 import numpy as np

@@ -1,7 +1,4 @@
-"""Answers to query pictures, as JSON lines and as a page.
-
-In: published folder (its query side only), index folder, picture files. Out: one JSON line per answer. Next: the user.
-"""
+"""Answers to query pictures, as JSON lines and as a page."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -2,8 +2,6 @@
 
 index.faiss holds one vector a document, in the order of documents.parquet, which is sorted by doc_id: ties by row are
 ties by doc_id. index.json says which model, calibration, imputation and ablations made it, and lists what was skipped.
-
-In: published folder, catalogue. Out: index folder. Next: search.py, evaluation.py, page.py.
 """
 
 import json

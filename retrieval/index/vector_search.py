@@ -6,7 +6,6 @@ Andre et al., "Quicker ADC", TPAMI 2019; Douze et al., "The Faiss library", 2024
 guessed: it doubles until a sample of queries finds 95% of the exact ten best, and what was reached is reported.
 
 Letters: N vectors, E their width (model width, plus one for the calibration), Q queries, K answers.
-In: arrays. Out: a FAISS index, rows and scores. Next: index.py.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """One card per query: the picture, where the text of the first answer looked, ten answers marked right or wrong.
 
 Marks are a colour and a sign, so that they can be read without colour vision. All text from a table is escaped.
-
-In: index documents, query pictures, answers. Out: HTML. Next: page.py.
 """
 
 import base64

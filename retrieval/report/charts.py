@@ -1,7 +1,4 @@
-"""Bar charts as inline SVG: sharp at any size, a few hundred bytes, and coloured by the page's own light or dark style.
-
-In: labels and numbers. Out: SVG text. Next: figures.py.
-"""
+"""Bar charts as inline SVG, coloured by the light or dark style of the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

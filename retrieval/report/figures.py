@@ -1,8 +1,6 @@
 """The figures of the report page: metric tiles and table, governance before and after, sizes of categories.
 
 Every number comes from a result file; what a file lacks is left out, never guessed.
-
-In: metrics.json, ledger.json, governed/categories.parquet. Out: HTML. Next: page.py.
 """
 
 from collections.abc import Mapping, Sequence

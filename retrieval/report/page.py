@@ -1,9 +1,6 @@
 """The report page: one HTML file with everything inside, which opens from disk and asks the network for nothing.
 
 A content security policy in the page forbids requests, so that this stays true whatever a table's text holds.
-
-In: index, queries, qrels, what evaluate wrote, optionally metrics.json, ledger.json and the governed folder.
-Out: report.html (or the answers of one search). Next: the reader.
 """
 
 import json

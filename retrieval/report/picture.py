@@ -1,7 +1,4 @@
-"""A contact sheet of real answers as one PNG: query left, ten answers, right and wrong framed.
-
-In: index, queries, qrels, the per-query table. Out: a PNG of less than 300 kB. Next: README, model card.
-"""
+"""A contact sheet of real answers as one PNG: query left, ten answers, right and wrong framed."""
 
 import io
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,4 @@
-"""Guards on the shape of the code base: who imports whom, and what may ship to the Hub.
-
-In: the source tree, read as text. Out: a failing test that names file and line.
-"""
+"""Guards on the shape of the code base: who imports whom, and what may ship to the Hub."""
 
 import ast
 import re

@@ -1,7 +1,4 @@
-"""Guards on what is committed: sizes, addresses, paths of one machine, README's tree.
-
-In: the files that git tracks. Out: a failing test that names the file.
-"""
+"""Guards on what is committed: sizes, addresses, paths of one machine, README's tree."""
 
 import ast
 import re

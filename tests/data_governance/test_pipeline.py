@@ -17,6 +17,7 @@ from data_governance.inputs.encoder import Encoder
 from data_governance.inputs.tables import feature_matrix
 from data_governance.policy import Policy
 from data_governance.stage import STAGES
+from data_governance.stages import click_rates
 from tests.data_governance.conftest import World, make_world
 
 TABLES = ["categories.parquet", "category_map.parquet", "ledger.parquet"]
@@ -111,7 +112,7 @@ def test_an_edited_stage_is_stale_and_so_is_all_that_follows(monkeypatch: pytest
     chain = ["start"]
     for name in STAGES:
         chain.append(pipeline.stage_digest(chain[-1], name, policy))
-    monkeypatch.setattr(mapping, "source_digest", lambda *modules: "edited" if weigh in modules else "as it was")
+    monkeypatch.setattr(mapping, "source_digest", lambda *modules: "edited" if click_rates in modules else "as it was")
     first = [pipeline.stage_digest("start", name, policy) for name in ("admit", "weigh")]
     monkeypatch.setattr(mapping, "source_digest", lambda *modules: "as it was")
     second = [pipeline.stage_digest("start", name, policy) for name in ("admit", "weigh")]

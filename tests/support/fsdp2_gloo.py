@@ -3,8 +3,6 @@
 Why: FSDP2 works on gloo, but accelerate's start sorts CPU runs into plain data parallelism before it looks at FSDP.
 Here the state says "several devices, cpu" while the Accelerator is built, so that everything after that is accelerate's
 own FSDP2 path: prepare, clipping, state dicts.
-
-In: the words of train/run.py, under torchrun. Next: test_fsdp2.py.
 """
 
 from typing import Any

@@ -4,8 +4,6 @@ Why: publishing must be tried from end to end with the real client (create, preu
 download) without any network. The double refuses what the Hub refuses: a wrong token, a missing revision, a path
 outside the repo.
 Protocol as the client of huggingface_hub 2.4 speaks it with HF_HUB_DISABLE_XET=1 (its `_commit_api.py` and `lfs.py`).
-
-In: HTTP requests. Out: answers, and `hub.log` of every (method, path, status). Next: test_push_end_to_end.py.
 """
 
 import base64

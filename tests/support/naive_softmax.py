@@ -1,7 +1,4 @@
-"""The partial softmax by its definition, one sample and one class at a time: what the fast one is held against.
-
-In: tensors and plain settings. Out: the loss, differentiable. Next: test_partial_softmax.py, test_softmax_forms.py.
-"""
+"""The partial softmax by its definition, one sample and one class at a time: what the fast one is held against."""
 
 import math
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Why: a start of the real command costs many seconds of imports for every rank; the checks that kill, stop and restart
 need dozens of starts. Here each rank is a process of its own, with the environment that torchrun gives it, and the
 command's own `main`; test_launchers.py has the launchers themselves.
-
-In: words of the command line. Out: exit codes, and what the ranks said. Next: test_surviving.py, test_other_ranks.py.
 """
 
 import json

@@ -1,7 +1,4 @@
-"""A made governed folder: squares of a category's colour and place, so that a tiny network can learn them.
-
-In: nothing. Out: a folder as `python -m data_governance run` writes it. Next: the tests of train/.
-"""
+"""A made governed folder: squares of a category's colour and place, so that a tiny network can learn them."""
 
 import io
 from pathlib import Path

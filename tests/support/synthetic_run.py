@@ -1,7 +1,4 @@
-"""An image side on made features, without images: what the tests of one process train on.
-
-In: a recipe. Out: model, cached arrays, samples in memory. Next: test_step.py, test_checkpoint.py, test_text_stage.py.
-"""
+"""An image side on made features, without images: what the tests of one process train on."""
 
 import dataclasses
 import types

@@ -1,7 +1,4 @@
-"""A made world of the benchmark: the tables of the emoji data with coloured squares, and a governed folder beside them.
-
-In: nothing. Out: OUT/hard-0/{data,governed}. Next: the tests of the grid.
-"""
+"""A synthetic dataset split: the tables of the emoji data with coloured squares, and a governed folder."""
 
 import io
 import json

@@ -1,7 +1,4 @@
-"""Tiny drawings, a tiny random model, and the command line as a user or a test calls it.
-
-In: nothing. Out: what conftest.py builds its fixtures from. Next: the tests of this folder.
-"""
+"""Tiny drawings, a tiny random model, and the command line as a user or a test calls it."""
 
 import io
 import os

@@ -7,8 +7,6 @@ Tensors go through torch.distributed.checkpoint: class weights and their optimis
 with other categories (category_changes.py). No random state is kept beyond (seed, step): every draw is keyed by them.
 
 torch's reader unpickles its metadata: resume from folders of your own only.
-
-In: encoders, optimiser, shard. Out: `checkpoints/step-00000100/`. Next: image_side.py resumes from it.
 """
 
 import contextlib

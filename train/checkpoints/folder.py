@@ -3,8 +3,6 @@
 Why apart: these are questions about files, asked before there is a model. A checkpoint is whole when every file that
 its `state.json` lists is there in its full size. It appears under its name by one rename, and it goes by a rename to a
 hidden name before its files are removed: a process killed at any moment leaves nothing that looks whole and is not.
-
-In: `checkpoints/`. Out: paths and reasons. Next: checkpoint.py reads and writes what is inside.
 """
 
 import json

@@ -3,8 +3,6 @@
 Why: a table of 100 million rows is one tensor per rank to the library, which it would read whole beside the table that
 it fills. Cut into blocks, a checkpoint of any size is saved and loaded with one block in hand, any range of classes can
 be read on its own, and the number of ranks that wrote it does not matter.
-
-In: this rank's slice of a table. Out: write and read items of a plan. Next: checkpoint.py, category_changes.py.
 """
 
 import contextlib

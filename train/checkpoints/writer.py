@@ -5,8 +5,6 @@ of the main process, for ranks that disagree would wait for each other for ever.
 copied to main memory and written by a thread of torch.distributed.checkpoint over a process group of its own; on the
 main process a second thread renames the checkpoint as soon as every rank has written its part. At most one is in the
 making: the next one, and the end of training, wait for it.
-
-In: `ImageSide`, the run's identity. Out: `checkpoints/`. Next: checkpoint.py resumes.
 """
 
 import time

@@ -9,7 +9,6 @@ System for 100-Million Classification at Alibaba (KDD 2020). Two choices:
   so that every rank knows the same classes.
 - `LeafClasses`: classes of the same coarse category as a positive, from the governed table; drawn by `sample_classes`.
 
-In: the positives of a step. Out: `HardSet`. Next: step.py hands it to sample_classes.
 
 Letters: P positives, D width, K neighbours, H hard classes.
 """

@@ -2,7 +2,6 @@
 
 Why: a row that starts at random needs many steps before it says anything, and pushes its neighbours about meanwhile.
 
-In: encoders, cached inputs, rows of each class. Out: rows in the shard. Next: step.py trains them.
 
 Letters: B batch, C classes of a block, D width, K rows per class, W = K x D.
 """

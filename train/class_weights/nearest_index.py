@@ -6,7 +6,6 @@ cells one by one, and holds a byte per number. Here a row finds its cell down tw
 Andre, Kermarrec and Le Scouarnec, 2015), and the candidates that the codes find are ranked by the rows themselves, as
 they are now. One partition and one code book serve all ranks.
 
-In: unit prototypes, block by block. Out: nearest classes with their cosines. Next: hard_classes.py merges the ranks.
 
 Letters: N rows of a block, D width, M sample, A coarse centres, B cells of each, P queries, K results, C candidates.
 """

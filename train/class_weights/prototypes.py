@@ -8,7 +8,6 @@ have left them.
     prototypes.json                          width, type, first class of each shard, sha256 of the table
     categories.jsonl                         one line per class, in the order of the rows: class, category_key, ...
 
-In: the shards of all ranks. Out: the folder. Next: `nearest_categories` predicts categories from it.
 
 Letters: B batch, R rows of a block, C classes, D width, K results.
 """

@@ -13,7 +13,6 @@ moved in step t and then missed steps t+1 .. n is
 in fp64. Each step adds one term to `pull` of the ages whose mu ** age still counts, and one entry to the running sum of
 log(1 - lr d). Ours; the loop above is the twin of the tests. Momentum is that of torch.optim.SGD without dampening.
 
-In: learning rates as steps happen. Out: factors per row. Next: row_optimizers.py applies them.
 
 Letters: S rows.
 """

@@ -5,7 +5,6 @@ nearest, so that training stalls; rounded up with the chance of its fraction it 
 Learning with Limited Numerical Precision, ICML 2015). The noise of an element depends on (seed, step, class, column)
 alone, by an integer hash: no generator whose state would follow the order of ranks.
 
-In: fp32 rows. Out: bfloat16 rows. Next: shard.py stores them.
 
 Letters: S rows, D columns.
 """

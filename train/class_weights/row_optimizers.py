@@ -16,7 +16,6 @@ the step and grows with the number of classes; these cost what the scored rows c
 all rows, with a zero gradient where nothing was scored, would give (see rate_history.py). Decay is decoupled
 everywhere: w = (1 - lr d) w, then the step. Row-wise sums as in TorchRec's fused embedding optimisers.
 
-In: rows, gradients, a learning rate. Out: the same rows moved, in place; state. Next: shard.py.
 
 Letters: R rows (classes) of a rank, S rows of a step, W width of a row.
 """

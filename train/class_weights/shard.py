@@ -4,7 +4,6 @@ Why apart from the encoders: class weights are model-parallel. Each rank owns ot
 DDP nor into FSDP; their gradient is already whole on their rank (see collectives.py); and only the rows that a step
 scored may cost anything.
 
-In: sampled classes and gradients of their rows. Out: updated rows. Next: checkpoint.py saves, prototypes.py exports.
 
 Letters: R classes of a rank, S classes of a step, K rows per class (sub-centres), D width, W = K x D.
 """

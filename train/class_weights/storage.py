@@ -5,7 +5,6 @@ them. The numbers are the same wherever they live. A file is sparse: rows that w
 reads rows that lie far apart: the system is told so, else it reads 32 pages for one, and the pages of a step are asked
 for together before the first is read, so that the disk works on many at a time.
 
-In: names and shapes. Out: zeroed tensors. Next: shard.py and row_optimizers.py fill them.
 
 Letters: R rows of a rank, S rows of a step.
 """

@@ -1,8 +1,6 @@
 """The model a run starts from: backbones by the recipe's names, the rest from the seed.
 
 Why one place: governance, text side and export all need the same model, and every rank must build it equal.
-
-In: a recipe and a seed. Out: `OclearModel` and its processor. Next: features.py runs the frozen part.
 """
 
 import string

@@ -9,8 +9,6 @@ after t steps: divided by what the factors sum to, as Adam corrects its moments 
 the weights at start have no share and no warm-up is needed. As a running form, with no count of its own to keep:
 
     average_t = average_{t-1} + (1 - d) / (1 - d^t) (w_t - average_{t-1})
-
-In: `EncoderPair` after a step. Out: state for checkpoints, weights for the export. Next: checkpoint.py, image_side.py.
 """
 
 import contextlib

@@ -9,9 +9,6 @@ Those of the image encoder are trained with the image side, those of the text en
 trained without adapters, or by distillation (distil.py), and layers of the text encoder tuned themselves.
 
 peft takes seconds to import: only functions that need it do so.
-
-In: a backbone and the recipe. Out: the same backbone with adapters; `adapter/` and `base/` in the run folder. Next:
-`python -m hub_cards push runs/x/adapter`, then `AutoPeftModelForFeatureExtraction.from_pretrained("org/name-adapter")`.
 """
 
 import os

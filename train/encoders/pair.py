@@ -4,7 +4,6 @@ Why a module of its own: exactly this goes through `accelerator.prepare` (DDP or
 (shard.py), and so does everything of the text side, which would be unused parameters here. Query and document run
 through ONE call, so that every rank runs both in every step.
 
-In: cached hidden maps, cached pooled features, or pixel values; dropout masks. Out: unit embeddings. Next: step.py.
 
 Letters: B batch, H width of the backbone, D width of the embedding.
 """

@@ -3,8 +3,6 @@
 Why: a new head wants a larger rate than a trained backbone, and within the backbone the layers near the input have the
 most to lose: layer-wise decay (ELECTRA, Clark et al. 2020, 2003.10555; BEiT, Bao et al. 2021, 2106.08254) lets each
 layer learn at a share of the rate of the one above it.
-
-In: `EncoderPair` and recipe. Out: groups with `lr` and `initial_lr`. Next: step.py scales `initial_lr` by the schedule.
 """
 
 from collections.abc import Sequence

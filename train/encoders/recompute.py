@@ -3,9 +3,6 @@
 Why here and not by `gradient_checkpointing_enable`: that acts in training mode alone, and the encoders run in eval mode
 (their dropout comes as masks, their norms read running statistics), where it would silently do nothing. And why no
 wrapper module: a wrapper renames parameters in checkpoints, learning-rate groups and FSDP's plan.
-
-In: a backbone. Out: the same backbone, its blocks' forward replaced. Next: accelerator.prepare. Chen et al. 2016
-(1604.06174).
 """
 
 import functools

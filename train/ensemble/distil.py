@@ -12,7 +12,6 @@ hidden maps, Verma et al. 2019, 1806.05236), and the teachers answer for the mix
 2106.05237). The student starts as the mean of the teachers' weights (soup.py) and is trained as a whole behind the
 frozen stages.
 
-In: trained `EncoderPair`s, cached inputs. Out: the student's weights, in place. Next: members.py.
 
 Letters: B batch, D width.
 """

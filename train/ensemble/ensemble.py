@@ -5,8 +5,6 @@ One member is a plain run. Otherwise the first lies in the run folder as a plain
 decided on the main process: the mean of their weights (soup.py), and, with `distil_steps`, a student that starts there
 and learns to answer as they do together (distil.py). A finished student is kept in `members/student.safetensors`, so
 that a resumed run, or one that takes the image side over, does not train it again.
-
-In: what `train_image_side` takes. Out: one `ImageResult`. Next: the text side, export.
 """
 
 import dataclasses

@@ -5,8 +5,6 @@ a good model itself (model soups, Wortsman et al. 2022, 2203.05482). It is where
 
 Adapters: the mean of W + s B_m A_m over M members is W + s [B_1 ... B_M] / M [A_1; ...; A_M], so adapters of M times
 the rank hold it exactly. With `lora_alpha` the factor s is alpha / rank, which has the 1 / M already; without, s is 1.
-
-In: weights of the members. Out: those of the soup, and the recipe under which they load. Next: members.py.
 """
 
 import dataclasses

@@ -2,9 +2,6 @@
 
 Why: row numbers change whenever a category comes or goes. A checkpoint and an export carry this table, so that rows are
 matched by key and never by place.
-
-In: governed samples. Out: `classes.parquet` of a checkpoint, `categories.jsonl` of an export. Next: category_changes.py
-matches two tables.
 """
 
 from dataclasses import dataclass

@@ -2,13 +2,12 @@
 
 Why: the loss is over classes that are trained on; what counts is retrieval of categories that are not. The figures are
 those that the published folder would get from an index of its images without calibration: the definitions and the order
-of ties of retrieval/evaluation/metrics.py, written here again because `train` imports nothing of `retrieval` (a test compares).
+of ties of retrieval/evaluation/metrics.py, written again because `train` does not import `retrieval` (a test compares).
 
 Every rank embeds an equal number of rows through the forward of the prepared encoders, so that DDP and FSDP run the
 same number of calls everywhere; the rows are gathered, and the main process ranks. Best step and patience are read off
 the lines of evaluation.jsonl, which a resumed run cuts back to its start: they need no state of their own.
 
-In: `ImageSide`, governed samples. Out: evaluation.jsonl and a verdict. Next: image_side.py saves, stops or goes on.
 
 Letters: Q queries, N documents, D width, R rows of a rank.
 """

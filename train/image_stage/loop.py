@@ -2,8 +2,6 @@
 
 Why first and alone: text inside this loss is a shortcut to the label that an image query cannot see, and categories
 never seen in training pay for it. The text side is fitted afterwards against the prototypes that are learned here.
-
-In: governed samples and cached features. Out: trained weights in the model, prototypes. Next: text_side.py, export.py.
 """
 
 import time

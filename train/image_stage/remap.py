@@ -12,8 +12,6 @@ Rows are matched by category key; `category_map.parquet` of the governed folder 
 
 A key without an event is refused, before anything changes.
 
-In: a checkpoint with its table of classes, the new table, the map. Out: rows of the new classes. Next: image_side.py
-goes on.
 
 Letters: P places that move, W width of a row.
 """

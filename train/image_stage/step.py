@@ -7,8 +7,6 @@
 
 The labels of the whole step are known to every rank before its first micro-step, since `batches.py` composes them from
 (seed, step); so the class set and the mean are those of the whole step.
-
-In: `ImageSide`. Out: `StepFigures`. Next: image_side.py loops and journals.
 """
 
 import contextlib

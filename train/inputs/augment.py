@@ -3,8 +3,6 @@
 A query and a document of one category often come from different hands: another palette, another line width, flat
 against shaded, filled against outlined. Each view therefore changes geometry a little and style a lot. There is no
 mirror image: left and right arrows are different categories.
-
-In: a PIL image and a keyed generator. Out: a PIL image of the same size, RGB. Next: train/inputs/cache.py embeds it.
 """
 
 import hashlib

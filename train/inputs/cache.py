@@ -8,8 +8,6 @@ answer cannot be read.
 A backbone that is trained whole has no frozen part: its pixel values are kept, and no cells, for those would be the
 cells of weights that are about to change (text_stage.py computes them after training).
 
-In: governed samples and an `OclearModel`. Out: a `FeatureCache` of memory-mapped fp16 arrays. Next: image_side.py
-learns from it, then text_side.py.
 
 Letters: N rows of a side, V views, B batch, C channels, P cells, T tokens, H width, G made pages.
 """

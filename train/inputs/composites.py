@@ -5,8 +5,6 @@ of them should be answered by its half. Text-to-image attention is trained on su
 is put together from what the processor makes of each drawing, not handed to it: cutting a page to its subject would
 move the line between the halves.
 
-In: processed document images and labels. Out: page images and the layout that says what stands where. Next:
-train/inputs/cache.py embeds the pages, train/text_stage/fit.py learns from them.
 
 Letters: N documents, G pages, P cells, C channels, S side of a processed image in pixels.
 """

@@ -4,8 +4,6 @@ Why: one process per rank embeds; each writes its own rows of the same file. Row
 marked after its rows are on the disk. What is marked is never computed again, by this run or by the next, with any
 number of ranks. Rows are written, not mapped, so that memory does not grow with the file. A lock that dies with its
 holder keeps two runs on one folder from filling the same arrays at once.
-
-In: rows of an array. Out: `.npy` files that numpy maps. Next: features.py.
 """
 
 import fcntl

@@ -1,7 +1,4 @@
-"""What cached features depend on, as a name: a stale answer cannot be read.
-
-In: model, processor, samples, recipe, seed. Out: the names of two folders. Next: features.py.
-"""
+"""What cached features depend on, as a name: a stale answer cannot be read."""
 
 import hashlib
 import inspect

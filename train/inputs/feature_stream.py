@@ -6,7 +6,6 @@ the step before it runs, and go through the frozen part of the backbone in the a
 the same size, and through the same rounding to fp16: the numbers are those of the cache. Nothing is kept, so that
 memory depends on the size of a step alone.
 
-In: governed samples, an `OclearModel` before training. Out: `StreamedInputs` in place of arrays. Next: image_side.py.
 
 Letters: B rows, C channels, H height, W width.
 """

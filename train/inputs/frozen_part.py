@@ -2,8 +2,6 @@
 
 Why one place: the cache on disk and the streamed inputs must be the same numbers.
 
-In: an `OclearModel`, pixel values. Out: what the trained part reads, and the cells that the text attends to. Next:
-features.py keeps them, feature_stream.py computes them on demand.
 
 Letters: B batch, C channels, P cells, H width.
 """

@@ -2,8 +2,6 @@
 
 Why: a recipe names the encoder by a folder or a Hub id, whose content can change between two calls. A resumed run whose
 frozen stages are others than those that it began with would go on without an error and learn nonsense.
-
-In: the model at its start. Out: three short strings that a checkpoint keeps. Next: checkpoint.py compares them.
 """
 
 import hashlib

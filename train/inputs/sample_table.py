@@ -4,8 +4,6 @@ Why: labels and weights of a billion samples fit into memory, their pictures do 
 them on disk. A column is read shard by shard without its neighbours. An image comes with its row group, of which a
 process keeps the last few, so that memory does not grow with the number of samples. Reading one image costs its whole
 row group: groups of a few hundred rows suit a draw at random, one group per shard suits reading in order alone.
-
-In: Parquet shards. Out: columns, ids and image bytes by row. Next: samples.py checks them, views.py decodes.
 """
 
 import mmap

@@ -3,8 +3,6 @@
 Why: the rows of an optimiser step are one list for the whole job. Ranks and micro-steps take contiguous pieces of it,
 so one process, two ranks and any gradient accumulation see the same rows, the same views and the same dropout; a
 resumed run needs nothing but the number of the step. A drawn row's dropout is addressed by its place in the step.
-
-In: labels and weights of each side. Out: `StepRows` (global), pieces, dropout masks. Next: step.py.
 """
 
 from dataclasses import dataclass

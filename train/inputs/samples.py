@@ -3,8 +3,6 @@
 Why: everything that can be wrong with the input is said here, before the first image is decoded, naming the table,
 the row and the remedy. Categories of the split "validation" keep their samples (the strength of text is chosen on
 them) but are no classes of the image side.
-
-In: the folder `governed/`. Out: `GovernedSamples`. Next: features.py embeds the images, image_side.py learns.
 """
 
 import hashlib

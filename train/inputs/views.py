@@ -3,7 +3,6 @@
 Why apart from the features: this is what costs time on the CPU and what fails on a damaged file. A worker does not
 raise, for its traceback would hide the sample; it hands on the reason and the main process raises.
 
-In: governed samples. Out: batches of pixel values. Next: train/inputs/cache.py runs the frozen encoder on them.
 
 Letters: N rows of a side, B batch, V views, C channels, H height, W width.
 """

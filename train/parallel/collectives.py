@@ -4,8 +4,6 @@ Every rank scores ALL embeddings of a micro-step against ITS classes and then co
 batch. So the gradient of a rank's class rows is already whole, and the gradient of an embedding is the sum over
 ranks. DDP and FSDP average encoder gradients over W ranks; the backward of the gather is therefore
 reduce-scatter(SUM) times W, and the average restores the sum.
-
-In: tensors of this rank. Out: tensors of all ranks. Next: `step.py`.
 """
 
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 Why: some launch settings silently do nothing. `accelerate launch --cpu --num_processes 2` starts one process; an FSDP
 file on a machine without GPUs trains something else; a plain `Accelerator()` on a CPU leaves each of two processes
 on its own. A run that is not the one asked for stops here, before it has cost anything.
-
-In: the environment and the command line of the launcher. Out: an `Accelerator` and one printed line. Next: run.py.
 """
 
 import datetime

@@ -9,9 +9,6 @@ change while one looks is that of a rank that is stopped.
 
 `OCLEAR_COLLECTIVE_MINUTES` is the limit, of the loop of the image side. It belongs to the machine, not to the recipe.
 The run folder must be one that all ranks share, as checkpoints need it anyway.
-
-In: the run folder. Out: `heartbeats/rank-00000.json` while the loop runs.
-Next: the launcher restarts all ranks.
 """
 
 import contextlib

@@ -6,7 +6,6 @@ Every line is printed with its formula, so that a reader can check it and change
 weights is that of the code itself (its tensors are made without storage and measured); what the encoders need is
 counted by plan_encoder.py. Left out: the framework's own memory (about 1 GiB a GPU), fragmentation, data loading.
 
-In: sizes. Out: a table, or JSON. Next: a launch YAML and a recipe.
 
 Letters: G GPUs, P encoder parameters, A those of adapters, U those of the largest gathered unit, N classes, D width, b
 rows of a rank in one micro-step, B = bG, r sample rate, S = ceil(rN / G) sampled rows of a rank.
@@ -228,7 +227,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train.planner",
         description=__doc__.split("\n")[0],
-        epilog="example: python -m train.planner --classes 100e6 --hidden-size 512 --vision vit-b16 --gpus 64 --gpu h200",
+        epilog="example: python -m train.planner --classes 100e6 --hidden-size 512 --vision vit-b16 --gpus 64",
     )
     parser.add_argument("--classes", type=_whole, required=True, help="categories, such as 100e6")
     parser.add_argument("--hidden-size", type=_whole, default=512, help="width of the embedding (default: 512)")

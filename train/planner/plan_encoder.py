@@ -3,8 +3,6 @@
 Why counted: formulas for activations go stale with every attention kernel. PyTorch's fake tensors run the real model
 code with shapes alone. So what autograd would keep, and how many operations would run, is counted in a second on any
 machine, for any backbone of transformers that can be built without looking at a number (ConvNext cannot).
-
-In: a name or a folder. Out: `EncoderCost`. Next: plan.py multiplies.
 """
 
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Why: what is evaluated is what is published, so the folder holds everything that retrieval needs: model and query side,
 processor, class prototypes as far as they fit there (hub_head.py), the queries that calibrate scores, and what each
 category is.
-
-In: model, processor, prototypes, cached queries. Out: `hub/` (safetensors and JSON only). Next: retrieval, hub_cards.
 """
 
 import json

@@ -3,8 +3,6 @@
 Why a limit: a model file is loaded whole, by whoever publishes it and by whoever uses it. A hundred million categories
 of width 512 are 191 GiB. Above the limit `hub/` holds the retriever alone, and the prototypes lie beside it in shards
 that nobody needs to hold (prototypes.py). Nothing is left out in silence: the recipe has to ask for that.
-
-In: a recipe and a number of categories; model and prototypes. Out: the model to publish. Next: export.py.
 """
 
 import copy

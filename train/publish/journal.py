@@ -2,9 +2,6 @@
 
 Why: cards and tables are rendered from these files and nothing else, so they hold what a reader needs to judge a
 number (versions, processor, cores, memory) and nothing about who ran it or where.
-
-In: figures of each step. Out: train.jsonl, environment.json, recipe.json, training.json, calls.json.
-Next: hub_cards reads them.
 """
 
 import contextlib

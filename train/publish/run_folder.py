@@ -2,8 +2,6 @@
 
 Why: a folder that holds another run must never be written over by accident, and a reader of a finished run must find
 recipe, environment, timings and counts in files of fixed names.
-
-In: options, recipe, samples, results. Out: recipe.json, environment.json, training.json. Next: hub_cards.
 """
 
 from pathlib import Path

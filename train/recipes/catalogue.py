@@ -13,8 +13,6 @@ Text encoders are fixed in every recipe, and their tokens are averaged: an encod
 plain XLM-R does not (Reimers and Gurevych 2020, 2004.09813). SigLIP 2's own text tower is not offered: it reads the
 last place of a row filled up to 64 tokens without a mask (Tschannen et al. 2025, 2502.14786; transformers'
 `SiglipTextModel`), which a masked mean of tokens is not.
-
-In: nothing. Out: `Recipe`s. Next: recipe.py lists them.
 """
 
 from collections.abc import Callable

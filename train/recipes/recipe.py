@@ -2,8 +2,6 @@
 
 A recipe says nothing about machines: the accelerate YAML says where to run, the recipe what to learn, and neither
 repeats the other. A recipe is plain values, so that `recipe.json` of a run is the whole truth about it.
-
-In: a name from the command line. Out: `Recipe`. Next: every stage of `train/run.py` reads it.
 """
 
 import dataclasses

@@ -1,8 +1,6 @@
 """What a recipe may say: the range of each field, and what fields must be to each other.
 
 Why apart: recipe.py is what people read to see what a recipe can say; this is what they read when it says no.
-
-In: a `Recipe` under construction. Out: nothing, or a ValueError that names value, limit and remedy. Next: recipe.py.
 """
 
 from typing import Any

@@ -13,8 +13,6 @@ learned its own texts by heart gets no say. What is trained sees the categories 
 out-of-fold concepts on which attention is trained are a little better than those of a new text. No row or dropout
 depends on anything but (seed, step).
 
-In: the whole model with its trained image side, tokens of the fixed encoder, prototypes. Out: `model.text_model`
-changed in place, adapters folded in. Next: text_stage.py embeds all texts anew and fits the text side.
 
 Letters: N documents, B documents of a step, T tokens, H token width, C categories that are trained on, D width.
 """

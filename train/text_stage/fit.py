@@ -6,8 +6,6 @@ carries sentence vectors into the space of the prototypes, and whatever is learn
 document, only the map of the folds that never saw its category: the text that it meets in training is as good as the
 text of a document that comes tomorrow, and no better.
 
-In: a model whose image side is trained, cached features, labels, prototypes. Out: the model's fusion, filled in place,
-and a report. Next: train/publish/hub.py.
 
 Letters: N documents, R documents with text, Q queries, G pages, B batch, C concepts, D width, H token width, P cells.
 """

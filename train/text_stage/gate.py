@@ -12,8 +12,6 @@ Bayes' rule for the two alone would be half open where a text is as likely wrong
 
 half open where right is COST times as likely as wrong, and steeper, so that a text counts whole or hardly at all.
 
-In: image embeddings, out-of-fold concepts and labels of training documents. Out: the fusion's gate, filled in place.
-Next: text_side.py chooses the strength.
 
 Letters: R documents with image and text, D width.
 """

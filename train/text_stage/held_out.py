@@ -2,8 +2,6 @@
 
 The gallery is every governed document, trained or held out; the queries are those of held-out categories. Documents
 without text receive the shift of their neighbours and hubs are pushed back, exactly as the index will do it.
-
-In: embeddings and labels. Out: recall and reciprocal rank. Next: train/text_stage/fit.py chooses.
 """
 
 from dataclasses import dataclass

@@ -9,7 +9,6 @@ repeats what it was made from. Kernel ridge regression on a subset of regressors
 
 Every training text is a slot as long as there are enough; then it is plain kernel ridge regression.
 
-In: sentence vectors and centred prototypes. Out: the fusion's memory, filled in place. Next: text_side.py.
 
 Letters: R documents with text, K slots, H token width, D width.
 """

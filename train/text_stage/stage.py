@@ -2,9 +2,6 @@
 
 Why apart: features are computed by all ranks together, or on demand; the text side runs on the main process alone, on a
 whole model, and needs a prototype of EVERY category, held-out ones included.
-
-In: model, samples, trained class weights. Out: `FeatureCache`; all prototypes and the text side's report.
-Next: image_side.py; export.py.
 """
 
 import dataclasses

@@ -1,8 +1,6 @@
 """How strongly text counts: as strongly as the recipe allows, unless held-out categories speak against it.
 
 Letters: C held-out categories, F figures.
-
-In: figures by category and strength (held_out.py). Out: a strength. Next: text_side.py writes it into the model.
 """
 
 import numpy as np

@@ -3,9 +3,6 @@
 Every training is a cell that is done once: `cells/NAME.json` with its figures, `cells/NAME/TRACK.parquet` with a row a
 query. One world (hard-0), heads alone on its cached features, three seeds of training. What a loss needs to be set is
 searched on validation categories first, or taken from the grid where it has chosen already.
-
-In: the command line; a world's data and features below --out. Out: cells below OUT/ablation, the result file. Next:
-ablation_page.py, `python -m benchmarks.render`.
 """
 
 import argparse

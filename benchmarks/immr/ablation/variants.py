@@ -8,7 +8,6 @@ Everything else stays as it is: encoders, steps, batch, seeds, out-of-fold text 
 categories, export, index. A system that is trained otherwise goes through training's own stages and is scored through
 the folder that they publish. The exception is text inside the loss, which has no such stage: a rival of the grid.
 
-In: a `Stand`, the name of a part, a seed. Out: systems to score. Next: ablation.py.
 
 Letters: C classes, D width.
 """

@@ -6,7 +6,6 @@ augmented views. What differs is the method: loss, labels, documents. A rival is
 members and its student together where validation queries ask for that; "+distilled" behind its name gives it members
 and a student as the product has them, which is no method of its own but tells what those are worth.
 
-In: training features, a `Method` and `Settings`. Out: a trained `Rival`. Next: cell.py.
 
 Letters: B batch, Q queries, N documents, H width of a sentence vector, D width.
 """

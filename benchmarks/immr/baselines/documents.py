@@ -7,7 +7,6 @@ u is the image embedding of the shared encoder; t = unit(x + MLP(x)) of x = P (s
 directions of the training texts, as the image side starts. A missing part is 0; a document with no part that its kind
 reads has no vector. The product's own documents are not made here but by the published model.
 
-In: image embeddings, sentence vectors. Out: unit rows. Next: rivals.py.
 
 Letters: B rows, H width of a sentence vector, D width.
 """

@@ -4,7 +4,6 @@ Raw labels are the clicks as they are: a query belongs to every document that it
 for each query, that is the document it clicked most. Governed labels are the categories of the governed folder, on the
 very rows that the product is trained on.
 
-In: training features, behaviour. Out: `Labelled` rows, `Drawn` batches. Next: rivals.py.
 
 Letters: B rows of a batch, E (query, class) pairs.
 """
@@ -134,8 +133,8 @@ def _renumbered(part: SideRowsOfClass, classes: np.ndarray) -> SideRowsOfClass:
 class PairSampler:
     """Batches in which row i of the queries and row i of the documents belong together.
 
-    Classes come up in shuffled rounds, as in train/inputs/sampler.py; each drawn class gives `per_class` queries by weight and
-    as many documents, different ones as far as it has them.
+    Classes come up in shuffled rounds, as in train/inputs/sampler.py; each drawn class gives `per_class` queries by
+    weight and as many documents, different ones as far as it has them.
 
     Args:
         balance: 1 draws every class equally often, 0 in proportion to its weights.

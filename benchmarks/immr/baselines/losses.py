@@ -12,7 +12,6 @@ the mean of their documents, as the product's do, so that no rival loses for its
     proxyanchor Kim et al., 2020; pytorch-metric-learning, over the rows of both sides
     cosface     full softmax with a margin, -log softmax(s (cos - m [right class])); Wang et al., 2018
 
-In: unit rows of both sides, a `Batch`. Out: a scalar. Next: rivals.py.
 
 Letters: B rows of a side, D width, N classes.
 """

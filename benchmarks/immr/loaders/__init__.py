@@ -2,8 +2,6 @@
 
 Every loader gives the same Task as the emoji data: image queries, documents with image and text, categories that no
 two parts share. Columns are those of each data set's own documentation, named in the loader. Nothing is downloaded.
-
-In: a local folder. Out: task.Task. Next: task.evaluate, mteb_task.py.
 """
 
 from benchmarks.immr.loaders.abo import load_abo

@@ -8,8 +8,6 @@ and other texts as lists of {language_tag, value}, main_image_id, other_image_id
 The set has no retrieval split, so this one is ours: listings that share a product id or a picture form a category,
 categories go to parts by a hash. A picture in more than 20 listings (size charts, logos) shows no product and is left
 out. A query is a picture that is nobody's main image; right are all listings of the products that show it.
-
-In: the extracted archives. Out: Task. Next: task.evaluate.
 """
 
 import csv

@@ -1,7 +1,4 @@
-"""What the loaders share: rows to a Task, parts by category, groups of names.
-
-In: documents and queries as the loaders read them. Out: task.Task. Next: task.evaluate.
-"""
+"""What the loaders share: rows to a Task, parts by category, groups of names."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence

@@ -9,8 +9,6 @@ last is a list of lines); images below `Img/`.
 The official partition is kept: query against gallery. Beside it, training items (one in ten by a hash validates) give
 tasks of their own: an item's first photo by name answers, the others ask. A description belongs to the item; its colour
 only counts where the item has a single one, since rows do not say which photo shows which colour.
-
-In: the extracted data set. Out: Task. Next: task.evaluate.
 """
 
 import json

@@ -7,8 +7,6 @@ PRODUCT_ID, CATEGORY, blip2_caption1; images of a split as Parquet with `url` an
 
 The original task gives a category or a caption with the query; here the image is all there is. The document's text is
 ENG_TEXT: products and distractors both have it, while a caption that only products had would give them away.
-
-In: Parquet files on disk. Out: Task. Next: task.evaluate.
 """
 
 from collections.abc import Sequence

@@ -9,8 +9,6 @@ code of both sets reads it (github.com/edchengg/oven_eval); pictures of entities
 
 Without its question a photo may ask for several entities (the car, its wheel): all entities that the part names for a
 photo are right, and a photo is one query.
-
-In: JSON lines on disk. Out: Task. Next: task.evaluate.
 """
 
 import gzip

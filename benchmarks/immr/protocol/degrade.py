@@ -3,8 +3,6 @@
 Why: text can only earn its place where the image fails, and a catalogue has such documents. Each variant is the task
 itself with the unseen documents (all documents where the task names none) changed in one way; the rest of the gallery
 stays clean. What happens to a document depends on (seed, doc_id) alone.
-
-In: a Task. Out: a Task with other documents and facts. Next: the features of what changed; task.evaluate.
 """
 
 import hashlib

@@ -5,8 +5,6 @@ test categories first appear when the index is built. Transductive track: they m
 catalogue, never a query or a click of a validation or test category. Both are scored on the same tasks.
 
 Facts from `truth/` cut slices and name the categories of the bootstrap; no system may read them.
-
-In: a folder of `python -m examples.emoji`. Out: Tasks, and the tables of a track. Next: task.evaluate.
 """
 
 import json

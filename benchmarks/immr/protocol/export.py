@@ -2,9 +2,6 @@
 
 Why: a loader is worth little when its catalogue cannot be trained on. Training parts become behaviour (every relevant
 document one click: these are true labels, not a log), queries and catalogue; test parts queries, qrels and galleries.
-
-In: task.Task. Out: a folder of Parquet tables, pictures inside. Next: `python -m data_governance run`, `python -m
-retrieval evaluate`, mteb_task.py.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

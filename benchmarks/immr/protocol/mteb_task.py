@@ -6,8 +6,6 @@ which mteb's own loader reads (mteb 2, abstasks/retrieval_dataset_loaders.py). m
 
 mteb knows no identical documents: its figures are those on unmerged drawings (hit_rate_at_k is recall_at_k here), and
 it breaks ties its own way.
-
-In: task.Task. Out: a folder for `load_dataset`, or a task object for `mteb.evaluate`. Next: a leaderboard.
 """
 
 import json

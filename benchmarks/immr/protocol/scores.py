@@ -3,8 +3,7 @@
 Why ranks: recall at any k and the reciprocal rank are functions of that one number, so a cell of a large grid stays
 small and can be compared query by query later.
 
-Letters: Q queries. The metrics are those of retrieval/evaluation/metrics.py, and the tests hold the two against each other.
-In: ranks from task.evaluate. Out: per-query arrays, means, a table for Parquet. Next: statistics.py, slices.py.
+Letters: Q queries. The metrics are those of retrieval/evaluation/metrics.py; the tests compare the two.
 """
 
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 A slice of documents asks how well documents of one kind are found (say, those whose text is in another language): only
 those count as right, and the query's other relevant documents leave the ranking, so that they count neither as right
 nor as wrong. A slice of queries is a subset of the rows.
-
-In: facts of a Task, Scores. Out: Scores by the name of the slice. Next: statistics.py compares two systems on them.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Slices come from three sources: the unseen task as it is, the same task with documents made worse (one slice a
 variant), and the queries in styles never trained on. Holm's correction runs over all of them that are large enough.
-
-In: cells on disk. Out: {metric: {slice: difference, corrected interval}}. Next: summary.py.
 """
 
 from collections.abc import Sequence

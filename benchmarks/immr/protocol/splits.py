@@ -3,8 +3,6 @@
 A world is named SETTING-SPLIT, or SETTING-SPLIT-noiseNN for another share of wrong clicks than 20%: "hard-0",
 "main-2", "hard-0-noise40". The seed of the data is 0 in all of them; what varies between cells of a world is the seed
 of training. A finished demo of the same settings is read instead of being made again, and never written to.
-
-In: a name, the folder of the benchmark, perhaps a demo folder. Out: `World`. Next: features_of_task.py.
 """
 
 import argparse

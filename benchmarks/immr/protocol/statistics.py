@@ -6,8 +6,6 @@ with all their queries of all seeds (cluster bootstrap; Davison and Hinkley, Boo
 1997, section 3.8). Splits are strata: each is drawn from its own categories, as many as it has.
 
 Letters: Q queries of all cells, B draws, M metrics.
-In: Scores of two systems, one or one for each (seed, split). Out: differences with intervals and p-values, JSON-ready.
-Next: the summary and docs/immr.md.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -4,8 +4,6 @@ Everything a metric needs is the rank of a query's first relevant document, so t
 whole task, once with identical drawings told apart, once for each slice of the documents.
 
 Letters: Q queries, N documents in the order of the tables, D width, G groups of identical documents.
-In: a Task (emoji.py, loaders.py) and two matrices of vectors. Out: Scores, one row a query. Next: statistics.py
-compares two systems, slices.py cuts the queries, page.py shows the means.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

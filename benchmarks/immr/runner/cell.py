@@ -3,8 +3,6 @@
 A cell is a file once it is done: `cells/NAME.json` with its figures, `cells/NAME/TRACK.parquet` with a row a query. A
 search reads the validation task alone; what it chose goes into `choices.json`, where it stays: a later cell reads its
 settings there and nowhere else.
-
-In: a cell's name, a `Stand`. Out: its files. Next: grid.py runs many, summary.py reads them all.
 """
 
 import dataclasses

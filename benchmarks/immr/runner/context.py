@@ -2,8 +2,6 @@
 
 The tracks of a world: unseen queries (full gallery, and unseen documents alone), held-out queries of seen categories,
 styles never trained on, and every kind of worse document. The validation task stands apart: a search sees it alone.
-
-In: a `World`, a recipe. Out: `Stand`, scores of a system. Next: cell.py.
 """
 
 import dataclasses

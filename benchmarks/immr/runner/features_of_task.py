@@ -5,7 +5,6 @@ worse in five ways) share most of their pictures. All distinct pictures go throu
 once and all distinct texts through the text encoder, by the very function that training uses; a task is then rows of
 these arrays. The arithmetic is float32, as in the published folder, not the bfloat16 of training's cache.
 
-In: tasks, a recipe. Out: `TaskFeatures`. Next: cell.py embeds a task with a trained model.
 
 Letters: N rows, P cells, T tokens, H width.
 """

@@ -1,12 +1,10 @@
 """Which cells there are, and running them one after the other: what is done stays done, a broken cell begins again.
 
-    heads   one world (hard-0, seed 0), heads alone on cached features: every loss x labels x documents, after the
-            searches on validation categories; the product and zero-shot beside them
-    final   the last block trained: the product, its image side alone, zero-shot, and the best three rivals by
-            validation (two on governed labels, one on raw) on 3 splits x 3 seeds; the first of them with members and
-            a student, where the product has them; the product alone in the main setting and with 40% wrong clicks
-
-In: what was asked for on the command line. Out: cells on disk. Next: summary.py.
+heads   one world (hard-0, seed 0), heads alone on cached features: every loss x labels x documents, after the
+        searches on validation categories; the product and zero-shot beside them
+final   the last block trained: the product, its image side alone, zero-shot, and the best three rivals by
+        validation (two on governed labels, one on raw) on 3 splits x 3 seeds; the first of them with members and
+        a student, where the product has them; the product alone in the main setting and with 40% wrong clicks
 """
 
 import dataclasses

@@ -4,8 +4,6 @@ Figures are means over all queries of all (split, seed) cells; their intervals d
 category of all seeds together. Two systems are compared on the cells that both have. The best rival of each kind of
 labels is the one with the highest recall_at_1 on the test split among those that validation let into the final: the
 choice that favours the rivals.
-
-In: a `Desk`. Out: JSON-ready tables. Next: page.py renders them.
 """
 
 import json

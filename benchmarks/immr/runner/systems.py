@@ -4,7 +4,6 @@ A rival is embedded by its own modules, the product by the model in its publishe
 retrieval does to an index: imputation of text for documents without, calibration against training queries. Only the
 frozen part of the encoders comes from a cache.
 
-In: a trained rival, or `runs/x/hub`. Out: `System`. Next: cell.py scores it.
 
 Letters: Q queries, N documents, S calibration queries, D width.
 """

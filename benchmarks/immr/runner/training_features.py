@@ -2,9 +2,6 @@
 
 The product reads the governed rows alone; a rival on raw clicks needs the others too. Their views come from the same
 keyed generator, so a query looks the same to all.
-
-In: a world and a recipe. Out: `TrainingFeatures` before (`hidden`) or behind (`pooled`) the trained block.
-Next: labels.py, rivals.py; train's own stages for the product.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The made click log of benchmarks.governance.organising, its scores by hand, and organise on a catalogue of one source."""
+"""The synthetic click log of the organising benchmark, its scores by hand, and a catalogue of one source."""
 
 import numpy as np
 import pytest

@@ -53,27 +53,27 @@ def test_recall_at_1_is_that_of_the_whole_table_of_products() -> None:
 @pytest.mark.parametrize(("rate", "form"), [(1.0, "full"), (0.1, "uniform"), (0.1, "uniform_logq"), (0.1, "hard_logq")])
 @pytest.mark.parametrize("filtered", [False, True])
 def test_every_kind_of_cell_runs_and_says_what_it_was(rate: float, form: str, filtered: bool) -> None:
-    cell = cell.Cell(noise=0.2, rate=rate, form=form, filtered=filtered, seed=1)
-    found = cell.run_cell(cell, SETTINGS)
+    one = cell.Cell(noise=0.2, rate=rate, form=form, filtered=filtered, seed=1)
+    found = cell.run_cell(one, SETTINGS)
     assert found["queries"] == 90
     assert 0 <= found["recall_at_1"] <= 1
     assert (found["rows_a_step"] == 150) == (rate == 1)
     assert found["settings"] == dataclasses.asdict(SETTINGS)
-    assert cell.run_cell(cell, SETTINGS)["loss_end"] == found["loss_end"]
+    assert cell.run_cell(one, SETTINGS)["loss_end"] == found["loss_end"]
 
 
 def test_forms_and_filter_change_the_loss() -> None:
-    cell = cell.Cell(noise=0.4, rate=0.1, form="uniform", filtered=False, seed=0)
-    kinds = [cell, dataclasses.replace(cell, form="uniform_logq"), dataclasses.replace(cell, form="hard_logq")]
-    kinds.append(dataclasses.replace(cell, filtered=True))
+    one = cell.Cell(noise=0.4, rate=0.1, form="uniform", filtered=False, seed=0)
+    kinds = [one, dataclasses.replace(one, form="uniform_logq"), dataclasses.replace(one, form="hard_logq")]
+    kinds.append(dataclasses.replace(one, filtered=True))
     settings = dataclasses.replace(SETTINGS, conflict_delta=0.0)
     assert len({cell.run_cell(kind, settings)["loss_end"] for kind in kinds}) == 4
 
 
 def test_training_helps_on_categories_never_trained_on() -> None:
     settings = dataclasses.replace(SETTINGS, made=dataclasses.replace(MADE, classes=600), steps=60, hidden_size=16)
-    cell = cell.Cell(noise=0.0, rate=1.0, form="full", filtered=False, seed=0)
-    found = cell.run_cell(cell, settings)
+    one = cell.Cell(noise=0.0, rate=1.0, form="full", filtered=False, seed=0)
+    found = cell.run_cell(one, settings)
     assert found["recall_at_1"] > found["recall_at_1_before"]
 
 

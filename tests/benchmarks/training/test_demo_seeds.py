@@ -40,5 +40,5 @@ def test_a_system_measured_with_one_seed_says_so() -> None:
 
 def test_the_results_table_shows_what_was_measured_and_nothing_else() -> None:
     table = pages.results_table(demo_seeds.summary("hard", {0: made(0.4), 1: made(0.6)}))
-    assert table[2] == f"| {render.SYSTEMS['oclear']} | 0.500 | 0.700 | 0.600 | 0.500 | 0.700 | 2 |"
+    assert table[2] == f"| {pages.SYSTEMS['oclear']} | 0.500 | 0.700 | 0.600 | 0.500 | 0.700 | 2 |"
     assert not any("frozen ImageNet" in line for line in table)

@@ -85,14 +85,14 @@ def dense(rows: list[list[float]]) -> csr_array:
 def test_affinity_is_shared_queries_over_the_sizes_and_small_within_a_source() -> None:
     shares = dense([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
     leaf = np.zeros(3, dtype=int)
-    a = matching.document_affinity(assignments, np.zeros(3, dtype=int), leaf, policy=POLICY).toarray()
+    a = matching.document_affinity(shares, np.zeros(3, dtype=int), leaf, policy=POLICY).toarray()
     # sizes .5 + (1.5, .5, 0): a_01 = .25 / sqrt(2 * 1)
     assert a[0, 1] == pytest.approx(0.25 / np.sqrt(2))
     assert a[0, 2] == 0
     assert a[0, 0] == 0
-    b = matching.document_affinity(assignments, np.array([1, 1, 0]), leaf, policy=POLICY).toarray()
+    b = matching.document_affinity(shares, np.array([1, 1, 0]), leaf, policy=POLICY).toarray()
     assert b[0, 1] == pytest.approx(0.1 * a[0, 1])
-    c = matching.document_affinity(assignments, np.zeros(3, dtype=int), np.array([0, 1, 1]), policy=POLICY).toarray()
+    c = matching.document_affinity(shares, np.zeros(3, dtype=int), np.array([0, 1, 1]), policy=POLICY).toarray()
     assert c[0, 1] == 0
 
 

@@ -22,7 +22,7 @@ from retrieval.evaluation.metrics import (
     trec_recall_at_k,
 )
 
-MODULES = Path(__file__).resolve().parents[3] / "retrieval" / "metrics_hub"
+MODULES = Path(__file__).resolve().parents[3] / "retrieval" / "evaluation" / "metrics_hub"
 
 
 def test_a_ranking_worked_by_hand() -> None:
@@ -150,7 +150,7 @@ def test_evaluate_modules_load_offline_and_wrap_the_pure_functions(tmp_path: Pat
     # A process of its own, with an empty cache and no way out: what loads here needs no network.
     command = [sys.executable, "-W", "error", "-c", LOAD_ALL, str(MODULES), json.dumps(names), json.dumps(data)]
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=MODULES.parents[1], check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=MODULES.parents[2], check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert "depth" in found.pop("refused")

@@ -20,7 +20,7 @@ from tests.support.synthetic_governed import VALIDATION, rows, write_governed
 from train.recipes.recipe import tiny
 
 ROOT = Path(__file__).resolve().parents[3]
-LAUNCHER = Path(__file__).with_name("tests.support.fsdp2_gloo.py")
+LAUNCHER = ROOT / "tests" / "support" / "fsdp2_gloo.py"
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",

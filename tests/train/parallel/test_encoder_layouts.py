@@ -29,7 +29,7 @@ FSDP2 = {
 
 def run(base: Path, out: str, *words: object, ranks: int = 1, fsdp: bool = False) -> str:
     """train/run.py alone, on plain data-parallel ranks, or on FSDP2 ranks."""
-    script = Path(__file__).with_name("tests.support.fsdp2_gloo.py") if fsdp else ROOT / "train" / "run.py"
+    script = ROOT / "tests" / "support" / "fsdp2_gloo.py" if fsdp else ROOT / "train" / "run.py"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks]
     named = ["--data", base / "governed", "--out", base / out, "--recipe", base / "all.json", "--seed", 3]
     command = [sys.executable, *(torchrun if ranks > 1 else []), script, *named, "--features", base / "features"]

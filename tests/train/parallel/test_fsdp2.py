@@ -22,7 +22,7 @@ from tests.train.recipes.test_catalogue_recipes import dinov2
 from train.recipes.recipe import recipe_by_name
 
 ROOT = Path(__file__).resolve().parents[3]
-LAUNCHER = Path(__file__).with_name("tests.support.fsdp2_gloo.py")
+LAUNCHER = ROOT / "tests" / "support" / "fsdp2_gloo.py"
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",

@@ -1,7 +1,4 @@
-"""`evaluate` module: Mean over queries of the average precision over the whole ranking.
-
-In: answers and judgements as lists. Out: {"mean_average_precision": mean, "skipped": count}. Next: the user.
-"""
+"""`evaluate` module: Mean over queries of the average precision over the whole ranking."""
 
 import retrieval.evaluation.evaluate_base
 import retrieval.evaluation.metrics

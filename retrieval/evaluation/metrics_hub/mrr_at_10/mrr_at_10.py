@@ -1,7 +1,4 @@
-"""`evaluate` module: Mean of 1 / rank of the first relevant answer, 0 beyond rank 10.
-
-In: answers and judgements as lists. Out: {"mrr_at_10": mean, "skipped": count}. Next: the user.
-"""
+"""`evaluate` module: Mean of 1 / rank of the first relevant answer, 0 beyond rank 10."""
 
 import retrieval.evaluation.evaluate_base
 import retrieval.evaluation.metrics

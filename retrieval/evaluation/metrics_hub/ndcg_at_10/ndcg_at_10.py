@@ -1,7 +1,4 @@
-"""`evaluate` module: Discounted gain (2^relevance - 1) of the first 10 answers / that of the best order.
-
-In: answers and judgements as lists. Out: {"ndcg_at_10": mean, "skipped": count}. Next: the user.
-"""
+"""`evaluate` module: Discounted gain (2^relevance - 1) of the first 10 answers / that of the best order."""
 
 import retrieval.evaluation.evaluate_base
 import retrieval.evaluation.metrics

@@ -1,7 +1,4 @@
-"""`evaluate` module: Share of queries with a relevant document among the first k answers.
-
-In: answers and judgements as lists. Out: {"recall_at_k": mean, "skipped": count}. Next: the user.
-"""
+"""`evaluate` module: Share of queries with a relevant document among the first k answers."""
 
 import retrieval.evaluation.evaluate_base
 import retrieval.evaluation.metrics

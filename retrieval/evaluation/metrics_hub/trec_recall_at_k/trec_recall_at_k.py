@@ -1,7 +1,4 @@
-"""`evaluate` module: Relevant documents among the first k answers / relevant documents.
-
-In: answers and judgements as lists. Out: {"trec_recall_at_k": mean, "skipped": count}. Next: the user.
-"""
+"""`evaluate` module: Relevant documents among the first k answers / relevant documents."""
 
 import retrieval.evaluation.evaluate_base
 import retrieval.evaluation.metrics
