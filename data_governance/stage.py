@@ -8,7 +8,6 @@ works; its decisions are shards too, beside the rows that they are about. All el
 """
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_governance.inputs import shards
+from runtime.files import empty_partial, final_name, replace_folder
 
 STAGES = ("admit", "dedupe", "weigh", "organise", "clean", "merge_split", "overrides", "balance")
 DECISIONS = pa.schema(
@@ -92,7 +92,8 @@ def disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(
-            f"stage {folder.stem}: cannot write {folder} ({error.strerror or error}). Free space, then run again."
+            f"stage {final_name(folder)}: cannot write {folder} ({error.strerror or error}). "
+            "Free space, then run again."
         ) from error
 
 
@@ -113,11 +114,8 @@ class Workspace:
 
     def begin(self, name: str) -> Path:
         """An empty folder with a temporary name; what a killed run left there is gone."""
-        part = self.folder(name).with_suffix(".tmp")
-        with disk_errors(part):
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-        return part
+        with disk_errors(self.folder(name)):
+            return empty_partial(self.folder(name))
 
     def record(self, name: str) -> dict[str, Any]:
         return dict(json.loads((self.folder(name) / "stage.json").read_text()))
@@ -142,8 +140,7 @@ class Workspace:
             pq.write_table(pa.Table.from_pylist(decisions, schema=DECISIONS), part / "decisions.parquet")
             facts = {"digest": digest, "seconds": round(seconds, 2), "counts": result.counts, "notes": result.notes}
             (part / "stage.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
-            shutil.rmtree(self.folder(name), ignore_errors=True)
-            part.rename(self.folder(name))
+            replace_folder(self.folder(name))
 
 
 def check_conservation(name: str, result: StageResult) -> None:

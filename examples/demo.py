@@ -6,7 +6,6 @@ is passed over, so a second call does only what is missing, and a broken run goe
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from runtime.threads import available_cores
 
 MOST_AT_ONCE = 4
 ALL_BASELINES = ("zero_shot_image", "image_only_documents", "text_removed", "text_shuffled", "text_only")
@@ -219,8 +220,7 @@ def run_side_by_side(lists: list[list[Step]], name: str, times: dict[str, float]
 
 def workers() -> int:
     """Steps that may run at once: one for each core, at most 4."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_AT_ONCE, cores)
+    return min(MOST_AT_ONCE, available_cores())
 
 
 def keep_time(name: str, seconds: float, times: dict[str, float], record: Path) -> None:

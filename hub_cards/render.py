@@ -1,22 +1,20 @@
 """Writing of both cards of a run, and of the committed samples."""
 
-import os
 from pathlib import Path
 
 from hub_cards.dataset_card import dataset_card
 from hub_cards.model_card import model_card
 from hub_cards.publishable import machine_traces, this_host
 from hub_cards.results import read_run
+from runtime.files import write_text
 
 SAMPLES = ("sample_model_card.md", "sample_dataset_card.md")
 
 
 def _write(path: Path, text: str) -> Path:
-    """Write under a temporary name, then rename: a stopped rendering leaves the old card whole."""
+    """Write a card; an interrupted rendering leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, text)
     return path
 
 

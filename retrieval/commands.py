@@ -10,7 +10,6 @@ import pyarrow.parquet
 import torch
 
 from retrieval.encoder import Encoder, load_encoder, load_query_encoder
-from retrieval.environment import command_line, default_threads
 from retrieval.evaluation.evaluate import Judged
 from retrieval.evaluation.evaluate import evaluate as score_queries
 from retrieval.index.embed import Changes
@@ -19,6 +18,7 @@ from retrieval.index.store import Index, build_index, load_index, report, save_i
 from retrieval.report.page import Sources, write_answers, write_report
 from retrieval.report.picture import write_sheet
 from retrieval.tables import CATALOGUE, GALLERY, MERGE, QRELS, QUERIES, Table, read_table
+from runtime.threads import num_threads
 
 
 def index(options: argparse.Namespace) -> None:
@@ -116,9 +116,23 @@ def _build(encoder: Encoder, catalogue: Table, options: argparse.Namespace) -> I
 
 
 def _set_threads(wanted: int | None) -> None:
-    threads = wanted or default_threads()
+    threads = wanted or num_threads()
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
+
+
+def command_line(arguments: list[str] | None = None) -> str:
+    """The command that was run; paths below the working folder stay as they are, others are cut to their name."""
+    words = sys.argv[1:] if arguments is None else arguments
+    return " ".join(["python -m retrieval", *(_relative(word) for word in words)])
+
+
+def _relative(word: str) -> str:
+    if not (word.startswith("/") or ".." in Path(word).parts):
+        return word
+    place = Path(word).resolve()
+    here = Path.cwd().resolve()
+    return str(place.relative_to(here)) if place.is_relative_to(here) else place.name
 
 
 def _writable(name: str) -> Path:

@@ -109,7 +109,7 @@ def measured(data: Path, folder: Path, *, kills: int, seed: int) -> dict[str, An
     whole(data, out)
     one, other = tables(alone), tables(out)
     unequal = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
-    left = [str(path.relative_to(out)) for path in out.rglob("*.tmp")]
+    left = [str(path.relative_to(out)) for path in out.rglob(".*.partial")]
     return {
         "kills": len(after),
         "last_whole_stage": dict(Counter(after)),

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from retrieval.environment import environment
+from runtime.environment import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 

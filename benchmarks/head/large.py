@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.governance.outcome import peak_gib, write
 from benchmarks.head.step import DTYPES, HeadSize, LinearMap, make_shard, sample, sampled_loss, start_rows
 from modeling_oclear.partial_softmax_oclear import sample_classes
-from retrieval.environment import default_threads
+from runtime.threads import num_threads
 from train.class_weights.row_optimizers import ROW_OPTIMIZERS
 from train.class_weights.shard import ClassShard
 
@@ -237,7 +237,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--probed", type=int, default=100_000, help="rows whose bits are compared before and after")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--threads", type=int, default=num_threads())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--json", type=Path, help="result file; docs/head.md reads benchmarks/results/head_large_*.json"

@@ -29,7 +29,7 @@ from benchmarks.governance.outcome import write
 from benchmarks.head.contestants import Ours
 from benchmarks.head.step import HeadSize
 from benchmarks.head.trial import made_batch
-from retrieval.environment import default_threads
+from runtime.threads import num_threads
 from train.class_weights.hard_classes import Index, NearestClasses
 from train.class_weights.nearest_index import PROBES, cells_for
 from train.class_weights.shard import ClassShard
@@ -139,7 +139,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--classes", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=8, help="of the head, for comparison")
-    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--threads", type=int, default=num_threads())
     parser.add_argument(
         "--json", type=Path, help="result file; docs/head.md reads benchmarks/results/head_nearest_*.json"
     )

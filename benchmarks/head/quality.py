@@ -23,7 +23,8 @@ import torch
 from benchmarks.governance.outcome import write
 from benchmarks.head.cell import FORMS, Cell, QualitySettings, loss_bias, run_cell
 from benchmarks.head.synthetic_set import MadeSize
-from retrieval.environment import default_threads
+from runtime.files import write_json
+from runtime.threads import num_threads
 
 # Between these the table can show a loss and a gain; see docs/head.md.
 LEAST_RECALL, MOST_RECALL = 0.5, 0.8
@@ -65,9 +66,7 @@ def run_and_keep(cell: Cell, settings: QualitySettings, out: Path) -> dict[str, 
     """Run one cell and write its file, whole or not at all."""
     found = run_cell(cell, settings)
     path = out / f"{cell.name}.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1) + "\n")
-    part.replace(path)
+    write_json(path, found, indent=1)
     return found
 
 
@@ -191,7 +190,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=settings.batch_size)
     parser.add_argument("--classes", type=int, default=settings.made.classes)
     parser.add_argument("--unseen", type=int, default=settings.made.unseen, help="categories that are only searched")
-    parser.add_argument("--workers", type=int, default=default_threads(), help="processes of one thread each")
+    parser.add_argument("--workers", type=int, default=num_threads(), help="processes of one thread each")
     parser.add_argument("--no-bias", action="store_true", help="leave out the bias of the loss")
     parser.add_argument("--out", type=Path, default=Path("runs/head_quality"), help="one JSON a cell; goes on from it")
     parser.add_argument(

@@ -21,7 +21,7 @@ from benchmarks.governance.outcome import ROOT, write
 from benchmarks.head.contestants import DenseParameter, DenseUpdate, FullSoftmax, Head, Ours, PytorchMetricLearning
 from benchmarks.head.step import DTYPES, HeadSize
 from benchmarks.head.trial import as_json, made_batch
-from retrieval.environment import default_threads
+from runtime.threads import num_threads
 from train.class_weights.row_optimizers import ROW_OPTIMIZERS
 
 NAMES = ("ours", "dense_update", "dense_parameter", "floor", "full_softmax", "pytorch_metric_learning")
@@ -202,7 +202,7 @@ def main(words: list[str] | None = None) -> int:
     )
     parser.add_argument("--steps", type=int, default=20, help="timed steps of a trial, after two of warm-up")
     parser.add_argument("--rounds", type=int, default=1, help="trials of each head, taking turns")
-    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--threads", type=int, default=num_threads())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--json", type=Path, help="result file; docs/head.md reads benchmarks/results/head_speed_*.json"

@@ -9,8 +9,8 @@ from benchmarks.governance.outcome import commit
 from benchmarks.immr.runner.cell import Desk
 from benchmarks.immr.runner.grid import GRIDS, run_grid
 from benchmarks.immr.runner.summary import summarised
-from retrieval.environment import environment
-from train.publish.journal import write_json
+from runtime.environment import environment
+from runtime.files import write_json
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,7 +17,16 @@ from benchmarks.render import governance, head, immr_ablation, recipes, scaling
 from benchmarks.render import immr as immr_page
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("modeling_oclear", "data_governance", "train", "retrieval", "hub_cards", "examples", "benchmarks")
+PACKAGES = (
+    "runtime",
+    "modeling_oclear",
+    "data_governance",
+    "train",
+    "retrieval",
+    "hub_cards",
+    "examples",
+    "benchmarks",
+)
 SYSTEMS = {
     "oclear": "**OCLEAR**: governed labels, classification, text out of fold",
     "image_only_documents": "the same image side, documents without text in training and index",

@@ -20,12 +20,12 @@ from typing import Any
 
 import duckdb
 import ibis
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_governance.inputs.shards import listed
 from data_governance.policy import Policy
+from runtime.threads import num_threads, requested_threads
 
 ENGINES = ("duckdb", "spark")
 # Of a streamed answer that are in memory at once.
@@ -34,16 +34,10 @@ SPARK_NEEDS = "--engine spark needs pyspark 4.0 (pip install 'pyspark>=4.0,<4.1'
 
 
 def threads(policy: Policy) -> int:
-    """Threads to use: the policy's, or OMP_NUM_THREADS, or the cores of this process that the machine's load leaves.
-
-    More threads than idle cores make torch several times slower than one thread.
-    """
-    named = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0))
-    # Busy is what is so now and was so over the last minute: a command that has just ended does not count.
-    busy = min(psutil.getloadavg()[0], psutil.cpu_percent(interval=0.2) / 100 * (psutil.cpu_count() or 1))
-    idle = max(1, round(cores - busy))
-    return policy.threads or (int(named) if named.isdigit() and int(named) else min(cores, idle))
+    """Threads to use: the policy's, else OCLEAR_THREADS, else OMP_NUM_THREADS, else the idle cores."""
+    openmp = os.environ.get("OMP_NUM_THREADS", "")
+    named = int(openmp) if openmp.isdecimal() else 0
+    return policy.threads or requested_threads() or named or num_threads()
 
 
 class Engine:

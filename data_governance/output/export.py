@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from data_governance.policy import Policy
 from data_governance.stage import DECISIONS, LOG, LOG_DROPPED, STAGES, Workspace
 from data_governance.stages.admit import Inputs
 from data_governance.stages.balance import band, sizes
+from runtime.files import atomic_file, empty_partial, replace_folder
 
 ROWS_PER_SHARD = 10_000
 ROWS_PER_GROUP = 256  # one picture, read on its own, costs the pictures of its row group
@@ -137,9 +137,7 @@ def _write_samples(
     *,
     policy: Policy,
 ) -> None:
-    part = workspace.out / "samples.tmp"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    part = empty_partial(workspace.out / "samples")
     shard = 0
     for side, source, stage_table, key in (
         ("query", inputs.queries, "queries", "query_id"),
@@ -163,8 +161,7 @@ def _write_samples(
             }
             pq.write_table(pa.table(columns), part / f"{shard:05d}.parquet", row_group_size=ROWS_PER_GROUP)
             shard += 1
-    shutil.rmtree(workspace.out / "samples", ignore_errors=True)
-    part.rename(workspace.out / "samples")
+    replace_folder(workspace.out / "samples")
 
 
 def sample_rows(source: Source, rows: list[int], *, policy: Policy) -> dict[str, pa.Array]:
@@ -210,11 +207,9 @@ def _write_log_dropped(workspace: Workspace, path: Path) -> None:
     log = TABLES[LOG].arrow_schema
     schema = pa.schema([*DECISIONS, *(pa.field(field.name, field.type) for field in log)])
     files = [shard for stage in STAGES for shard in workspace.shards(stage, LOG_DROPPED)]
-    part = path.with_suffix(".tmp")
-    with pq.ParquetWriter(part, schema) as writer:
+    with atomic_file(path) as part, pq.ParquetWriter(part, schema) as writer:
         for table in shards.gathered(shards.batches(files, schema.names), rows=ROWS_PER_SHARD):
             writer.write_table(table)
-    part.rename(path)
 
 
 def _beside(decisions: pa.Table, columns: dict[str, Any]) -> pa.Table:
@@ -234,6 +229,5 @@ def dropped_in_the_end(decisions: pa.Table) -> pa.Table:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    part = path.with_suffix(".tmp")
-    pq.write_table(table, part)
-    part.rename(path)
+    with atomic_file(path) as part:
+        pq.write_table(table, part)

@@ -3,7 +3,6 @@
 Decisions about the log come in shards and are written on as they are read: the ledger is never held.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from data_governance.inputs import shards
 from data_governance.policy import Policy
 from data_governance.stage import DECISIONS, LOG_DROPPED, STAGES, Workspace
+from runtime.files import atomic_file, write_json
 
 INPUTS = ("behaviour", "queries", "catalogue")
 KEYS = ("stage", "table", "decision", "reason")
@@ -31,9 +31,8 @@ def write(workspace: Workspace, *, policy: Policy) -> dict[str, Any]:
     {seconds, ...}}, overrides {given, set_aside {reason: rows}}, categories {count, head, body, tail, validation},
     encoder, policy.
     """
-    part = workspace.out / "ledger.tmp"
-    counted = _written(workspace, part)
-    part.rename(workspace.out / "ledger.parquet")
+    with atomic_file(workspace.out / "ledger.parquet") as part:
+        counted = _written(workspace, part)
     records = {stage: workspace.record(stage) for stage in STAGES}
     for record in records.values():
         record.pop("digest")
@@ -48,8 +47,7 @@ def write(workspace: Workspace, *, policy: Policy) -> dict[str, Any]:
         "notes": {stage: {"seconds": record["seconds"], **record["notes"]} for stage, record in records.items()},
         "policy": asdict(policy),
     }
-    part.write_text(json.dumps(facts, indent=1) + "\n")
-    part.rename(workspace.out / "ledger.json")
+    write_json(workspace.out / "ledger.json", facts, indent=1)
     return facts
 
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from retrieval.encoder import Encoder
-from retrieval.environment import environment
 from retrieval.evaluation.judgements import (
     Gallery,
     Judgements,
@@ -27,6 +26,7 @@ from retrieval.evaluation.scoring import Tally
 from retrieval.index.store import Index
 from retrieval.pictures import PictureError, decode
 from retrieval.tables import Table
+from runtime.environment import environment
 
 APPROXIMATE_DEPTH = 1000  # answers fetched from an approximate index, whose whole ranking does not exist
 ANSWERS_AT_ONCE = 4_000_000  # (query, answer) pairs held at a time

@@ -5,7 +5,6 @@ ties by doc_id. index.json says which model, calibration, imputation and ablatio
 """
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +17,14 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from retrieval.encoder import Encoder, fingerprint
-from retrieval.environment import environment
 from retrieval.index import vector_search
 from retrieval.index.calibration import calibrated_documents, calibrated_queries, load_calibration
 from retrieval.index.embed import Changes, Embedded, embed_documents
 from retrieval.index.imputation import impute
 from retrieval.index.vector_search import EXACT_BELOW, Searcher
 from retrieval.tables import Table
+from runtime.environment import environment
+from runtime.files import atomic_folder, write_json
 
 FORMAT = 1
 FILES = ("index.faiss", "documents.parquet", "index.json")
@@ -159,15 +159,10 @@ def save_index(index: Index, folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(file.name not in FILES for file in folder.iterdir())):
         raise ValueError(f"--out {folder}: holds something that is not an index: name a new or an index folder")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    vector_search.write(index.searcher, str(partial / "index.faiss"))
-    pa.parquet.write_table(index.documents, partial / "documents.parquet", compression="zstd")
-    (partial / "index.json").write_text(json.dumps(index.info, indent=2) + "\n")
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
+    with atomic_folder(folder) as partial:
+        vector_search.write(index.searcher, str(partial / "index.faiss"))
+        pa.parquet.write_table(index.documents, partial / "documents.parquet", compression="zstd")
+        write_json(partial / "index.json", index.info)
 
 
 def load_index(folder: Path, *, columns: Sequence[str] | None = None) -> Index:

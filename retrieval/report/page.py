@@ -17,7 +17,6 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from retrieval.encoder import Encoder
-from retrieval.environment import environment
 from retrieval.evaluation.metrics import METRICS
 from retrieval.evaluation.scoring import PER_QUERY
 from retrieval.index.search import Answers
@@ -26,6 +25,7 @@ from retrieval.pictures import PictureError, decode
 from retrieval.report.answer_cards import Shown, card, filters
 from retrieval.report.figures import BANDS, governance_panels, metric_rows, metric_table, tiles
 from retrieval.tables import Table
+from runtime.environment import environment
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 MAX_BYTES = 5_000_000

@@ -79,12 +79,12 @@ def test_a_killed_run_goes_on_from_the_last_whole_stage(world: World, governed: 
     shutil.copytree(governed, again)
     for name in ("clean", "merge_split", "balance"):
         shutil.rmtree(again / "stages" / name)
-    (again / "stages" / "clean.tmp").mkdir()
-    (again / "stages" / "clean.tmp" / "queries.parquet").write_bytes(b"half a file")
+    (again / "stages" / ".clean.partial").mkdir()
+    (again / "stages" / ".clean.partial" / "queries.parquet").write_bytes(b"half a file")
     before = (again / "stages" / "organise" / "stage.json").stat().st_mtime_ns
     assert main(["run", *world.arguments, "--out", str(again)]) == 0
     assert (again / "stages" / "organise" / "stage.json").stat().st_mtime_ns == before
-    assert not list((again / "stages").glob("*.tmp"))
+    assert not list((again / "stages").glob(".*.partial"))
     same_tables(governed, again)
 
 

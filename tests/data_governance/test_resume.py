@@ -80,9 +80,9 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_left_alone(tmp_path
 
     kills = 0
     for ready in (
-        lambda: (stages / "admit.tmp").exists(),
+        lambda: (stages / ".admit.partial").exists(),
         a_while_after_admit,
-        lambda: (stages / "organise.tmp").exists() or (stages / "clean.tmp").exists(),
+        lambda: (stages / ".organise.partial").exists() or (stages / ".clean.partial").exists(),
         lambda: (out / "categories.parquet").exists(),
     ):
         kills += killed_when(ready, world, out)
@@ -90,7 +90,7 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_left_alone(tmp_path
         assert all((stages / name / "stage.json").exists() for name in whole), whole
     assert kills >= 3
     assert main(["run", *world.arguments, "--out", str(out)]) == 0
-    assert not list(stages.glob("*.tmp"))
+    assert not list(stages.glob(".*.partial"))
     same_tables(out, tmp_path / "alone", f"the second kill came {moment} s after admit")
 
 

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from train.publish.journal import write_json
+from runtime.files import write_json
 
 STATE_FILE = "state.json"
 

@@ -14,8 +14,6 @@ Letters: B batch, R rows of a block, C classes, D width, K results.
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +24,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from runtime.files import empty_partial, partial_path, replace_folder, write_json
 from train.class_weights.shard import ClassShard, class_range
 from train.parallel.collectives import barrier, gather_rows, on_main, rank, world_size
-from train.publish.journal import write_json
 
 FACTS_FILE, TABLE_FILE, TENSOR = "prototypes.json", "categories.jsonl", "prototypes"
 ROWS_PER_FILE = 2**20
@@ -55,12 +53,11 @@ def export_prototypes(
     """
     if dtype not in EXPORT_DTYPES:
         raise ValueError(f"prototypes in {dtype} cannot be written; choose one of {', '.join(EXPORT_DTYPES)}")
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = partial_path(folder)
     files = _files(shard.num_classes, rows_per_file)
 
     def begin() -> None:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        empty_partial(folder)
         digest = _write_table(partial / TABLE_FILE, categories, shard.num_classes)
         facts = {"num_classes": shard.num_classes, "hidden_size": shard.hidden_size, "dtype": dtype}
         write_json(partial / FACTS_FILE, {**facts, "categories_sha256": digest, "shards": files})
@@ -74,7 +71,7 @@ def export_prototypes(
             ]
             save_file({TENSOR: torch.cat(parts)}, partial / file["file"])
     barrier()
-    on_main(lambda: _replace(partial, folder))
+    on_main(lambda: replace_folder(folder))
 
 
 def whole_prototypes(shard: ClassShard, *, rows_at_once: int = ROWS_AT_ONCE) -> Tensor:
@@ -117,11 +114,6 @@ def _write_table(path: Path, categories: Iterable[dict[str, Any]], num_classes: 
     if count != num_classes:
         raise ValueError(f"{count} categories for {num_classes} classes; one per class is needed, in the order of rows")
     return digest.hexdigest()
-
-
-def _replace(partial: Path, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ trained without adapters, or by distillation (distil.py), and layers of the text
 peft takes seconds to import: only functions that need it do so.
 """
 
-import os
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from modeling_oclear import publish
+from runtime.files import atomic_folder
 from train.recipes.recipe import Recipe
 
 ATTENTION = ("q_proj", "v_proj", "query", "value")  # the layers that Hu et al. adapt, as transformers names them
@@ -187,7 +186,8 @@ def export_adapter(
     modules = [name for name in ("image_head", "fusion") if getattr(base, name) is not None]
     layers = _published_layers(base, recipe)
     _check_rest(base, model, [*modules, *sorted({name.partition(".")[0] for name in layers})])
-    _replace(run / "base", lambda folder: publish(base, processor, folder))
+    with atomic_folder(run / "base") as folder:
+        publish(base, processor, folder)
     config = LoraConfig(
         target_modules=list(layers),
         r=max(layers.values()),
@@ -209,7 +209,8 @@ def export_adapter(
     for name in modules:
         getattr(inner, name).modules_to_save[ADAPTER].load_state_dict(getattr(model, name).state_dict())
     adapted.peft_config[ADAPTER].base_model_name_or_path = BASE
-    _replace(run / "adapter", lambda folder: _save_adapter(adapted, folder))
+    with atomic_folder(run / "adapter") as folder:
+        _save_adapter(adapted, folder)
 
 
 def _save_adapter(adapted: Any, folder: Path) -> None:
@@ -234,11 +235,3 @@ def _check_rest(base: Any, model: Any, modules: list[str]) -> None:
     for name, value in base.state_dict().items():
         if not name.startswith(kept) and not torch.equal(value, ours[name]):
             raise ValueError(f"{name} was trained, but adapters publish {', '.join(modules)} and adapters alone")
-
-
-def _replace(folder: Path, write: Any) -> None:
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    write(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)

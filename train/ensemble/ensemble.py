@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from runtime.files import atomic_file
 from train.encoders.backbones import build_model, with_image_weights
 from train.encoders.pair import EncoderPair
 from train.ensemble.distil import DistilRows, cut_short, distil
@@ -150,6 +150,5 @@ def _kept(path: Path, key: str) -> dict[str, Tensor] | None:
 
 def _keep(path: Path, weights: dict[str, Tensor], key: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(weights, partial, metadata={"key": key})
-    os.replace(partial, path)
+    with atomic_file(path) as partial:
+        save_file(weights, partial, metadata={"key": key})

@@ -14,7 +14,6 @@ Letters: Q queries, N documents, D width, R rows of a rank.
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from runtime.files import write_text
 from train.checkpoints.checkpoint import load_checkpoint
 from train.checkpoints.folder import torn_by
 from train.class_weights.initialization import while_running
@@ -258,9 +258,7 @@ class Evaluator:
 
     def _cut(self, start: int) -> list[dict[str, Any]]:
         kept = [line for line in read_evaluations(self.path.parent) if line["step"] <= start]
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(partial, self.path)
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         return kept
 
     def _write_last(self) -> None:

@@ -6,7 +6,6 @@ number of ranks. Rows are written, not mapped, so that memory does not grow with
 holder keeps two runs on one folder from filling the same arrays at once.
 """
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from train.parallel.collectives import barrier, on_main, rank, world_size
 
@@ -201,15 +201,14 @@ def told_if_refused(folder: Path) -> Iterator[None]:
 @contextmanager
 def locked(folder: Path, *, crew: Crew) -> Iterator[None]:
     """Hold the folder's lock, which ends with the process; says so while another run has it."""
-    file: Any = None
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     if crew.rank == 0:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        file = folder.with_name(f".{folder.name}.lock").open("w")
 
     def taken() -> bool:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire(blocking=False)
+        except Timeout:
             return False
         return True
 
@@ -222,5 +221,4 @@ def locked(folder: Path, *, crew: Crew) -> Iterator[None]:
             time.sleep(SECONDS_BETWEEN_LOOKS)
         yield
     finally:
-        if file is not None:
-            file.close()
+        lock.release()

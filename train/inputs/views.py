@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from modeling_oclear.image_processing_oclear import DECODE_ERRORS, split_alpha
+from runtime.threads import available_cores
 from train.inputs import augment
 from train.inputs.composites import PageLayout, made_page, white_pixel
 from train.inputs.sample_table import SampleTable
@@ -149,7 +150,7 @@ class Pages(Dataset[Tensor | Refused]):
 
 def decode_workers() -> int:
     """Processes that decode beside this one: its share of the cores, at most 4; none on one core or without fork."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     can_fork = "fork" in multiprocessing.get_all_start_methods()
     return min(MOST_WORKERS, cores) if cores > 1 and can_fork else 0

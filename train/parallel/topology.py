@@ -23,9 +23,9 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
+from runtime.threads import num_threads
 from train.parallel.watchdog import limit_minutes
 
-THREADS_VARIABLE = "OCLEAR_THREADS"
 RESTART_SCHEME = "restart"
 # Other ranks wait this long while the main one caches features; in the loop the limit is that of watchdog.py.
 LEAST_WAIT = datetime.timedelta(hours=2)
@@ -177,33 +177,11 @@ def _same_processes(asked: Asked, really: int) -> None:
 
 
 def set_threads() -> int:
-    """Set torch's threads to the cores that are free, shared by the processes of this machine.
-
-    Two threads on one free core are slower than one by far. Busy is what is so now and was so over the last minute: a
-    command that has just ended does not count. `OCLEAR_THREADS` overrides.
+    """Set and return torch's number of threads: OCLEAR_THREADS, else the idle cores shared by this machine's processes.
 
     Raises:
         ValueError: `OCLEAR_THREADS` is not a whole number above 0.
     """
-    wish = os.environ.get(THREADS_VARIABLE)
-    if wish is not None:
-        if not wish.isdecimal() or int(wish) < 1:
-            raise ValueError(f"{THREADS_VARIABLE} is {wish!r}; give a whole number above 0")
-        threads = int(wish)
-    else:
-        threads = free_threads(
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-            load=min(psutil.getloadavg()[0], psutil.cpu_percent(interval=0.2) / 100 * (psutil.cpu_count() or 1)),
-            processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        )
+    threads = num_threads(processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     return threads
-
-
-def free_threads(*, cores: int, load: float, processes: int) -> int:
-    """Threads for each of `processes` on `cores` cores of which `load` are busy; at least 1.
-
-    >>> free_threads(cores=8, load=2.2, processes=2)
-    3
-    """
-    return max(1, int(cores - round(load)) // processes)

@@ -24,8 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from runtime.files import write_json
 from train.parallel.collectives import ARRIVALS, on_main, rank, world_size
-from train.publish.journal import write_json
 
 MINUTES_VARIABLE = "OCLEAR_COLLECTIVE_MINUTES"
 DEFAULT_MINUTES = 30.0

@@ -6,8 +6,6 @@ category is.
 """
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modeling_oclear import publish
+from runtime.files import atomic_folder
 from train.encoders.pair import EncoderPair, embed_rows
 from train.inputs.samples import GovernedSamples
 from train.publish.hub_head import with_head
@@ -44,13 +43,10 @@ def export_hub(
         folder: runs/x/hub. prototypes: (N, D) unit rows, one per category; None publishes the model without.
         calibration: (Q, D) unit rows of training queries. categories: categories.parquet of the governed folder.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    publish(model if prototypes is None else with_head(model, prototypes, recipe), processor, partial)
-    save_file({"query_embeds": calibration.to(torch.float16).contiguous()}, partial / CALIBRATION_FILE)
-    _write_categories(categories, partial / CATEGORIES_FILE)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    with atomic_folder(folder) as partial:
+        publish(model if prototypes is None else with_head(model, prototypes, recipe), processor, partial)
+        save_file({"query_embeds": calibration.to(torch.float16).contiguous()}, partial / CALIBRATION_FILE)
+        _write_categories(categories, partial / CATEGORIES_FILE)
 
 
 def calibration_queries(encoders: EncoderPair, query_inputs: Any, samples: GovernedSamples, *, most: int) -> Tensor:

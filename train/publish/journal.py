@@ -5,9 +5,7 @@ number (versions, processor, cores, memory) and nothing about who ran it or wher
 """
 
 import contextlib
-import importlib.metadata
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -15,22 +13,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import psutil
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from runtime.environment import cpu_model, distribution, memory_gib, package_versions, system
+from runtime.files import write_json, write_text
+from runtime.threads import available_cores
 from train.image_stage.step import StepFigures
 
 PACKAGES = ("oclear", "torch", "transformers", "datasets", "accelerate", "numpy", "safetensors", "pillow", "pyarrow")
 STEPS_FILE, CALLS_FILE = "train.jsonl", "calls.json"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, then rename: a reader never sees half a file."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
@@ -38,42 +31,18 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
     device = accelerator.device
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "system": f"{platform.system()} {platform.machine()}",
-        "distribution": _distribution(),
+        "packages": package_versions(PACKAGES),
+        "system": system(),
+        "distribution": distribution(),
         "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gib": memory_gib(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": accelerator.num_processes,
         "distributed_type": accelerator.distributed_type.value,
         "mixed_precision": str(accelerator.mixed_precision),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _distribution() -> str:
-    try:
-        return platform.freedesktop_os_release().get("PRETTY_NAME", "unknown")
-    except OSError:
-        return "unknown"
-
-
-def cpu_model() -> str:
-    """Name of the processor as the system gives it."""
-    listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 class Stopwatch:
@@ -129,9 +98,7 @@ class Journal:
         if self.main:
             # A process killed while it cuts must not lose the lines before: a new file takes the place of the old one.
             kept = self.path.read_text().splitlines(keepends=True)[:start] if self.path.exists() else []
-            partial = self.path.with_name(f".{self.path.name}.partial")
-            partial.write_text("".join(kept))
-            os.replace(partial, self.path)
+            write_text(self.path, "".join(kept))
             self.file = self.path.open("a")
         self.bar = tqdm(total=steps, initial=start, unit="step", desc="image side", disable=not self.main)
         self.clock = time.perf_counter()

@@ -9,12 +9,13 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from runtime.files import write_json
 from train.checkpoints.checkpoint import check_identity
 from train.checkpoints.folder import newest_checkpoint
 from train.image_stage.loop import ImageResult, trained_rows
 from train.inputs.samples import GovernedSamples
 from train.parallel.collectives import on_main
-from train.publish.journal import STEPS_FILE, Stopwatch, environment, write_json
+from train.publish.journal import STEPS_FILE, Stopwatch, environment
 from train.recipes.recipe import MACHINE_FIELDS, Recipe
 
 

@@ -26,9 +26,9 @@ from benchmarks.immr.runner.cell import Cell, Desk, run_cell
 from benchmarks.immr.runner.context import SHORT_TRACKS, Stand, keep_scores
 from benchmarks.immr.runner.grid import FIRST, SEEDS
 from benchmarks.immr.runner.summary import BRIEF, cells_of_system, compared, pooled
-from retrieval.environment import environment
+from runtime.environment import environment
+from runtime.files import write_json
 from train.parallel.topology import set_threads
-from train.publish.journal import write_json
 from train.recipes.recipe import recipe_by_name
 
 TRACKS = (*SHORT_TRACKS, "missing", "missing.small")

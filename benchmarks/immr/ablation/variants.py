@@ -31,11 +31,12 @@ from benchmarks.immr.runner.context import Stand
 from benchmarks.immr.runner.features_of_task import SAMPLES
 from benchmarks.immr.runner.systems import System, published_system, train_product
 from retrieval.index.calibration import calibrated_queries
+from runtime.files import write_json
 from train.command import Options
 from train.image_stage.loop import ImageResult
 from train.inputs.cache import FeatureCache
 from train.inputs.samples import read_samples
-from train.publish.journal import Stopwatch, write_json
+from train.publish.journal import Stopwatch
 from train.recipes.recipe import Recipe
 
 STAGE = "heads"

@@ -22,7 +22,7 @@ from benchmarks.immr.baselines.losses import PAIRED
 from benchmarks.immr.protocol.scores import METRICS, Scores
 from benchmarks.immr.runner.context import LONG_TRACKS, SHORT_TRACKS, Stand, keep_scores
 from benchmarks.immr.runner.systems import System, published_system, rival_system, train_product
-from train.publish.journal import write_json
+from runtime.files import write_json
 from train.recipes.recipe import MACHINE_FIELDS, Recipe, difference
 
 KINDS = ("search", "heads", "final-search", "final")

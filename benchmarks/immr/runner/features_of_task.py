@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.immr.protocol.task import Task
+from runtime.files import atomic_file
 from train.encoders.pair import ROWS_PER_CHUNK, EncoderPair
 from train.inputs.cache import FeatureCache
 from train.inputs.samples import read_samples
@@ -169,9 +170,8 @@ def pooled_features(model: Any, inputs: np.ndarray, *, recipe: Recipe, home: Pat
             with torch.inference_mode():
                 chunk = torch.from_numpy(np.array(flat[start : start + ROWS_PER_CHUNK])).float()
                 parts.append(encoders.pooled(chunk).to(torch.float16).numpy())
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, np.concatenate(parts).reshape(*leading, -1))
-        partial.replace(path)
+        with atomic_file(path) as partial, partial.open("wb") as file:
+            np.save(file, np.concatenate(parts).reshape(*leading, -1))
     found: np.ndarray = np.load(path)
     return found
 

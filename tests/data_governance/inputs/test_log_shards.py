@@ -195,11 +195,11 @@ def test_what_a_killed_run_left_of_its_shards_is_ignored(world: World, governed:
     shutil.copytree(governed, again)
     for name in stage.STAGES[stage.STAGES.index("weigh") :]:
         shutil.rmtree(again / "stages" / name)
-    left = again / "stages" / "weigh.tmp" / LOG_DROPPED
+    left = again / "stages" / ".weigh.partial" / LOG_DROPPED
     left.mkdir(parents=True)
     (left / "000000000000.parquet").write_bytes(b"PAR1 cut off")
     assert main(["run", *world.arguments, "--out", str(again)]) == 0
-    assert not list((again / "stages").glob("*.tmp"))
+    assert not list((again / "stages").glob(".*.partial"))
     same_tables(governed, again)
 
 

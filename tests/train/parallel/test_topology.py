@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from train.parallel.topology import Asked, arguments_of_launch, asked_for, free_threads, set_threads
+from train.parallel.topology import Asked, arguments_of_launch, asked_for, set_threads
 
 LAUNCH = Path(__file__).parents[3] / "train" / "launch"
 
@@ -48,13 +48,6 @@ def test_every_form_of_the_launcher_is_recognised(command: str, arguments: str) 
 
 def test_nothing_is_asked_for_without_a_launcher() -> None:
     assert asked_for([], environment={}) == Asked(num_processes=None, fsdp=False)
-
-
-@pytest.mark.parametrize(
-    ("cores", "load", "processes", "threads"), [(2, 0.1, 1, 2), (2, 1.2, 1, 1), (8, 0.0, 3, 2), (1, 9.0, 1, 1)]
-)
-def test_threads_are_the_free_cores_shared(cores: int, load: float, processes: int, threads: int) -> None:
-    assert free_threads(cores=cores, load=load, processes=processes) == threads
 
 
 def test_a_wish_for_threads_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,83 @@
+"""Atomic writes: a reader sees the old file or folder or the new one, never a half-written one.
+
+Everything is written as `.NAME.partial` beside its final place, then renamed. A process that is killed leaves at most
+that partial file, which the next write replaces.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def partial_path(path: Path) -> Path:
+    """Where `path` is written before it is renamed.
+
+    >>> partial_path(Path("run/model.json")).as_posix()
+    'run/.model.json.partial'
+    """
+    return path.with_name(f".{path.name}.partial")
+
+
+def final_name(partial: Path) -> str:
+    """Name that a partial path will have; another path keeps its name."""
+    return partial.name.removeprefix(".").removesuffix(".partial") if partial.suffix == ".partial" else partial.name
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield the path to write to; rename it to `path` at the end, or remove it if the body raises."""
+    partial = partial_path(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_file(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
+    """Write a value as indented JSON with a final newline, atomically."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def empty_partial(folder: Path) -> Path:
+    """Create the empty partial folder of `folder`; what an interrupted write left there is removed."""
+    partial = partial_path(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def replace_folder(folder: Path) -> None:
+    """Rename the partial folder of `folder` to its final name; an older folder is removed first."""
+    # A folder cannot be renamed onto one that has content. Readers of an interrupted replacement find no folder.
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial_path(folder), folder)
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; rename it to `folder` at the end, or remove it if the body raises."""
+    partial = empty_partial(folder)
+    try:
+        yield partial
+        replace_folder(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

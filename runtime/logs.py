@@ -1,0 +1,29 @@
+"""Logging of the commands: messages of our packages go to the terminal, one plain line each.
+
+Library code only calls `logging.getLogger(__name__)`; a command calls `configure` once.
+"""
+
+import logging
+import sys
+from typing import TextIO
+
+PACKAGES = ("runtime", "data_governance", "train", "retrieval", "hub_cards", "benchmarks", "examples")
+HANDLER = "oclear"
+
+
+def configure(*, level: int = logging.INFO, stream: TextIO | None = None) -> None:
+    """Print log messages of our packages from `level` on, without prefix; other libraries are left as they are.
+
+    Calling it again replaces the earlier settings.
+
+    Args:
+        stream: where messages go; None is standard error.
+    """
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.set_name(HANDLER)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for package in PACKAGES:
+        logger = logging.getLogger(package)
+        logger.handlers = [old for old in logger.handlers if old.get_name() != HANDLER]
+        logger.addHandler(handler)
+        logger.setLevel(level)
