@@ -36,8 +36,8 @@ def _encoder(source: str) -> str:
 
 def weight_sources(recipe: ResultFile) -> list[str]:
     """What the weights of a run started from, and under which licence."""
-    sources = [_encoder(recipe.text("vision"))]
-    return sources + [_encoder(recipe.text("text"))] if recipe.content.get("text") else sources
+    sources = [_encoder(recipe.text("model.vision"))]
+    return sources + [_encoder(recipe.text("text.encoder"))] if recipe.has("text.encoder") else sources
 
 
 def _evaluation(run: RunResults, model_name: str) -> ModelCardData:
@@ -128,7 +128,7 @@ def _leaf_metrics(section: ResultFile, prefix: str = "") -> list[tuple[str, Resu
 def _curve(run: RunResults) -> str:
     """First and last step of the training curve as a table, or a sentence when nothing was trained."""
     if not run.curve:
-        if run.recipe.count("steps") > 0:
+        if run.recipe.count("image.steps") > 0:
             raise ValueError("train.jsonl is empty, but recipe.json asks for steps. Train again, then render again.")
         return "No step was trained: the features are frozen."
     first, last = run.curve[0], run.curve[-1]
@@ -171,9 +171,8 @@ def _text_facts(config: ResultFile) -> dict[str, Any]:
 
 
 def _member_facts(recipe: ResultFile) -> dict[str, int]:
-    """How many image sides were trained, and the steps of their student; 1 and 0 in recipes that know neither."""
-    usual = {"num_members": 1, "distil_steps": 0}
-    return {name: recipe.count(name) if recipe.has(name) else value for name, value in usual.items()}
+    """How many image stages were trained, and the steps of their student."""
+    return {name: recipe.count(f"ensemble.{name}") for name in ("num_members", "distil_steps")}
 
 
 def model_card(run: RunResults, *, repo_id: str | None) -> ModelCard:

@@ -8,7 +8,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.recipes.recipe import RECIPES
+from train.recipes.registry import RECIPES
 
 EXAMPLE = """example:
   accelerate launch train/run.py --data governed --out runs/demo

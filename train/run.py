@@ -19,7 +19,8 @@ from train.publish.hub import calibration_queries, export_hub
 from train.publish.hub_head import check_head, is_head_published
 from train.publish.journal import Stopwatch
 from train.publish.run_folder import close_run, open_run
-from train.recipes.recipe import Recipe, recipe_by_name
+from train.recipes.recipe import Recipe
+from train.recipes.registry import recipe_by_name
 from train.text_stage.stage import category_prototypes, features_of, fit_text
 
 
@@ -78,7 +79,7 @@ def finish(
     """What one process does with the trained image side: text side, published folder, record of the run."""
     loads = recipe_of_weights(recipe)
     model, processor = with_image_weights(loads, image.weights, seed=options.seed)
-    encoders = EncoderPair(model, frozen_stages=recipe.frozen_stages)
+    encoders = EncoderPair(model, frozen_stages=recipe.model.frozen_stages)
     prototypes = None
     if is_head_published(recipe, categories=samples.num_categories):
         prototypes = category_prototypes(encoders, cache, samples, image.class_weights)
@@ -90,7 +91,9 @@ def finish(
             model=model,
             processor=processor,
             prototypes=prototypes,
-            calibration=calibration_queries(encoders, cache.query_inputs, samples, most=recipe.calibration_queries),
+            calibration=calibration_queries(
+                encoders, cache.query_inputs, samples, most=recipe.runtime.calibration_queries
+            ),
             categories=options.data / "categories.parquet",
             recipe=recipe,
         )

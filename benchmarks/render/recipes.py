@@ -37,29 +37,29 @@ SHOP = Catalogue(queries=800_000, documents=200_000, categories=100_000)
 def encoder(recipe_name: str) -> EncoderCost:
     """Cost of a recipe's image encoder at its image size."""
     recipe = CATALOGUE_RECIPES[recipe_name]()
-    return vision_cost(ENCODERS[recipe.vision], image_size=recipe.image_size)
+    return vision_cost(ENCODERS[recipe.model.vision], image_size=recipe.model.image_size)
 
 
 def run_of(recipe: Recipe, gpu: str, *, rows: int) -> Run:
     """What the planner is asked: one GPU, `rows` of a micro-step."""
     return Run(
         classes=SHOP.categories,
-        hidden_size=recipe.hidden_size,
+        hidden_size=recipe.model.hidden_size,
         vision=encoder(recipe.name),
         text=None,
         gpus=1,
         gpu=GPUS[gpu],
         batch_size=rows,
-        sample_rate=recipe.sample_rate,
-        optimizer=recipe.head_optimizer,
-        head_dtype=recipe.head_dtype or recipe.dtype,
-        checkpointing=recipe.activation_checkpointing,
+        sample_rate=recipe.head.sample_rate,
+        optimizer=recipe.head.optimizer,
+        head_dtype=recipe.head.dtype or recipe.model.dtype,
+        checkpointing=recipe.runtime.activation_checkpointing,
     )
 
 
 def pieces(recipe: Recipe, gpu: str) -> int:
     """The smallest power of two that cuts a step into micro-steps that fit: `gradient_accumulation`."""
-    step = recipe.queries_per_step + recipe.documents_per_step
+    step = recipe.image.queries_per_step + recipe.image.documents_per_step
     most = largest_batch(run_of(recipe, gpu, rows=step)).value
     count = 1
     while step // count > most:
@@ -74,12 +74,12 @@ def value(lines: list[Line], group: str, name: str) -> float:
 
 def floor_seconds(recipe: Recipe, gpu: str) -> tuple[float, float]:
     """(step, start): seconds that a step and the start of the class weights cannot go below."""
-    step = recipe.queries_per_step + recipe.documents_per_step
+    step = recipe.image.queries_per_step + recipe.image.documents_per_step
     count = pieces(recipe, gpu)
     lines = plan(run_of(recipe, gpu, rows=step // count))
     started = SHOP.queries + SHOP.documents
-    if recipe.start_rows is not None:
-        started = min(started, 2 * recipe.start_rows * SHOP.categories)
+    if recipe.head.start_rows is not None:
+        started = min(started, 2 * recipe.head.start_rows * SHOP.categories)
     return count * value(lines, "floor", "step"), started * encoder(recipe.name).flops / GPUS[gpu].bf16
 
 
@@ -88,12 +88,12 @@ def plans() -> str:
     rows = []
     for name, function in CATALOGUE_RECIPES.items():
         recipe: Recipe = function()
-        step = recipe.queries_per_step + recipe.documents_per_step
+        step = recipe.image.queries_per_step + recipe.image.documents_per_step
         for gpu in GPU_KINDS:
             count = pieces(recipe, gpu)
             held = value(plan(run_of(recipe, gpu, rows=step // count)), "memory", "in all") / GIB
             step_floor, start_floor = floor_seconds(recipe, gpu)
-            hours = (recipe.steps * step_floor + start_floor) / 3600
+            hours = (recipe.image.steps * step_floor + start_floor) / 3600
             rows.append(
                 [
                     f"`{name}`",
@@ -120,8 +120,8 @@ def formulas() -> list[str]:
         f"Planned for {SHOP.queries:,} query images, {SHOP.documents:,} documents and {SHOP.categories:,} categories.",
         "",
         f"- hours at the floor = (steps x step floor + rows of the start x F / bf16 rate) / 3600, with "
-        f"{recipe.steps:,} steps, F = {encoder(recipe.name).flops / 1e9:.1f} billion operations for one image by "
-        f"`{recipe.name}`, and at most {recipe.start_rows} rows of each side of a category at the start;",
+        f"{recipe.image.steps:,} steps, F = {encoder(recipe.name).flops / 1e9:.1f} billion operations for one image by "
+        f"`{recipe.name}`, and at most {recipe.head.start_rows} rows of each side of a category at the start;",
         f"- a run reaches a share of that speed; {REACHED:.0%} is assumed until one has been measured;",
         "- images decoded a second = rows of a step / step floor x that share: what the processor cores must deliver; "
         "where they deliver less, hours = steps x rows of a step / their rate / 3600;",
@@ -146,12 +146,13 @@ def commands() -> str:
 
 
 def _commands(recipe: Recipe) -> list[str]:
-    step = recipe.queries_per_step + recipe.documents_per_step
-    words = f"python -m train.planner --classes {SHOP.categories} --hidden-size {recipe.hidden_size} --vision "
-    words += f"{ENCODERS[recipe.vision]} --image-size {recipe.image_size} --gpus 1 --gpu h100 --batch-size {step} "
-    words += f"--sample-rate {recipe.sample_rate:g} --optimizer {recipe.head_optimizer} "
-    words += f"--head-dtype {recipe.head_dtype or recipe.dtype}"
-    words += " --checkpointing" if recipe.activation_checkpointing else ""
+    step = recipe.image.queries_per_step + recipe.image.documents_per_step
+    words = f"python -m train.planner --classes {SHOP.categories} --hidden-size {recipe.model.hidden_size} --vision "
+    words += f"{ENCODERS[recipe.model.vision]} --image-size {recipe.model.image_size} --gpus 1 --gpu h100 "
+    words += f"--batch-size {step} "
+    words += f"--sample-rate {recipe.head.sample_rate:g} --optimizer {recipe.head.optimizer} "
+    words += f"--head-dtype {recipe.head.dtype or recipe.model.dtype}"
+    words += " --checkpointing" if recipe.runtime.activation_checkpointing else ""
     return [
         f"accelerate launch train/run.py --data governed --out runs/{recipe.name} --recipe {recipe.name}",
         f"accelerate launch --config_file train/launch/ddp.yaml train/run.py --data governed --out "
@@ -162,15 +163,23 @@ def _commands(recipe: Recipe) -> list[str]:
 
 def _fields(recipe: Recipe) -> list[list[str]]:
     """What a reader asks first."""
-    trained = "whole" if recipe.vision_lora_rank == 0 else f"adapters of rank {recipe.vision_lora_rank}"
-    decay = "" if recipe.layer_decay is None else f", each lower layer at {recipe.layer_decay:g} of the rate above it"
+    trained = "whole" if recipe.image.lora.rank == 0 else f"adapters of rank {recipe.image.lora.rank}"
+    decay = (
+        ""
+        if recipe.image.layer_decay is None
+        else f", each lower layer at {recipe.image.layer_decay:g} of the rate above it"
+    )
     rows = [
-        ("image encoder", f"`{recipe.vision}`, {recipe.image_size} pixels, trained {trained}{decay}"),
-        ("text encoder", f"`{recipe.text}`, fixed; at most {recipe.max_text_tokens} tokens"),
-        ("a step", f"{recipe.queries_per_step} queries, {recipe.documents_per_step} documents; {recipe.steps:,} steps"),
-        ("classes in a step", f"{recipe.sample_rate:.0%}; {recipe.head_optimizer}"),
-        ("arithmetic", f"{recipe.mixed_precision} forward, {recipe.dtype} weights"),
-        ("features", recipe.feature_storage),
+        ("image encoder", f"`{recipe.model.vision}`, {recipe.model.image_size} pixels, trained {trained}{decay}"),
+        ("text encoder", f"`{recipe.text.encoder}`, fixed; at most {recipe.text.max_tokens} tokens"),
+        (
+            "a step",
+            f"{recipe.image.queries_per_step} queries, {recipe.image.documents_per_step} documents; "
+            f"{recipe.image.steps:,} steps",
+        ),
+        ("classes in a step", f"{recipe.head.sample_rate:.0%}; {recipe.head.optimizer}"),
+        ("arithmetic", f"{recipe.model.mixed_precision} forward, {recipe.model.dtype} weights"),
+        ("features", recipe.runtime.feature_storage),
     ]
     return [list(row) for row in rows]
 

@@ -25,7 +25,7 @@ from train.encoders.lora import add_adapters, add_text_adapters, text_layers, tr
 from train.encoders.pair import EncoderPair
 from train.inputs.feature_keys import cache_keys
 from train.inputs.samples import read_samples
-from train.recipes.recipe import recipe_by_name
+from train.recipes.registry import recipe_by_name
 
 RECIPES = ("emoji_tuned", "emoji_lora")
 METRICS = ("recall_at_1", "recall_at_10", "mrr_at_10")
@@ -68,10 +68,10 @@ def parameters(name: str) -> dict[str, Any]:
     """How many parameters a recipe trains, of each encoder, of both and of the image head, and the adapters' ranks."""
     recipe = recipe_by_name(name)
     model, _ = build_model(recipe, seed=0)
-    encoders = EncoderPair(model, frozen_stages=recipe.frozen_stages)
-    if recipe.vision_lora_rank:
+    encoders = EncoderPair(model, frozen_stages=recipe.model.frozen_stages)
+    if recipe.image.lora.rank:
         add_adapters(model.vision_model, recipe, seed=0)
-    if recipe.text_lora_rank:
+    if recipe.text.lora.rank:
         add_text_adapters(model.text_model, recipe, seed=0)
     else:
         model.text_model.requires_grad_(False)
@@ -83,7 +83,7 @@ def parameters(name: str) -> dict[str, Any]:
     }
     both = {what: sum(part[what] for part in found.values()) for what in ("trained", "all")}
     head, _ = trained_and_all(encoders.get_submodule("image_head"))
-    ranks = {"image": recipe.vision_lora_rank, "text": recipe.text_lora_rank}
+    ranks = {"image": recipe.image.lora.rank, "text": recipe.text.lora.rank}
     return {
         **found,
         "ranks": ranks,

@@ -11,7 +11,6 @@ sharding run on CPU ranks through tests/support/fsdp2_gloo.py, which runs train/
 """
 
 import argparse
-import dataclasses
 import io
 import json
 import os
@@ -28,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.governance import outcome
-from train.recipes.recipe import recipe_by_name
+from train.recipes.registry import recipe_by_name
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, CUT = 50, 23
@@ -42,7 +41,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("one", *REORDERED, "resumed", "torchrun_2", "accelerate_2", "fsdp2_2", "hybrid_2x2"),
     ),
     "float64_rate_0.1": (
-        {"dtype": "float64", "sample_rate": 0.1},
+        {"model.dtype": "float64", "head.sample_rate": 0.1},
         ("one", *REORDERED, "resumed", "torchrun_2", "fsdp2_2"),
     ),
     "float32": ({"dtype": "float32"}, ("one", *REORDERED, "torchrun_2", "accelerate_2", "fsdp2_2", "hybrid_2x2")),
@@ -119,15 +118,16 @@ def run(work: Path, setting: str, layout: str, *, limit: float) -> Curve:
     """
     changes, _ = SETTINGS[setting]
     parts = int(layout.rpartition("_")[2]) if layout in REORDERED else 1
-    recipe = dataclasses.replace(
-        recipe_by_name("tiny"),
-        text=None,
-        image_size=SIDE,
-        steps=STEPS,
-        queries_per_step=8,
-        documents_per_step=8,
-        gradient_accumulation=parts,
-        **changes,
+    recipe = recipe_by_name("tiny").with_changes(
+        {
+            "text.encoder": None,
+            "model.image_size": SIDE,
+            "image.steps": STEPS,
+            "image.queries_per_step": 8,
+            "image.documents_per_step": 8,
+            "image.gradient_accumulation": parts,
+            **changes,
+        }
     )
     out, file = work / f"{setting}-{layout}", work / f"{setting}-{layout}.json"
     if not is_finished(out):

@@ -7,7 +7,6 @@ process of its own, whose peak memory is that of everything, libraries included.
     python -m benchmarks.training.data_at_scale --rows 10000 1000000
 """
 
-import dataclasses
 import io
 import json
 import resource
@@ -70,21 +69,22 @@ def write_governed(folder: Path, rows: int, *, seed: int) -> int:
 
 def streamed_recipe(steps: int) -> Any:
     """So many steps on streamed inputs of `SIDE` pixels, images alone."""
-    from train.recipes.recipe import tiny
+    from train.recipes.emoji import tiny
 
-    return dataclasses.replace(
-        tiny(),
-        name="data_at_scale",
-        text=None,
-        image_size=SIDE,
-        dtype="float32",
-        feature_storage="stream",
-        start_rows=1,
-        queries_per_step=128,
-        documents_per_step=128,
-        steps=steps,
-        warmup_steps=0,
-        checkpoint_every=steps,
+    return tiny().with_changes(
+        {
+            "name": "data_at_scale",
+            "text.encoder": None,
+            "model.image_size": SIDE,
+            "model.dtype": "float32",
+            "runtime.feature_storage": "stream",
+            "head.start_rows": 1,
+            "image.queries_per_step": 128,
+            "image.documents_per_step": 128,
+            "image.steps": steps,
+            "image.warmup_steps": 0,
+            "image.checkpoint_every": steps,
+        }
     )
 
 
@@ -126,7 +126,7 @@ def measured(folder: Path, *, steps: int, seed: int) -> dict[str, Any]:
         "categories": len(samples.classes),
         "row_groups": len(samples.table.groups),
         "steps": image.steps,
-        "samples_per_step": recipe.queries_per_step + recipe.documents_per_step,
+        "samples_per_step": recipe.image.queries_per_step + recipe.image.documents_per_step,
         "cpu_seconds_to_read": round(read, 2),
         "cpu_seconds_to_train": round(trained, 2),
         "worker_cpu_seconds": round(workers.ru_utime + workers.ru_stime, 2),

@@ -8,7 +8,6 @@ the classes anew each step; both is the optimiser step of training itself. Pixel
 The peak of the device's memory stands beside what the planner says.
 """
 
-import dataclasses
 import functools
 import statistics
 import sys
@@ -32,7 +31,8 @@ from train.image_stage.step import ImageSide, _global_loss, optimiser_step
 from train.inputs.sampler import StepSampler
 from train.planner.plan import GPUS, Run, memory
 from train.planner.plan_encoder import measure
-from train.recipes.recipe import Recipe, tiny
+from train.recipes.emoji import tiny
+from train.recipes.recipe import Recipe
 
 PICTURES = 64
 
@@ -40,21 +40,38 @@ PICTURES = 64
 def vision(said: Any) -> ViTModel:
     """The encoder with random weights."""
     config = ViTConfig(
-        hidden_size=said.width, num_hidden_layers=said.layers, num_attention_heads=max(1, said.width // 64),
-        intermediate_size=4 * said.width, image_size=said.image_size, patch_size=16,
-    )  # fmt: skip
+        hidden_size=said.width,
+        num_hidden_layers=said.layers,
+        num_attention_heads=max(1, said.width // 64),
+        intermediate_size=4 * said.width,
+        image_size=said.image_size,
+        patch_size=16,
+    )
     return ViTModel(config, add_pooling_layer=False)
 
 
 def recipe_of(said: Any) -> Recipe:
     """What a step of it is."""
     half = said.batch_size // 2
-    return dataclasses.replace(
-        tiny(), name="throughput", text=None, dtype="float32", image_size=said.image_size, frozen_stages=0,
-        hidden_size=said.hidden_size, queries_per_step=half, documents_per_step=said.batch_size - half, query_views=0,
-        document_views=0, sample_rate=said.sample_rate, head_optimizer="rowwise_adagrad", vision_feature_stage=None,
-        mixed_precision=said.mixed_precision, steps=10_000,
-    )  # fmt: skip
+    return tiny().with_changes(
+        {
+            "name": "throughput",
+            "text.encoder": None,
+            "model.dtype": "float32",
+            "model.image_size": said.image_size,
+            "model.frozen_stages": 0,
+            "model.hidden_size": said.hidden_size,
+            "image.queries_per_step": half,
+            "image.documents_per_step": said.batch_size - half,
+            "image.query_views": 0,
+            "image.document_views": 0,
+            "head.sample_rate": said.sample_rate,
+            "head.optimizer": "rowwise_adagrad",
+            "model.vision_feature_stage": None,
+            "model.mixed_precision": said.mixed_precision,
+            "image.steps": 10_000,
+        }
+    )
 
 
 def image_side(said: Any, accelerator: Accelerator) -> ImageSide:
@@ -62,13 +79,20 @@ def image_side(said: Any, accelerator: Accelerator) -> ImageSide:
     recipe, rng = recipe_of(said), np.random.default_rng(said.seed)
     torch.manual_seed(said.seed)
     model = OclearModel.from_encoders(vision(said), hidden_size=said.hidden_size, num_attention_heads=1)
-    encoders = EncoderPair(model, frozen_stages=0, mixed_precision=recipe.mixed_precision).to(accelerator.device).eval()
+    encoders = (
+        EncoderPair(model, frozen_stages=0, mixed_precision=recipe.model.mixed_precision).to(accelerator.device).eval()
+    )
     optimizer = torch.optim.AdamW(parameter_groups(encoders, recipe))
     encoders, optimizer = accelerator.prepare(encoders, optimizer)
     shard = ClassShard(
-        said.classes, said.hidden_size, dtype=torch.float32, weight_decay=0.02, device=accelerator.device,
-        optimizer=recipe.head_optimizer, seed=said.seed,
-    )  # fmt: skip
+        said.classes,
+        said.hidden_size,
+        dtype=torch.float32,
+        weight_decay=0.02,
+        device=accelerator.device,
+        optimizer=recipe.head.optimizer,
+        seed=said.seed,
+    )
     shard.weight.normal_(std=said.hidden_size**-0.5)
     pixels = rng.normal(size=(PICTURES, 1, 3, said.image_size, said.image_size)).astype(np.float16)
     rows = (np.arange(PICTURES), rng.integers(0, said.classes, PICTURES), np.ones(PICTURES))
@@ -79,9 +103,9 @@ def image_side(said: Any, accelerator: Accelerator) -> ImageSide:
 def encoder_step(side: ImageSide, step: int) -> None:
     """Forward, backward and update of the encoders alone, on a loss that costs nothing."""
     recipe, like = side.recipe, side.shard.like
-    count = recipe.queries_per_step, recipe.documents_per_step
+    count = recipe.image.queries_per_step, recipe.image.documents_per_step
     pixels = [torch.from_numpy(side.query_inputs[np.arange(n) % PICTURES, 0]).to(like) for n in count]
-    ones = [like.new_ones(n, recipe.hidden_size) for n in count]
+    ones = [like.new_ones(n, recipe.model.hidden_size) for n in count]
     side.accelerator.backward(sum(part.sum() for part in side.encoders(*pixels, *ones)))
     side.optimizer.step()
     side.optimizer.zero_grad()
@@ -90,14 +114,20 @@ def encoder_step(side: ImageSide, step: int) -> None:
 def head_step(side: ImageSide, step: int) -> None:
     """Draw, gather, loss, backward and update of the class weights alone, on random embeddings."""
     recipe, like = side.recipe, side.shard.like
-    count = recipe.queries_per_step + recipe.documents_per_step
+    count = recipe.image.queries_per_step + recipe.image.documents_per_step
     labels_B = torch.from_numpy(np.random.default_rng([side.seed, step]).integers(0, side.shard.num_classes, count))
     drawn = sample_classes(
-        side.shard.num_classes, positives=labels_B.unique(), rate=recipe.sample_rate, seed=side.seed, step=step,
+        side.shard.num_classes,
+        positives=labels_B.unique(),
+        rate=recipe.head.sample_rate,
+        seed=side.seed,
+        step=step,
         class_range=(side.shard.start, side.shard.end),
-    )  # fmt: skip
+    )
     gathered = side.shard.gather(drawn.class_ids, drawn.log_correction)
-    embeds_BD = torch.nn.functional.normalize(torch.randn(count, recipe.hidden_size).to(like), dim=1).requires_grad_()
+    embeds_BD = torch.nn.functional.normalize(
+        torch.randn(count, recipe.model.hidden_size).to(like), dim=1
+    ).requires_grad_()
     _global_loss(embeds_BD, labels_B.to(like.device), gathered, recipe).backward()
     side.shard.update(gathered, learning_rate=1e-3, max_grad_norm=None)
 
@@ -125,9 +155,16 @@ def measured(said: Any) -> dict[str, Any]:
     pixels = torch.zeros(2, 3, said.image_size, said.image_size)
     cost = measure(vision(said), {"pixel_values": pixels})
     run = Run(
-        classes=said.classes, hidden_size=said.hidden_size, vision=cost, text=None, gpus=1, gpu=GPUS["h200"],
-        batch_size=said.batch_size, sample_rate=said.sample_rate, head_dtype="float32",
-    )  # fmt: skip
+        classes=said.classes,
+        hidden_size=said.hidden_size,
+        vision=cost,
+        text=None,
+        gpus=1,
+        gpu=GPUS["h200"],
+        batch_size=said.batch_size,
+        sample_rate=said.sample_rate,
+        head_dtype="float32",
+    )
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "sizes": {name: getattr(said, name) for name in ("batch_size", "hidden_size", "classes", "sample_rate")},

@@ -1,6 +1,5 @@
 """An adapter and its base go to two repositories, and whoever loads the adapter there has the merged model."""
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from tests.support.loopback_hub import loopback_hub
 from train.encoders.backbones import build_model, with_image_weights
 from train.encoders.lora import add_adapters, export_adapter
 from train.encoders.pair import EncoderPair
-from train.recipes.recipe import recipe_by_name
+from train.recipes.registry import recipe_by_name
 
 # peft 0.21 reads this attribute of transformers 5.23 under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -41,9 +40,9 @@ EMBED = (
 
 def write_adapter_run(run: Path) -> Path:
     """A run folder with a trained-looking adapter on the image encoder, its base and the merged model."""
-    recipe = dataclasses.replace(recipe_by_name("tiny"), vision_lora_rank=2)
+    recipe = recipe_by_name("tiny").with_changes({"image.lora.rank": 2})
     base, processor = build_model(recipe, seed=0)
-    encoders = EncoderPair(build_model(recipe, seed=0)[0], frozen_stages=recipe.frozen_stages)
+    encoders = EncoderPair(build_model(recipe, seed=0)[0], frozen_stages=recipe.model.frozen_stages)
     add_adapters(encoders.get_submodule("vision"), recipe, seed=0)
     torch.manual_seed(0)
     weights = {

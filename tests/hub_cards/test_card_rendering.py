@@ -71,8 +71,8 @@ def test_every_number_of_the_results_follows_its_file(run: Path) -> None:
 )
 def test_a_model_of_several_members_says_so(run: Path, steps: int, said: str) -> None:
     assert "times from one start" not in render_run(run)[0].read_text()
-    edit_json(run / "recipe.json", "num_members", 3)
-    edit_json(run / "recipe.json", "distil_steps", steps)
+    edit_json(run / "recipe.json", "ensemble.num_members", 3)
+    edit_json(run / "recipe.json", "ensemble.distil_steps", steps)
     text = render_run(run)[0].read_text()
     assert "It learned 3 times from one start" in text
     assert said in text
@@ -90,7 +90,7 @@ NEEDED += [
 NEEDED += [("metrics.json", f"governance.{key}") for key in ("rows_in", "kept_share", "category_pair_f1")]
 NEEDED += [("metrics.json", "data.simulated"), ("ledger.json", "policy"), ("ledger.json", "stages")]
 NEEDED += [("hub/config.json", key) for key in ("hidden_size", "text_strength", "num_concepts")]
-NEEDED += [("recipe.json", "vision")]
+NEEDED += [("recipe.json", "model.vision")]
 
 
 @pytest.mark.parametrize(("name", "key"), NEEDED)
@@ -192,7 +192,7 @@ def test_the_run_shows_its_time_and_the_strengths_that_were_tried(run: Path) -> 
 
 def test_a_model_without_text_is_described_without_it(run: Path) -> None:
     edit_json(run / "hub" / "config.json", "text_config")
-    edit_json(run / "recipe.json", "text")
+    edit_json(run / "recipe.json", "text.encoder")
     text = render_run(run)[0].read_text()
     assert "trained without a text encoder" in text
     assert "Strength of text" not in text
@@ -203,7 +203,7 @@ def test_frozen_features_have_no_curve(run: Path) -> None:
     (run / "train.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"train\.jsonl is empty"):
         render_run(run)
-    edit_json(run / "recipe.json", "steps", 0)
+    edit_json(run / "recipe.json", "image.steps", 0)
     assert "No step was trained" in render_run(run)[0].read_text()
 
 

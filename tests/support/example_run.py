@@ -63,7 +63,14 @@ CONFIG = {
     "auto_map": {"AutoConfig": "configuration_oclear.OclearConfig", "AutoModel": "modeling_oclear.OclearModel"},
 }
 FILES: dict[str, Any] = {
-    "recipe.json": {"name": "emoji", "vision": "efficientnet_lite0", "text": "minilm", "steps": 2, "scale": 32.0},
+    "recipe.json": {
+        "name": "emoji",
+        "model": {"vision": "efficientnet_lite0"},
+        "image": {"steps": 2},
+        "head": {"loss": {"kind": "softmax", "scale": 32.0}},
+        "text": {"encoder": "minilm"},
+        "ensemble": {"num_members": 1, "distil_steps": 0},
+    },
     "training.json": {
         "recipe": "emoji",
         "seed": 0,

@@ -1,7 +1,7 @@
 """An image side on made features, without images: what the tests of one process train on."""
 
-import dataclasses
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,25 @@ from accelerate import Accelerator
 from modeling_oclear import EfficientNetLiteConfig, EfficientNetLiteModel, OclearModel
 from train.image_stage.loop import ImageResult, train_image_side
 from train.inputs.samples import GovernedSamples, Labels
-from train.recipes.recipe import Recipe, recipe_by_name
+from train.recipes.recipe import Recipe
+from train.recipes.registry import recipe_by_name
 
 CATEGORIES, WIDTH, CELLS = 7, 5, 3
 TRAINED = (0, 1, 2, 4, 6)
 
 
-def small_recipe(**changes: Any) -> Recipe:
+def small_recipe(changes: Mapping[str, Any] | None = None) -> Recipe:
     """The tiny recipe, smaller still."""
-    base = dataclasses.replace(
-        recipe_by_name("tiny"), text=None, hidden_size=6, frozen_stages=1, steps=12, checkpoint_every=5
+    base = recipe_by_name("tiny").with_changes(
+        {
+            "text.encoder": None,
+            "model.hidden_size": 6,
+            "model.frozen_stages": 1,
+            "image.steps": 12,
+            "image.checkpoint_every": 5,
+        }
     )
-    return dataclasses.replace(base, **changes)
+    return base.with_changes(changes or {})
 
 
 def small_model(recipe: Recipe) -> Any:
@@ -41,7 +48,7 @@ def small_model(recipe: Recipe) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return OclearModel.from_encoders(
-            EfficientNetLiteModel(config), hidden_size=recipe.hidden_size, num_attention_heads=1
+            EfficientNetLiteModel(config), hidden_size=recipe.model.hidden_size, num_attention_heads=1
         ).eval()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from train.command import argument_parser, read_options
-from train.recipes.recipe import RECIPES
+from train.recipes.registry import RECIPES
 
 
 def test_the_flags_are_frozen() -> None:

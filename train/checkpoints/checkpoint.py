@@ -11,7 +11,7 @@ torch's reader unpickles its metadata: resume from folders of your own only.
 
 import contextlib
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ from train.class_weights.shard import ClassShard
 from train.image_stage.class_table import ClassTable
 from train.image_stage.step import ImageSide
 from train.parallel.collectives import barrier, on_main
-from train.recipes.recipe import Recipe, difference
+from train.recipes.flat import is_flat, recipe_from_flat
+from train.recipes.recipe import difference, recipe_from_json
 
 CLASSES_FILE = "classes.parquet"
 DEFAULT_KEEP = 2
@@ -119,14 +120,18 @@ def same_categories(path: Path, identity: dict[str, Any]) -> bool:
 
 
 def check_identity(
-    path: Path, identity: dict[str, Any], *, ignored: Collection[str] = (), other_categories: bool = False
+    path: Path,
+    identity: dict[str, Any],
+    *,
+    compared: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    other_categories: bool = False,
 ) -> int:
     """Number of steps done in the checkpoint, once it is the same run.
 
     Args:
         identity: {"recipe": fields, "model": digests, "categories": fingerprint and counts, "seed": int}. What an older
             version did not write of model and recipe counts as equal, or as today's default.
-        ignored: fields that may differ. other_categories: the governed data may differ, too.
+        compared: the part of a recipe that must be equal. other_categories: the governed data may differ, too.
 
     Raises:
         ValueError: naming every field that differs.
@@ -135,9 +140,7 @@ def check_identity(
     for part, ours in identity.items():
         theirs = state.get(part, ours if part == "model" else None)
         if part == "recipe" and isinstance(theirs, dict):
-            theirs = {**Recipe(name="", vision="", text=None).to_json(), **theirs}
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            ours, theirs = ({key: said[key] for key in said if key not in ignored} for said in (ours, theirs))
+            ours, theirs = compared(ours), compared(_as_written_today(theirs))
         if ours == theirs or (other_categories and part == "categories"):
             continue
         said = difference(ours, theirs) if isinstance(ours, dict) and isinstance(theirs, dict) else f"{ours}, {theirs}"
@@ -146,6 +149,14 @@ def check_identity(
             "started with, or give another --out"
         )
     return int(state["step"])
+
+
+def _as_written_today(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of an earlier version in today's form, what it lacks at its default; as it is where that fails."""
+    try:
+        return (recipe_from_flat(recipe) if is_flat(recipe) else recipe_from_json(recipe)).to_json()
+    except ValueError:
+        return recipe
 
 
 def load_checkpoint(side: ImageSide, path: Path, *, with_classes: bool = True) -> None:

@@ -51,7 +51,7 @@ class Checkpointer:
         self.renamed: Future[None] | None = None
         self.partial = folder
         self.group: Any = None
-        if self.recipe.checkpoint_async:
+        if self.recipe.runtime.checkpoint_async:
             self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
             # The thread cannot use a guard that belongs to the main thread (see `without_group_warning`).
             warnings.filterwarnings("ignore", message=NO_GROUP)
@@ -59,9 +59,9 @@ class Checkpointer:
 
     def due(self, done: int, *, end: int) -> bool:
         """Whether a checkpoint is to be written now that `done` of `end` steps are done; equal on every rank."""
-        minutes = self.recipe.checkpoint_minutes
+        minutes = self.recipe.runtime.checkpoint_minutes
         old = minutes is not None and on_main(lambda: time.monotonic() - self.saved_at >= 60 * minutes)
-        return done == end or done % self.recipe.checkpoint_every == 0 or old
+        return done == end or done % self.recipe.image.checkpoint_every == 0 or old
 
     def save(self, done: int, *, figure: float | None = None) -> None:
         """Write the checkpoint of `done` steps; one of the same steps that is there already stays.
@@ -75,7 +75,7 @@ class Checkpointer:
         self.wait()
         if done == self.last:
             return
-        if self.recipe.checkpoint_async:
+        if self.recipe.runtime.checkpoint_async:
             self._begin(done, figure=figure)
         else:
             save_checkpoint(
@@ -85,7 +85,7 @@ class Checkpointer:
                 identity=self.identity,
                 classes=self.classes,
                 figure=figure,
-                keep=self.recipe.checkpoint_keep,
+                keep=self.recipe.runtime.checkpoint_keep,
             )
         if self.side.hard is not None:
             self.side.hard.renew()
@@ -127,7 +127,7 @@ class Checkpointer:
         """Put the checkpoint in its place once this rank's part, and so every rank's, is written."""
         if written.exception() is not None:  # is raised, and told, by `wait`
             return
-        finish(partial, state, self.classes, keep=self.recipe.checkpoint_keep)
+        finish(partial, state, self.classes, keep=self.recipe.runtime.checkpoint_keep)
 
 
 def _copied(blocks: dict[str, RowBlocks]) -> dict[str, RowBlocks]:

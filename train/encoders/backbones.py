@@ -27,21 +27,21 @@ def build_model(recipe: Recipe, *, seed: int) -> tuple[Any, Any]:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vision, mean, deviation = _vision(recipe.vision)
-        text, tokenizer = (None, None) if recipe.text is None else _text(recipe.text)
+        vision, mean, deviation = _vision(recipe.model.vision)
+        text, tokenizer = (None, None) if recipe.text.encoder is None else _text(recipe.text.encoder)
         model = OclearModel.from_encoders(
             vision,
             text,
-            hidden_size=recipe.hidden_size,
-            intermediate_size=recipe.hidden_size,
-            vision_feature_stage=recipe.vision_feature_stage,
+            hidden_size=recipe.model.hidden_size,
+            intermediate_size=recipe.model.hidden_size,
+            vision_feature_stage=recipe.model.vision_feature_stage,
             num_memory_slots=MEMORY_SLOTS,
         )
-    images = OclearImageProcessor(size=recipe.image_size, image_mean=mean, image_std=deviation)
+    images = OclearImageProcessor(size=recipe.model.image_size, image_mean=mean, image_std=deviation)
     processor = (
         OclearQueryProcessor(images)
         if tokenizer is None
-        else OclearProcessor(images, tokenizer, max_length=recipe.max_text_tokens)
+        else OclearProcessor(images, tokenizer, max_length=recipe.text.max_tokens)
     )
     return model.eval(), processor
 
@@ -58,7 +58,7 @@ def with_image_weights(recipe: Recipe, weights: dict[str, Tensor], *, seed: int)
     model, processor = build_model(recipe, seed=seed)
     for prefix, module in (("vision.", model.vision_model), ("image_head.", model.image_head)):
         mine = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        if mine and prefix == "vision." and recipe.vision_lora_rank:
+        if mine and prefix == "vision." and recipe.image.lora.rank:
             load_and_merge(module, mine, recipe, seed=seed)
         elif mine:
             module.load_state_dict(mine)

@@ -36,20 +36,20 @@ def adapter_layers(vision: nn.Module, recipe: Recipe) -> list[str]:
             backbone has neither query and value projections nor 1x1 convolutions.
     """
     frozen: tuple[str, ...] = ()
-    if recipe.frozen_stages:
-        frozen = ("stem.", *(f"stages.{stage}." for stage in range(recipe.frozen_stages)))
+    if recipe.model.frozen_stages:
+        frozen = ("stem.", *(f"stages.{stage}." for stage in range(recipe.model.frozen_stages)))
     layers: dict[str, nn.Module] = {
         name: module
         for name, module in vision.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d) and not name.startswith(frozen)
     }
-    if recipe.lora_targets is not None:
-        return _named(layers, recipe.lora_targets, type(vision).__name__)
+    if recipe.image.lora.targets is not None:
+        return _named(layers, recipe.image.lora.targets, type(vision).__name__)
     found = [name for name in layers if name.rpartition(".")[2] in ATTENTION]
     found = found or [name for name, module in layers.items() if _is_pointwise(module)]
     if not found:
         raise ValueError(
-            f"recipe.vision_lora_rank is {recipe.vision_lora_rank}, but the trained part of {type(vision).__name__} "
+            f"recipe.image.lora.rank is {recipe.image.lora.rank}, but the trained part of {type(vision).__name__} "
             "has neither query and value projections nor 1x1 convolutions; name its layers in lora_targets"
         )
     return found
@@ -65,15 +65,15 @@ def _named(layers: dict[str, nn.Module], targets: tuple[str, ...], model: str) -
         names = [name for name in layers if name == target or name.endswith(f".{target}")]
         if not names:
             raise ValueError(
-                f"recipe.lora_targets has {target!r}, which is the end of no trained layer's name in {model}; such "
-                f"layers are {', '.join(list(layers)[:4])}, ..."
+                f"recipe.image.lora.targets has {target!r}, which is the end of no trained layer's name in {model}; "
+                f"such layers are {', '.join(list(layers)[:4])}, ..."
             )
         found += names
     wide = [name for name in found if isinstance(layers[name], nn.Conv2d) and not _is_pointwise(layers[name])]
     if wide:
         raise ValueError(
-            f"recipe.lora_targets takes in {wide[0]}, a convolution over more than one cell or by groups; name linear "
-            "layers and 1x1 convolutions"
+            f"recipe.image.lora.targets takes in {wide[0]}, a convolution over more than one patch or by groups; name "
+            "linear layers and 1x1 convolutions"
         )
     return list(dict.fromkeys(found))
 
@@ -92,7 +92,7 @@ def text_layers(text: nn.Module) -> list[str]:
     if not found:
         raise ValueError(
             f"the recipe adapts the text encoder, but {type(text).__name__} has no layer called "
-            f"{', '.join(ATTENTION)}; set text_lora_rank to 0 and text_layers_tuned to false, or take another encoder"
+            f"{', '.join(ATTENTION)}; set text.lora.rank to 0 and text.tune_layers to false, or take another encoder"
         )
     return found
 
@@ -108,7 +108,7 @@ def add_adapters(vision: nn.Module, recipe: Recipe, *, seed: int) -> Any:
     Raises:
         ValueError: see `adapter_layers`.
     """
-    return _add(vision, adapter_layers(vision, recipe), recipe.vision_lora_rank, recipe, seed=seed)
+    return _add(vision, adapter_layers(vision, recipe), recipe.image.lora.rank, recipe, seed=seed)
 
 
 def add_text_adapters(text: nn.Module, recipe: Recipe, *, seed: int) -> Any:
@@ -117,7 +117,7 @@ def add_text_adapters(text: nn.Module, recipe: Recipe, *, seed: int) -> Any:
     Raises:
         ValueError: see `text_layers`.
     """
-    return _add(text, text_layers(text), recipe.text_lora_rank, recipe, seed=seed)
+    return _add(text, text_layers(text), recipe.text.lora.rank, recipe, seed=seed)
 
 
 def _add(encoder: nn.Module, layers: list[str], rank: int, recipe: Recipe, *, seed: int) -> Any:
@@ -130,7 +130,7 @@ def _add(encoder: nn.Module, layers: list[str], rank: int, recipe: Recipe, *, se
 
 
 def _alpha(recipe: Recipe, rank: int) -> Any:  # peft says int, and takes any number
-    return rank if recipe.lora_alpha is None else recipe.lora_alpha
+    return rank if recipe.image.lora.alpha is None else recipe.image.lora.alpha
 
 
 def load_and_merge(vision: nn.Module, weights: dict[str, Tensor], recipe: Recipe, *, seed: int) -> None:
@@ -159,9 +159,9 @@ def trained_and_all(module: nn.Module) -> tuple[int, int]:
 
 def is_adapter_alone(recipe: Recipe) -> bool:
     """Whether adapters, image head and fusion are all that a run of the recipe changes."""
-    image_is_fixed = recipe.vision_lora_rank > 0 or recipe.frozen_stages is None
-    has_adapters = recipe.vision_lora_rank > 0 or recipe.text_lora_rank > 0
-    return has_adapters and image_is_fixed and not recipe.text_layers_tuned
+    image_is_fixed = recipe.image.lora.rank > 0 or recipe.model.frozen_stages is None
+    has_adapters = recipe.image.lora.rank > 0 or recipe.text.lora.rank > 0
+    return has_adapters and image_is_fixed and not recipe.text.tune_layers
 
 
 def export_adapter(
@@ -222,11 +222,11 @@ def _save_adapter(adapted: Any, folder: Path) -> None:
 def _published_layers(base: Any, recipe: Recipe) -> dict[str, int]:
     """Rank of the adapter on each layer, by its name in the whole model."""
     layers: dict[str, int] = {}
-    if recipe.vision_lora_rank:
+    if recipe.image.lora.rank:
         found = adapter_layers(base.vision_model, recipe)
-        layers |= {f"vision_model.{name}": recipe.vision_lora_rank for name in found}
-    if recipe.text_lora_rank:
-        layers |= {f"text_model.{name}": recipe.text_lora_rank for name in text_layers(base.text_model)}
+        layers |= {f"vision_model.{name}": recipe.image.lora.rank for name in found}
+    if recipe.text.lora.rank:
+        layers |= {f"text_model.{name}": recipe.text.lora.rank for name in text_layers(base.text_model)}
     return layers
 
 

@@ -16,8 +16,8 @@ from train.recipes.recipe import Recipe
 def parameter_groups(encoders: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """AdamW groups: backbone and head each with its learning rate; vectors (norms, biases) without decay.
 
-    With `recipe.layer_decay` d the backbone's groups are one pair per layer: rate x d ** (layers above it that the
-    network has), so that the topmost layer learns at `encoder_learning_rate`.
+    With `recipe.image.layer_decay` d the backbone's groups are one pair per layer: rate x d ** (layers above it), so
+    that the topmost layer learns at `encoder_learning_rate`.
 
     Raises:
         ValueError: layer_decay on a backbone without a list of layers.
@@ -25,11 +25,16 @@ def parameter_groups(encoders: nn.Module, recipe: Recipe) -> list[dict[str, Any]
     groups = []
     named = [(name, value) for name, value in encoders.named_parameters() if value.requires_grad]
     above = _layers_above(encoders, recipe)
-    for prefix, rate in (("vision.", recipe.encoder_learning_rate), ("image_head.", recipe.head_learning_rate)):
+    for prefix, rate in (
+        ("vision.", recipe.image.encoder_learning_rate),
+        ("image_head.", recipe.image.projection_learning_rate),
+    ):
         mine = [(name, value) for name, value in named if name.startswith(prefix)]
         for depth in sorted({above.get(name, 0) for name, _ in mine}):
             layer = [value for name, value in mine if above.get(name, 0) == depth]
-            groups += _decayed_and_not(layer, rate * (recipe.layer_decay or 1.0) ** depth, recipe.weight_decay)
+            groups += _decayed_and_not(
+                layer, rate * (recipe.image.layer_decay or 1.0) ** depth, recipe.image.weight_decay
+            )
     return groups
 
 
@@ -44,7 +49,7 @@ def _decayed_and_not(values: Sequence[Tensor], rate: float, weight_decay: float)
 
 def _layers_above(encoders: nn.Module, recipe: Recipe) -> dict[str, int]:
     """By name of a backbone parameter, how many layers of the network lie above its own; empty without layer_decay."""
-    if recipe.layer_decay is None:
+    if recipe.image.layer_decay is None:
         return {}
     vision: Any = encoders.get_submodule("vision")
     order = layer_order(vision)
@@ -64,8 +69,8 @@ def layer_order(vision: nn.Module) -> dict[str, int]:
     lists = [name for name, module in vision.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
     if not lists:
         raise ValueError(
-            f"recipe.layer_decay needs a backbone with a list of layers, which {type(vision).__name__} does not have; "
-            "use null, one rate for the whole backbone"
+            f"recipe.image.layer_decay needs a backbone with a list of layers, which {type(vision).__name__} does not "
+            "have; use null, one rate for the whole backbone"
         )
     layers: Any = vision.get_submodule(lists[0])
     order, behind = {}, 0

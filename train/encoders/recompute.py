@@ -27,8 +27,8 @@ def recompute_blocks(vision: nn.Module) -> int:
     trained = [block for block in blocks if any(value.requires_grad for value in block.parameters())]
     if not trained:
         raise ValueError(
-            f"recipe.activation_checkpointing is on, but {type(vision).__name__} has {len(blocks)} blocks that can be "
-            "computed again and trains none of them; turn it off"
+            f"recipe.runtime.activation_checkpointing is on, but {type(vision).__name__} has {len(blocks)} blocks that "
+            "can be computed again and trains none of them; turn it off"
         )
     for block in trained:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)

@@ -16,7 +16,6 @@ frozen stages.
 Letters: B batch, D width.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,14 +51,14 @@ def distil(
         ValueError: the loss is not finite.
     """
     student.requires_grad_(False)
-    groups = [_opened(student.image_head, recipe.head_learning_rate)]
+    groups = [_opened(student.image_head, recipe.image.projection_learning_rate)]
     if student.vision is not None:
-        groups.append(_opened(_trained_part(student), recipe.distil_learning_rate))
+        groups.append(_opened(_trained_part(student), recipe.ensemble.distil_learning_rate))
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     losses = []
-    for step in tqdm(range(recipe.distil_steps), desc="distillation", unit="step"):
+    for step in tqdm(range(recipe.ensemble.distil_steps), desc="distillation", unit="step"):
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * schedule(step, steps=recipe.distil_steps)
+            group["lr"] = group["initial_lr"] * schedule(step, steps=recipe.ensemble.distil_steps)
         mixed = {side: _mixed(seen, side, student, recipe=recipe, key=(seed, step)) for side in ("query", "document")}
         loss = distil_loss(student, teachers, mixed)
         losses.append(float(loss.detach()))
@@ -73,8 +72,8 @@ def distil(
 
 def cut_short(recipe: Recipe, max_steps: int | None) -> Recipe:
     """The recipe with at most `max_steps` of distillation: a run that is cut short has a student that is too."""
-    steps = recipe.distil_steps if max_steps is None else min(max_steps, recipe.distil_steps)
-    return dataclasses.replace(recipe, distil_steps=steps)
+    steps = recipe.ensemble.distil_steps if max_steps is None else min(max_steps, recipe.ensemble.distil_steps)
+    return recipe.with_changes({"ensemble.distil_steps": steps})
 
 
 def schedule(step: int, *, steps: int) -> float:
@@ -99,7 +98,7 @@ def distil_loss(student: EncoderPair, teachers: Sequence[EncoderPair], mixed: di
 
 def _mixed(seen: DistilRows, side: str, student: EncoderPair, *, recipe: Recipe, key: tuple[int, int]) -> Tensor:
     """(B, ...) inputs of one side, each mixed with another of the batch."""
-    count = recipe.queries_per_step if side == "query" else recipe.documents_per_step
+    count = recipe.image.queries_per_step if side == "query" else recipe.image.documents_per_step
     rng = np.random.default_rng([key[0], _DISTIL, key[1], int(side == "query")])
     rows = rng.choice(seen.rows[side], count)
     views = rng.integers(0, seen.inputs[side].shape[1], count)

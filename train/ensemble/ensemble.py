@@ -7,7 +7,6 @@ and learns to answer as they do together (distil.py). A finished student is kept
 that a resumed run, or one that takes the image side over, does not train it again.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -29,7 +28,7 @@ from train.ensemble.soup import mean_weights, member_folder, soup_recipe
 from train.image_stage.loop import ImageResult, train_image_side, trained_rows
 from train.inputs.samples import GovernedSamples
 from train.parallel.collectives import on_main, rank
-from train.recipes.recipe import MACHINE_FIELDS, TEXT_FIELDS, Recipe
+from train.recipes.recipe import Recipe, image_stage_settings
 
 STUDENT = "student.safetensors"
 
@@ -60,23 +59,23 @@ def train_members(
         ValueError: see `train_image_side` and `distil`.
     """
     members = []
-    for member in range(recipe.num_members):
+    for member in range(recipe.ensemble.num_members):
         if member:
             accelerator.free_memory()
             model, _ = build_model(recipe, seed=seed)
             on_main(functools.partial(member_folder(folder, member).mkdir, parents=True, exist_ok=True))
-        if recipe.num_members > 1 and rank() == 0:
-            print(f"member {member + 1} of {recipe.num_members}", flush=True)
+        if recipe.ensemble.num_members > 1 and rank() == 0:
+            print(f"member {member + 1} of {recipe.ensemble.num_members}", flush=True)
         given |= {"recipe": recipe, "accelerator": accelerator, "seed": seed, "member": member}
         given |= {"folder": member_folder(folder, member), "trained": trained and member_folder(trained, member)}
         members.append(train_image_side(model, cache, samples, **given))
-    if recipe.num_members == 1:
+    if recipe.ensemble.num_members == 1:
         return members[0]
     weights: dict[str, Tensor] = {}
     if rank() == 0:
         states = [one.weights for one in members]
         weights = mean_weights(states, recipe)
-        if recipe.distil_steps:
+        if recipe.ensemble.distil_steps:
             short = cut_short(recipe, given.get("max_steps"))
             weights = _student(states, weights, cache, samples, recipe=short, seed=seed, homes=(folder, trained))
     class_weights = _mean_rows([one.class_weights for one in members])
@@ -87,8 +86,8 @@ def train_members(
 
 def recipe_of_weights(recipe: Recipe) -> Recipe:
     """How the weights of the result load: a student has no adapters, a soup those of all members."""
-    if recipe.num_members > 1 and recipe.distil_steps:
-        return dataclasses.replace(recipe, vision_lora_rank=0, lora_targets=None)
+    if recipe.ensemble.num_members > 1 and recipe.ensemble.distil_steps:
+        return recipe.with_changes({"image.lora.rank": 0, "image.lora.targets": None})
     return soup_recipe(recipe)
 
 
@@ -116,7 +115,7 @@ def _student(
 
     def pair(weights: dict[str, Tensor], loads: Recipe) -> EncoderPair:
         model, _ = with_image_weights(loads, weights, seed=seed)
-        return EncoderPair(model, frozen_stages=recipe.frozen_stages).eval()
+        return EncoderPair(model, frozen_stages=recipe.model.frozen_stages).eval()
 
     teachers = [pair(state, recipe).requires_grad_(False) for state in states]
     student = pair(soup, soup_recipe(recipe))
@@ -130,7 +129,7 @@ def _student(
 
 def _key(states: list[dict[str, Tensor]], recipe: Recipe, *, seed: int) -> str:
     """What a student depends on."""
-    ours = {name: value for name, value in recipe.to_json().items() if name not in (*TEXT_FIELDS, *MACHINE_FIELDS)}
+    ours = image_stage_settings(recipe.to_json())
     digest = hashlib.sha256(json.dumps([ours, seed], sort_keys=True).encode())
     for state in states:
         for _, value in sorted(state.items()):

@@ -7,7 +7,6 @@ Adapters: the mean of W + s B_m A_m over M members is W + s [B_1 ... B_M] / M [A
 the rank hold it exactly. With `lora_alpha` the factor s is alpha / rank, which has the 1 / M already; without, s is 1.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def mean_weights(members: Sequence[dict[str, Tensor]], recipe: Recipe) -> dict[s
     """
     if len(members) == 1:
         return members[0]
-    share = 1 / len(members) if recipe.lora_alpha is None else 1.0
+    share = 1 / len(members) if recipe.image.lora.alpha is None else 1.0
     return {name: _mean(name, [state[name] for state in members], share) for name in members[0]}
 
 
@@ -56,4 +55,4 @@ def _mean(name: str, values: list[Tensor], share: float) -> Tensor:
 
 def soup_recipe(recipe: Recipe) -> Recipe:
     """The recipe with adapters as the soup has them: their ranks add up."""
-    return dataclasses.replace(recipe, vision_lora_rank=recipe.vision_lora_rank * recipe.num_members)
+    return recipe.with_changes({"image.lora.rank": recipe.image.lora.rank * recipe.ensemble.num_members})

@@ -71,8 +71,8 @@ class HeldOut:
         able = np.isin(labels.query[held], labels.document[documents])
         if not able.any():
             raise ValueError(
-                "recipe.evaluate_every is set, but no query of split 'validation' has a document with an image; govern "
-                "with a larger validation_share, or set evaluate_every to null"
+                "recipe.image.evaluate_every is set, but no query of split 'validation' has a document with an image; "
+                "govern with a larger validation_share, or set evaluate_every to null"
             )
         rows = held[able]
         return cls(rows, labels.query[rows], documents, labels.document[documents], int((~able).sum()))
@@ -118,7 +118,7 @@ def embed_on_all_ranks(side: ImageSide, rows: np.ndarray, *, name: str) -> Tenso
     share = -(-len(rows) // world_size())
     places = np.minimum(rank() * share + np.arange(share), len(rows) - 1)
     inputs = {"query": side.query_inputs, "document": side.document_inputs}
-    embed = while_running(side.encoders, inputs, like=side.shard.like, width=side.recipe.hidden_size)
+    embed = while_running(side.encoders, inputs, like=side.shard.like, width=side.recipe.model.hidden_size)
     local_RD = torch.cat([embeds_BD for _, embeds_BD in embed(name, rows[places])])
     return gather_rows(local_RD.contiguous(), [share] * world_size())[: len(rows)]
 
@@ -213,7 +213,7 @@ class Evaluator:
 
     def __init__(self, side: ImageSide, samples: GovernedSamples, *, folder: Path, start: int) -> None:
         self.side, self.path = side, folder / EVALUATION_FILE
-        self.every, self.patience = side.recipe.evaluate_every, side.recipe.early_stopping
+        self.every, self.patience = side.recipe.image.evaluate_every, side.recipe.image.early_stopping
         self.lines: list[dict[str, Any]] = []
         if self.every is not None:
             self.held_out = on_main(lambda: HeldOut.of(samples))
@@ -239,7 +239,7 @@ class Evaluator:
         Returns:
             The figure that decides, larger is better; None where there was no evaluation.
         """
-        if self.every is None or (done % self.every and done != self.side.recipe.steps):
+        if self.every is None or (done % self.every and done != self.side.recipe.image.steps):
             return None
         begun = time.perf_counter()
         held = self.held_out

@@ -42,7 +42,7 @@ from train.parallel.collectives import on_main, rank, world_size
 from train.parallel.watchdog import Watchdog
 from train.publish.hub_head import is_head_published
 from train.publish.journal import Journal
-from train.recipes.recipe import MACHINE_FIELDS, TEXT_FIELDS, Recipe
+from train.recipes.recipe import Recipe, SoftmaxLoss, image_stage_settings, learned_settings
 
 TORCH_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -128,16 +128,16 @@ def train_image_side(
     classes = class_table(samples)
     checkpointer = Checkpointer(side, checkpoints, identity=identity, classes=classes)
     start = _resume(side, checkpoints, identity, samples) if resume else 0
-    end = min(max_steps or recipe.steps, recipe.steps)
+    end = min(max_steps or recipe.image.steps, recipe.image.steps)
     if trained is not None:
         start = end = _take_over(side, trained, identity, steps=end)
     evaluator = Evaluator(side, samples, folder=folder, start=start)
     begun = time.perf_counter()
     done = _run_steps(side, checkpointer, evaluator, folder=folder, steps=(start, end), when_saved=when_saved)
     seconds = time.perf_counter() - begun
-    if recipe.export_best:
+    if recipe.image.export_best:
         load_best(side, trained or folder, done=done)
-    if recipe.publish_prototypes:
+    if recipe.runtime.publish_prototypes:
         export_prototypes(folder / "prototypes", side.shard, _class_lines(samples, classes))
     return ImageResult(
         weights=_weights(side),
@@ -159,7 +159,7 @@ def _run_steps(
 ) -> int:
     """Train from the first of `steps` to before the last, or until nothing gets better; the number of steps done."""
     (start, end), recipe = steps, side.recipe
-    done, rows = start, recipe.queries_per_step + recipe.documents_per_step
+    done, rows = start, recipe.image.queries_per_step + recipe.image.documents_per_step
     journal = Journal(side.accelerator, folder, steps=end, start=start, rows_per_step=rows)
     with journal, Watchdog(folder) as watchdog:
         for step in range(start, end):
@@ -170,7 +170,7 @@ def _run_steps(
             done = step + 1
             figure = evaluator.after(done)
             last = done if evaluator.should_stop else end
-            if checkpointer.due(done, end=last) or (recipe.export_best and evaluator.is_best(done)):
+            if checkpointer.due(done, end=last) or (recipe.image.export_best and evaluator.is_best(done)):
                 checkpointer.save(done, figure=figure)
                 when_saved()
         checkpointer.wait()
@@ -193,17 +193,21 @@ def _class_lines(samples: GovernedSamples, classes: ClassTable) -> Iterator[dict
 
 def class_shard(recipe: Recipe, *, num_classes: int, device: torch.device, folder: Path, seed: int) -> ClassShard:
     """The rows of this rank, at zero, where and how the recipe says."""
-    place = folder / "class_rows" if recipe.head_storage_folder is None else Path(recipe.head_storage_folder)
+    place = (
+        folder / "class_rows"
+        if recipe.runtime.head_storage_folder is None
+        else Path(recipe.runtime.head_storage_folder)
+    )
     return ClassShard(
         num_classes,
-        recipe.hidden_size,
-        dtype=TORCH_DTYPES[recipe.head_dtype or recipe.dtype],
-        weight_decay=recipe.weight_decay,
+        recipe.model.hidden_size,
+        dtype=TORCH_DTYPES[recipe.head.dtype or recipe.model.dtype],
+        weight_decay=recipe.image.weight_decay,
         device=device,
-        optimizer=recipe.head_optimizer,
-        momentum=recipe.head_momentum,
-        storage=ClassStorage(recipe.head_storage, device=device, folder=place, part=rank()),
-        sub_centres=recipe.sub_centres,
+        optimizer=recipe.head.optimizer,
+        momentum=recipe.head.momentum,
+        storage=ClassStorage(recipe.runtime.head_storage, device=device, folder=place, part=rank()),
+        sub_centres=recipe.head.sub_centres,
         seed=seed,
     )
 
@@ -224,17 +228,21 @@ def _prepare(
     rows = trained_rows(samples)
     inputs = {"query": cache.query_inputs, "document": cache.document_inputs}
     encoders = _encoders(model, recipe, accelerator, seed=seed)
+    smooths = isinstance(recipe.head.loss, SoftmaxLoss) and recipe.head.loss.label_smoothing > 0
     start_image_head(
-        encoders, inputs=inputs, rows={name: part.rows for name, part in rows.items()}, projection=recipe.projection
+        encoders,
+        inputs=inputs,
+        rows={name: part.rows for name, part in rows.items()},
+        projection=recipe.image.projection,
     )
     shard = class_shard(recipe, num_classes=len(samples.classes), device=accelerator.device, folder=folder, seed=seed)
     shard.check_rows()
-    first = {name: first_rows(part, most=recipe.start_rows) for name, part in rows.items()}
+    first = {name: first_rows(part, most=recipe.head.start_rows) for name, part in rows.items()}
     start_from_means(shard, at_start(encoders, inputs), first)
     optimizer = torch.optim.AdamW(parameter_groups(encoders, recipe))
-    if recipe.activation_checkpointing:
+    if recipe.runtime.activation_checkpointing:
         recompute_blocks(model.vision_model)
-    if recipe.compile:
+    if recipe.runtime.compile:
         encoders.compile()  # in place: no wrapper, so names in checkpoints stay what they are
     prepared, optimizer = accelerator.prepare(encoders, optimizer)
     prepared.eval()
@@ -249,8 +257,8 @@ def _prepare(
         recipe=recipe,
         seed=draws,
         hard=_hard_classes(recipe, shard, samples, seed=draws),
-        leaf_N=leaf_ids(samples.class_leaves) if recipe.label_smoothing else None,
-        average=None if recipe.ema_decay is None else WeightAverage(prepared, decay=recipe.ema_decay),
+        leaf_N=leaf_ids(samples.class_leaves) if smooths else None,
+        average=None if recipe.image.ema_decay is None else WeightAverage(prepared, decay=recipe.image.ema_decay),
     )
 
 
@@ -258,43 +266,45 @@ def _sampler(rows: dict[str, SideRowsOfClass], recipe: Recipe) -> StepSampler:
     return StepSampler(
         rows["query"].as_tuple(),
         rows["document"].as_tuple(),
-        query_views=recipe.query_views,
-        document_views=recipe.document_views,
-        balance=recipe.class_balance,
+        query_views=recipe.image.query_views,
+        document_views=recipe.image.document_views,
+        balance=recipe.image.class_balance,
     )
 
 
 def _encoders(model: Any, recipe: Recipe, accelerator: Accelerator, *, seed: int) -> EncoderPair:
     """The pair on its device, with adapters where the recipe asks for them."""
-    encoders = EncoderPair(model, frozen_stages=recipe.frozen_stages, mixed_precision=recipe.mixed_precision)
-    if recipe.vision_lora_rank:
+    encoders = EncoderPair(
+        model, frozen_stages=recipe.model.frozen_stages, mixed_precision=recipe.model.mixed_precision
+    )
+    if recipe.image.lora.rank:
         add_adapters(model.vision_model, recipe, seed=seed)
         if rank() == 0:
             print(trained_share(encoders), flush=True)
     # Nothing here has a mode: norms use running statistics and dropout comes in as masks.
-    return encoders.to(device=accelerator.device, dtype=TORCH_DTYPES[recipe.dtype]).eval()
+    return encoders.to(device=accelerator.device, dtype=TORCH_DTYPES[recipe.model.dtype]).eval()
 
 
 def _check_precision(recipe: Recipe, accelerator: Accelerator) -> None:
     """The launch may leave the precision to the recipe, or say the same; nothing else."""
     asked = accelerator.mixed_precision
-    if asked not in ("no", recipe.mixed_precision):
+    if asked not in ("no", recipe.model.mixed_precision):
         raise ValueError(
-            f"the launch asks for mixed precision {asked}, the recipe for {recipe.mixed_precision}; set "
+            f"the launch asks for mixed precision {asked}, the recipe for {recipe.model.mixed_precision}; set "
             "mixed_precision in the recipe ('no' or 'bf16'), and 'no' in the accelerate file"
         )
 
 
 def _hard_classes(recipe: Recipe, shard: ClassShard, samples: GovernedSamples, *, seed: int) -> HardClasses | None:
-    if recipe.hard_classes == "none":
+    if recipe.head.hard_classes == "none":
         return None
-    if recipe.hard_classes == "leaf":
-        return LeafClasses(samples.class_leaves, per_positive=recipe.hard_per_positive)
+    if recipe.head.hard_classes == "leaf":
+        return LeafClasses(samples.class_leaves, per_positive=recipe.head.hard_per_positive)
     return NearestClasses(
         shard,
-        per_positive=recipe.hard_per_positive,
-        refresh_every=recipe.hard_refresh_every,
-        also_every=recipe.checkpoint_every,
+        per_positive=recipe.head.hard_per_positive,
+        refresh_every=recipe.head.hard_refresh_every,
+        also_every=recipe.image.checkpoint_every,
         seed=seed,
     )
 
@@ -313,7 +323,7 @@ def _resume(side: ImageSide, checkpoints: Path, identity: dict[str, Any], sample
     if path is None:
         return 0
     done = on_main(
-        lambda: check_identity(path, identity, ignored=MACHINE_FIELDS, other_categories=bool(samples.events))
+        lambda: check_identity(path, identity, compared=learned_settings, other_categories=bool(samples.events))
     )
     if on_main(lambda: same_categories(path, identity)):
         load_checkpoint(side, path)
@@ -331,8 +341,8 @@ def _take_over(side: ImageSide, trained: Path, identity: dict[str, Any], *, step
         path = newest_checkpoint(trained / "checkpoints")
         if path is None:
             raise ValueError(f"--image-side {trained} holds no whole checkpoint; name the folder of a finished run")
-        done = check_identity(path, identity, ignored=(*TEXT_FIELDS, *MACHINE_FIELDS))
-        if done != steps and not stopped_early(trained, patience=side.recipe.early_stopping, done=done):
+        done = check_identity(path, identity, compared=image_stage_settings)
+        if done != steps and not stopped_early(trained, patience=side.recipe.image.early_stopping, done=done):
             raise ValueError(f"--image-side {trained} did {done} of {steps} steps; finish it first with --resume")
         return path
 
@@ -369,13 +379,17 @@ def check_layout(recipe: Recipe, *, processes: int) -> None:
     Raises:
         ValueError: fewer rows than pieces; a setting of the trained backbone, where none is trained.
     """
-    if recipe.frozen_stages is None:
-        for field, off in (("activation_checkpointing", False), ("layer_decay", None), ("vision_lora_rank", 0)):
-            if getattr(recipe, field) != off:
+    if recipe.model.frozen_stages is None:
+        for name, value, off in (
+            ("runtime.activation_checkpointing", recipe.runtime.activation_checkpointing, False),
+            ("image.layer_decay", recipe.image.layer_decay, None),
+            ("image.lora.rank", recipe.image.lora.rank, 0),
+        ):
+            if value != off:
                 raise ValueError(
-                    f"recipe.{field} is {getattr(recipe, field)} with frozen_stages null, where nothing of the "
-                    f"backbone is trained; give frozen_stages a number, or leave {field} at {off}"
+                    f"recipe.{name} is {value} with model.frozen_stages null, where nothing of the backbone is "
+                    f"trained; give frozen_stages a number, or leave {name} at {off}"
                 )
-    parts = recipe.gradient_accumulation * processes
-    piece(recipe.queries_per_step, 0, parts)
-    piece(recipe.documents_per_step, 0, parts)
+    parts = recipe.image.gradient_accumulation * processes
+    piece(recipe.image.queries_per_step, 0, parts)
+    piece(recipe.image.documents_per_step, 0, parts)

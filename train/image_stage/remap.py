@@ -123,7 +123,7 @@ def resume_classes(
     take_rows(side.shard, path, changes, samples=old.samples)
     started = changes.started
     inputs = {"query": side.query_inputs, "document": side.document_inputs}
-    embed = while_running(side.encoders, inputs, like=side.shard.like, width=side.recipe.hidden_size)
+    embed = while_running(side.encoders, inputs, like=side.shard.like, width=side.recipe.model.hidden_size)
     start_from_means(side.shard, embed, rows, only=started, on_every_rank=True)
     if rank() == 0:
         said = ", ".join(f"{number} {what}" for what, number in changes.counts().items())

@@ -37,7 +37,7 @@ from train.encoders.ema import WeightAverage
 from train.encoders.pair import rows_of
 from train.inputs.sampler import StepRows, StepSampler, dropout_scale, piece
 from train.parallel.collectives import gather_rows, max_over_ranks, rank, sum_over_ranks, world_size
-from train.recipes.recipe import Recipe
+from train.recipes.recipe import ProxyAnchorLoss, Recipe, SoftmaxLoss
 
 
 @dataclass(frozen=True)
@@ -95,17 +95,17 @@ def optimiser_step(side: ImageSide, step: int) -> StepFigures:
         ValueError: the loss or the gradient is not finite; nothing has been updated then.
     """
     recipe = side.recipe
-    factor = learning_rate_factor(step, steps=recipe.steps, warmup_steps=recipe.warmup_steps)
+    factor = learning_rate_factor(step, steps=recipe.image.steps, warmup_steps=recipe.image.warmup_steps)
     rows = side.sampler.compose(
-        step, seed=side.seed, queries=recipe.queries_per_step, documents=recipe.documents_per_step
+        step, seed=side.seed, queries=recipe.image.queries_per_step, documents=recipe.image.documents_per_step
     )
     positives = torch.from_numpy(np.unique(np.concatenate([rows.query.labels, rows.document.labels])))
     hard = None if side.hard is None else side.hard.find(positives, step=step)
     sampled = sample_classes(
         side.shard.num_classes,
         positives=positives,
-        rate=recipe.sample_rate,
-        log_q=recipe.sample_log_q,
+        rate=recipe.head.sample_rate,
+        log_q=recipe.head.sample_log_q,
         hard=None if hard is None else hard.class_ids,
         hard_draws=None if hard is None else hard.draws,
         seed=side.seed,
@@ -114,7 +114,7 @@ def optimiser_step(side: ImageSide, step: int) -> StepFigures:
     )
     gathered = side.shard.gather(sampled.class_ids, sampled.log_correction)
     loss = 0.0
-    for micro in range(recipe.gradient_accumulation):
+    for micro in range(recipe.image.gradient_accumulation):
         loss += _micro_step(side, rows, gathered, step=step, micro=micro)
     if not math.isfinite(loss):
         raise _diverged(f"the loss is {loss}", step)
@@ -122,10 +122,13 @@ def optimiser_step(side: ImageSide, step: int) -> StepFigures:
     if side.average is not None:
         side.average.update(step)
     head_norm = side.shard.update(
-        gathered, learning_rate=recipe.prototype_learning_rate * factor, max_grad_norm=recipe.head_max_grad_norm
+        gathered, learning_rate=recipe.head.learning_rate * factor, max_grad_norm=recipe.head.max_grad_norm
     )
     return StepFigures(
-        loss=loss, grad_norm=norm, head_grad_norm=head_norm, learning_rate=recipe.head_learning_rate * factor
+        loss=loss,
+        grad_norm=norm,
+        head_grad_norm=head_norm,
+        learning_rate=recipe.image.projection_learning_rate * factor,
     )
 
 
@@ -140,10 +143,10 @@ def _diverged(what: str, step: int) -> ValueError:
 def _micro_step(side: ImageSide, rows: StepRows, gathered: GatheredRows, *, step: int, micro: int) -> float:
     """Forward and backward of one micro-step; returns its share of the loss of the step."""
     recipe = side.recipe
-    ranks, parts = world_size(), recipe.gradient_accumulation * world_size()
-    queries = [piece(recipe.queries_per_step, micro * ranks + r, parts) for r in range(ranks)]
-    documents = [piece(recipe.documents_per_step, micro * ranks + r, parts) for r in range(ranks)]
-    last = micro == recipe.gradient_accumulation - 1
+    ranks, parts = world_size(), recipe.image.gradient_accumulation * world_size()
+    queries = [piece(recipe.image.queries_per_step, micro * ranks + r, parts) for r in range(ranks)]
+    documents = [piece(recipe.image.documents_per_step, micro * ranks + r, parts) for r in range(ranks)]
+    last = micro == recipe.image.gradient_accumulation - 1
     with contextlib.nullcontext() if last else side.accelerator.no_sync(side.encoders):
         local_BD = _embed(side, rows, queries[rank()], documents[rank()], step=step)
         counts = [q.stop - q.start + d.stop - d.start for q, d in zip(queries, documents, strict=True)]
@@ -156,7 +159,7 @@ def _micro_step(side: ImageSide, rows: StepRows, gathered: GatheredRows, *, step
             for part in (rows.query.labels[q], rows.document.labels[d])
         ]
         labels_B = torch.from_numpy(np.concatenate(pieces)).to(embeds_BD.device)
-        share = len(labels_B) / (recipe.queries_per_step + recipe.documents_per_step)
+        share = len(labels_B) / (recipe.image.queries_per_step + recipe.image.documents_per_step)
         loss = _global_loss(embeds_BD, labels_B, gathered, recipe, leaf_N=side.leaf_N) * share
         side.accelerator.backward(loss)
     return float(loss.detach())
@@ -168,7 +171,7 @@ def _embed(side: ImageSide, rows: StepRows, query: slice, document: slice, *, st
     like = side.shard.like
     masks = {
         name: dropout_scale(
-            recipe.embed_dropout, rows=part, width=recipe.hidden_size, seed=side.seed, step=step, side=name
+            recipe.image.embed_dropout, rows=part, width=recipe.model.hidden_size, seed=side.seed, step=step, side=name
         ).to(like)
         for name, part in (("query", query), ("document", document))
     }
@@ -182,18 +185,19 @@ def _embed(side: ImageSide, rows: StepRows, query: slice, document: slice, *, st
 
 
 def softmax_form(recipe: Recipe) -> SoftmaxForm:
-    """What the recipe says about the loss.
+    """The form of the softmax loss; that of ProxyAnchor is not read.
 
     Raises:
         ValueError: a margin, scale or filter out of range.
     """
+    loss = recipe.head.loss if isinstance(recipe.head.loss, SoftmaxLoss) else SoftmaxLoss()
     return SoftmaxForm(
-        margin=margin_by_name(recipe.margin, recipe.margin_value),
-        scale=recipe.scale,
-        label_smoothing=recipe.label_smoothing,
-        sub_centres=recipe.sub_centres,
-        conflict_delta=recipe.conflict_delta,
-        conflict_tau=recipe.conflict_tau,
+        margin=margin_by_name(loss.margin, loss.margin_value),
+        scale=loss.scale,
+        label_smoothing=loss.label_smoothing,
+        sub_centres=recipe.head.sub_centres,
+        conflict_delta=loss.conflict_delta,
+        conflict_tau=loss.conflict_tau,
     )
 
 
@@ -201,13 +205,13 @@ def _global_loss(
     embeds_BD: Tensor, labels_B: Tensor, gathered: GatheredRows, recipe: Recipe, *, leaf_N: Tensor | None = None
 ) -> Tensor:
     """Loss of the rows of all ranks, from the scalars that every rank computes for its classes."""
-    form = softmax_form(recipe)
-    rows, class_ids = gathered.weight_SD, gathered.class_ids_S
-    if recipe.loss == "proxy_anchor":
-        assert not isinstance(recipe.margin_value, tuple), "check_recipe"
-        given = (embeds_BD, labels_B, rows, class_ids, gathered.log_correction_S)
-        sums = anchor_sums(*given, scale=recipe.scale, margin=float(recipe.margin_value))
+    loss, rows, class_ids = recipe.head.loss, gathered.weight_SD, gathered.class_ids_S
+    if isinstance(loss, ProxyAnchorLoss):
+        sums = anchor_sums(
+            embeds_BD, labels_B, rows, class_ids, gathered.log_correction_S, scale=loss.alpha, margin=loss.margin
+        )
         return anchor_loss(AnchorSums(*sum_over_ranks(torch.stack(sums)).unbind()))
+    form = softmax_form(recipe)
     best_B = None
     if form.conflict_delta is not None:
         # The filter of negatives looks at the positive, which one rank alone holds.
@@ -232,7 +236,7 @@ def _global_loss(
 
 def _update_encoders(side: ImageSide, factor: float, *, step: int) -> float:
     """Clip, step and clear the encoders' gradients; returns the norm before clipping."""
-    most = side.recipe.encoder_max_grad_norm
+    most = side.recipe.image.max_grad_norm
     parameters = [value for value in side.encoders.parameters() if value.requires_grad]
     norm = side.accelerator.clip_grad_norm_(parameters, math.inf if most is None else most)
     full: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm

@@ -222,8 +222,8 @@ def _sample_jobs(
 ) -> Iterator[_ImageJob]:
     """What there is to embed of the samples, side by side: all views of each, and the cells of documents."""
     for name, rows, views, keep in (
-        ("query", queries, recipe.query_views, ("inputs",)),
-        ("document", documents, recipe.document_views, ("inputs", "cells")),
+        ("query", queries, recipe.image.query_views, ("inputs",)),
+        ("document", documents, recipe.image.document_views, ("inputs", "cells")),
     ):
         yield _ImageJob(name, Views(rows, processor, views=views, seed=seed), rows.has_image, home, keep)
 

@@ -20,7 +20,13 @@ def cache_keys(model: Any, processor: Any, samples: SampleTable, *, recipe: Reci
     """
     pictures, words = _sample_digests(samples)
     digest = hashlib.sha256(_weights_digest(model, "vision_model").encode())
-    facts = [recipe.frozen_stages, recipe.query_views, recipe.document_views, recipe.feature_dtype, seed]
+    facts = [
+        recipe.model.frozen_stages,
+        recipe.image.query_views,
+        recipe.image.document_views,
+        recipe.model.feature_dtype,
+        seed,
+    ]
     facts += [model.config.vision_feature_stage, processor.image_processor.to_json_string()]
     digest.update(json.dumps([*facts, pictures]).encode())
     for source in (augment, views):
@@ -28,7 +34,7 @@ def cache_keys(model: Any, processor: Any, samples: SampleTable, *, recipe: Reci
     images = digest.hexdigest()[:16]
     digest.update(_weights_digest(model, "text_model").encode())
     digest.update(inspect.getsource(composites).encode())
-    digest.update(json.dumps([recipe.text, recipe.max_text_tokens, words]).encode())
+    digest.update(json.dumps([recipe.text.encoder, recipe.text.max_tokens, words]).encode())
     return f"images-{images}", f"texts-{digest.hexdigest()[:16]}"
 
 

@@ -185,7 +185,7 @@ def stream_features(
     """
     check_stages(model, recipe)
     sides = {name: Side(samples, name) for name in SIDES}
-    counts = {"query": recipe.query_views, "document": recipe.document_views}
+    counts = {"query": recipe.image.query_views, "document": recipe.image.document_views}
     views = {name: Views(side, processor, views=counts[name], seed=seed) for name, side in sides.items()}
     decoder = Decoder(views, workers=decode_workers() if workers is None else workers)
     has_image = samples.has_image()
@@ -219,7 +219,7 @@ class LookAhead:
 
     def compose(self, step: int, *, seed: int, queries: int, documents: int) -> StepRows:
         """The global batch of step `step`, as the sampler composes it."""
-        wanted = [number for number in (step, step + 1) if number == step or number < self.recipe.steps]
+        wanted = [number for number in (step, step + 1) if number == step or number < self.recipe.image.steps]
         self._known = {
             (seed, number): self._known.get((seed, number))
             or self.sampler.compose(number, seed=seed, queries=queries, documents=documents)
@@ -230,9 +230,9 @@ class LookAhead:
 
     def _mine(self, rows: StepRows) -> list[tuple[str, np.ndarray, np.ndarray]]:
         """This rank's rows of every micro-step."""
-        parts = self.recipe.gradient_accumulation * world_size()
+        parts = self.recipe.image.gradient_accumulation * world_size()
         found = []
-        for micro in range(self.recipe.gradient_accumulation):
+        for micro in range(self.recipe.image.gradient_accumulation):
             for name, drawn in (("query", rows.query), ("document", rows.document)):
                 kept = piece(len(drawn.rows), micro * world_size() + rank(), parts)
                 found.append((name, drawn.rows[kept], drawn.views[kept]))

@@ -18,13 +18,13 @@ IMAGES_AT_ONCE = 16
 
 def cells_are_trained(model: Any, recipe: Recipe) -> bool:
     """Whether training the image side changes the cells: a backbone that is trained whole, or cannot be cut."""
-    is_whole = recipe.frozen_stages == 0 or not hasattr(model.vision_model, "forward_trunk")
-    return recipe.frozen_stages is not None and is_whole
+    is_whole = recipe.model.frozen_stages == 0 or not hasattr(model.vision_model, "forward_trunk")
+    return recipe.model.frozen_stages is not None and is_whole
 
 
 def check_stages(model: Any, recipe: Recipe) -> None:
     """The frozen part must exist, and the cells must lie in it."""
-    frozen, stage = recipe.frozen_stages, model.config.vision_feature_stage
+    frozen, stage = recipe.model.frozen_stages, model.config.vision_feature_stage
     if frozen is None:
         return
     if cells_are_trained(model, recipe):
@@ -43,12 +43,12 @@ def check_stages(model: Any, recipe: Recipe) -> None:
 
 def trunk(model: Any, pixel_BCHW: Tensor, recipe: Recipe) -> dict[str, Tensor]:
     """`inputs`, what the trained part reads, and `cells` (B, P, H)."""
-    if recipe.frozen_stages is None:
+    if recipe.model.frozen_stages is None:
         cells_BPH, pooled_BH, _ = model.encode_image(pixel_BCHW)
         return {"inputs": pooled_BH, "cells": cells_BPH}
     if cells_are_trained(model, recipe):
         return {"inputs": pixel_BCHW, "cells": pixel_BCHW.new_zeros(len(pixel_BCHW), 0, 1)}
-    hidden_BCHW, stages = model.vision_model.forward_trunk(pixel_BCHW, recipe.frozen_stages)
+    hidden_BCHW, stages = model.vision_model.forward_trunk(pixel_BCHW, recipe.model.frozen_stages)
     return {"inputs": hidden_BCHW, "cells": stages[model.config.vision_feature_stage].flatten(2).transpose(1, 2)}
 
 
@@ -71,4 +71,4 @@ def trunk_in_parts(model: Any, pixel_BCHW: Tensor, recipe: Recipe) -> dict[str, 
 
 def arithmetic(recipe: Recipe) -> Any:
     """Autocast as `feature_dtype` asks for it."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=recipe.feature_dtype == "bfloat16")
+    return torch.autocast("cpu", torch.bfloat16, enabled=recipe.model.feature_dtype == "bfloat16")

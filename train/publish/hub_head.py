@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from modeling_oclear import OclearForCategoryClassification
-from train.recipes.recipe import Recipe
+from train.recipes.recipe import Recipe, SoftmaxLoss
 
 BYTES = 4  # of a published number
 COPIES = 3  # of the prototypes that the main process holds at most: the trained ones, all of them, bytes to be written
@@ -20,12 +20,12 @@ COPIES = 3  # of the prototypes that the main process holds at most: the trained
 
 def prototypes_gib(recipe: Recipe, *, categories: int) -> float:
     """Size of the prototypes of all categories in float32."""
-    return categories * recipe.hidden_size * BYTES / 2**30
+    return categories * recipe.model.hidden_size * BYTES / 2**30
 
 
 def is_head_published(recipe: Recipe, *, categories: int) -> bool:
     """Whether `hub/` holds the prototypes."""
-    return prototypes_gib(recipe, categories=categories) <= recipe.hub_prototypes_gib
+    return prototypes_gib(recipe, categories=categories) <= recipe.runtime.hub_prototypes_gib
 
 
 def check_head(recipe: Recipe, *, categories: int) -> None:
@@ -35,14 +35,17 @@ def check_head(recipe: Recipe, *, categories: int) -> None:
         ValueError: they are above the limit, and the recipe asks for a text side, which is fitted to them in memory, or
             for no `prototypes/`, so that they would be nowhere.
     """
-    if is_head_published(recipe, categories=categories) or (recipe.publish_prototypes and recipe.text is None):
+    if is_head_published(recipe, categories=categories) or (
+        recipe.runtime.publish_prototypes and recipe.text.encoder is None
+    ):
         return
     size = prototypes_gib(recipe, categories=categories)
     raise ValueError(
-        f"the prototypes of {categories:,} categories of width {recipe.hidden_size} are {size:.3g} GiB, but hub/ takes "
-        f"{recipe.hub_prototypes_gib:g} (recipe.hub_prototypes_gib). Raise it to {_rounded_up(size):g} where the main "
-        f"process has memory for {COPIES} times as much; or set publish_prototypes to true and text to null: the "
-        "those of the trained classes are then written into prototypes/, in shards, and hub/ holds the encoder alone"
+        f"the prototypes of {categories:,} categories of width {recipe.model.hidden_size} are {size:.3g} GiB, but hub/ "
+        f"takes {recipe.runtime.hub_prototypes_gib:g} (recipe.runtime.hub_prototypes_gib). Raise it to "
+        f"{_rounded_up(size):g} where the main process has memory for {COPIES} times as much; or set "
+        "runtime.publish_prototypes to true and text.encoder to null: the prototypes of the trained classes are then "
+        "written into prototypes/, in shards, and hub/ holds the encoder alone"
     )
 
 
@@ -56,10 +59,14 @@ def with_head(model: Any, prototypes: Tensor, recipe: Recipe) -> Any:
     """The classification model around `model`; its class weights are the tensor `prototypes` itself, not a copy."""
     config = copy.deepcopy(model.config)
     config.num_classes = 1  # the head of as many rows as there are categories would be made only to be thrown away
-    config.head_scale, config.head_sample_rate = recipe.scale, recipe.sample_rate
-    config.head_margin, config.head_margin_type = recipe.margin_value, recipe.margin
-    config.head_label_smoothing = recipe.label_smoothing
-    config.head_conflict_delta, config.head_conflict_tau = recipe.conflict_delta, recipe.conflict_tau
+    loss = recipe.head.loss
+    config.head_scale, config.head_sample_rate = loss.scale, recipe.head.sample_rate
+    if isinstance(loss, SoftmaxLoss):
+        config.head_margin, config.head_margin_type = loss.margin_value, loss.margin
+        config.head_label_smoothing = loss.label_smoothing
+        config.head_conflict_delta, config.head_conflict_tau = loss.conflict_delta, loss.conflict_tau
+    else:
+        config.head_margin = loss.margin
     head = OclearForCategoryClassification(config)
     head.oclear.load_state_dict(model.state_dict())
     head.config.num_classes = head.head.out_features = len(prototypes)

@@ -16,7 +16,7 @@ from train.image_stage.loop import ImageResult, trained_rows
 from train.inputs.samples import GovernedSamples
 from train.parallel.collectives import on_main
 from train.publish.journal import STEPS_FILE, Stopwatch, environment
-from train.recipes.recipe import MACHINE_FIELDS, Recipe
+from train.recipes.recipe import Recipe, learned_settings
 
 
 def open_run(folder: Path, recipe: Recipe, accelerator: Accelerator, *, resume: bool, seed: int) -> None:
@@ -45,7 +45,7 @@ def _claim(folder: Path, recipe: Recipe, *, resume: bool, seed: int) -> None:
         )
     found = newest_checkpoint(folder / "checkpoints")
     if found is not None:
-        check_identity(found, {"recipe": recipe.to_json(), "seed": seed}, ignored=MACHINE_FIELDS)
+        check_identity(found, {"recipe": recipe.to_json(), "seed": seed}, compared=learned_settings)
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -69,7 +69,7 @@ def close_run(
         "documents": len(samples.labels.document),
         "trained_documents": len(rows["document"].rows),
         "steps": image.steps,
-        "recipe_steps": recipe.steps,
+        "recipe_steps": recipe.image.steps,
     }
     seconds = {"seconds": stopwatch.totals, "calls": stopwatch.calls}
     training = {"recipe": recipe.name, "seed": seed, "counts": counts, **seconds, "text": text}

@@ -1,365 +1,457 @@
-"""What to learn: complete recipes, each a function that returns a frozen `Recipe`.
+"""Recipes: frozen settings of one training run, in six groups.
 
-A recipe says nothing about machines: the accelerate YAML says where to run, the recipe what to learn, and neither
-repeats the other. A recipe is plain values, so that `recipe.json` of a run is the whole truth about it.
+A recipe says what to learn; the accelerate YAML says on which machines. It holds plain values only, so `recipe.json`
+of a run describes it completely. Change one with dotted names: `recipe.with_changes({"image.steps": 800})`.
+
+Counts of rows are those of one optimiser step over ALL ranks.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from train.recipes.catalogue import CATALOGUE_RECIPES
-from train.recipes.validation import check_recipe
+from train.recipes.settings import Settings, setting
 
-# Where class rows live and how the same numbers are computed: a run may be resumed with other values.
-MACHINE_FIELDS = (
-    "head_storage",
-    "head_storage_folder",
-    "hub_prototypes_gib",
-    "activation_checkpointing",
-    "compile",
-    "checkpoint_minutes",
-    "checkpoint_keep",
-    "checkpoint_async",
-    "feature_storage",
-)
-# What the training of the image side never reads: runs that differ in these alone have the same image side.
-TEXT_FIELDS = (
-    "name",
-    "text",
-    "max_text_tokens",
-    "text_lora_rank",
-    "text_layers_tuned",
-    "text_steps",
-    "text_documents_per_step",
-    "text_learning_rate",
-    "text_folds",
-    "text_strengths",
-    "calibration_queries",
-)
+HEAD_OPTIMIZERS = ("adamw", "rowwise_adam", "rowwise_adagrad", "adagrad", "momentum", "sgd")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that decides what a run learns. Counts of rows are those of one optimiser step over ALL ranks.
+class ModelSettings(Settings):
+    """Image encoder, embedding and arithmetic.
 
     Attributes:
-        name: name of the recipe, for people.
         vision: "efficientnet_lite0" (packaged weights), "tiny" (random, for tests), a Hub id or a folder.
-        text: "minilm" (packaged weights), "tiny", a Hub id or a folder; None trains without text.
         image_size: side of the square that the processor produces, pixels.
         hidden_size: width D of the embedding.
-        projection: start of the shared projection: "pca" of the standardised features, "orthogonal", or "identity"
-            (needs hidden_size equal to the width of the features).
-        start_rows: at most so many rows of each side of a class make the mean that it starts from; None is all of them.
         frozen_stages: EfficientNet stages whose output is cached and never trained; 0 trains the whole backbone
             from pixel values; None freezes the whole backbone and caches its pooled output.
-        vision_feature_stage: stage whose cells the text attends to (index into the backbone's hidden states; at most
-            `frozen_stages`, since cells are cached, or any where that is 0 or None); None is the last hidden state.
+        vision_feature_stage: stage whose patches the text attends to (index into the backbone's hidden states; at most
+            `frozen_stages`, since patches are cached, or any where that is 0 or None); None is the last hidden state.
+        dtype: arithmetic of training, "float32" or "float64".
+        feature_dtype: arithmetic of the frozen part while features are cached, "bfloat16" or "float32".
+        mixed_precision: "no", or "bf16": the encoders' forward pass under autocast; weights, gradients, sums over
+            ranks and class weights keep their type.
+    """
+
+    place: ClassVar[str] = "recipe.model"
+    vision: str
+    image_size: int = setting(112, least=8)
+    hidden_size: int = setting(256, least=1)
+    frozen_stages: int | None = setting(6, least=0)
+    vision_feature_stage: int | None = 5
+    dtype: str = setting("float32", choices=("float32", "float64"))
+    feature_dtype: str = setting("bfloat16", choices=("bfloat16", "float32"))
+    mixed_precision: str = setting("no", choices=("no", "bf16"))
+
+    def check(self) -> None:
+        if self.mixed_precision != "no" and self.dtype != "float32":
+            raise ValueError(
+                f"recipe.model.mixed_precision is {self.mixed_precision} with dtype {self.dtype}; autocast leaves "
+                "double precision as it is: use float32, or mixed_precision no"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lora(Settings):
+    """Low-rank adapters on one encoder.
+
+    Attributes:
+        rank: 0 is off.
+        alpha: the adapter's output counts alpha / rank; None counts it once, whatever the rank.
+        targets: ends of the names of the layers that get adapters; None takes the 1x1 convolutions of
+            EfficientNet-Lite, the query and value projections of a transformer.
+    """
+
+    place: ClassVar[str] = "recipe.(image or text).lora"
+    rank: int = setting(0, least=0)
+    alpha: float | None = setting(None, above=0)
+    targets: tuple[str, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSettings(Settings):
+    """The image stage: image encoder, projection and class weights learn to classify queries and documents.
+
+    Attributes:
         query_views, document_views: augmented views cached beside the clean one.
-        max_text_tokens: tokens of a text that are read, special tokens included.
         steps, warmup_steps: optimiser steps in all, and those of the linear warm-up; the rest is a cosine to 0.
         queries_per_step, documents_per_step: rows of one optimiser step.
         gradient_accumulation: micro-steps that one optimiser step is cut into (memory only; same result).
         class_balance: 1 draws every category equally often, 0 in proportion to the weights of its samples.
-        loss: "softmax", or "proxy_anchor" with d = margin_value and a = scale; see
-            modeling_oclear/proxy_anchor_oclear.py.
-        margin, margin_value, scale: margin softmax: "cosface" or "arcface" with m, or "combined" with (m1, m2, m3), and
-            s; see modeling_oclear/margins_oclear.py.
-        label_smoothing: share of the target that is spread over the classes that take part, those of the same leaf
-            where leaves are known; 0 is off.
-        sub_centres: rows per class, of which the nearest counts.
-        conflict_delta, conflict_tau: a negative whose cosine is above that of the row's positive by more than delta, or
-            above tau, leaves the row, since it is likely the same thing under another label; None is off.
-        sample_rate: share of the classes that one step scores; 1 is the full softmax.
-        sample_log_q: correct logits of drawn classes for their chance to be drawn.
-        head_learning_rate: projection and residual MLPs. prototype_learning_rate: class weights.
+        projection: start of the shared projection: "pca" of the standardised features, "orthogonal", or "identity"
+            (needs hidden_size equal to the width of the features).
         encoder_learning_rate: trained part of the image backbone.
+        projection_learning_rate: projection and residual MLPs.
         layer_decay: each layer of the backbone learns at this share of the rate of the one above it, the topmost at
-            encoder_learning_rate; None is one rate for all (parameter_groups.py).
-        weight_decay: decoupled, on matrices and class weights.
+            encoder_learning_rate; None is one rate for all (encoders/parameter_groups.py).
+        weight_decay: decoupled, on matrices.
         embed_dropout: dropout on the projected embedding while training.
-        encoder_max_grad_norm, head_max_grad_norm: two clippings, of encoder and class weights; None only measures.
-        head_optimizer: row optimiser of the class weights (row_optimizers.py). head_momentum: read by "momentum" alone.
-        head_dtype: stored class weights; None is `dtype`; "bfloat16" is rounded stochastically, computed in float32.
-        head_storage: where class weights and their optimiser state live: "device", "memory" (main memory) or "disk"
-            (mapped files); head_storage_folder: for "disk"; None is `class_rows` in the run folder.
+        max_grad_norm: clipping of the encoder's gradient; None only measures it.
+        lora: adapters on the trained stages of the backbone, instead of training the stages themselves.
+        ema_decay: the published weights are the encoders' weights averaged over the steps, a step's share shrinking by
+            this factor with each later one; None publishes the weights of the last step (encoders/ema.py).
+        evaluate_every: steps between two evaluations of held-out queries against all documents by image
+            (image_stage/evaluator.py); None is never.
+        early_stopping: training ends after so many evaluations without a better mrr_at_10; None goes to the end.
+        export_best: publish the weights of the best evaluation instead of the last ones.
+        checkpoint_every: steps between checkpoints; one more is written at the end. The index of nearest classes is
+            rebuilt at each checkpoint too, so this changes what is learned with hard_classes "nearest".
+    """
+
+    place: ClassVar[str] = "recipe.image"
+    query_views: int = setting(1, least=0)
+    document_views: int = setting(3, least=0)
+    steps: int = setting(400, least=0)
+    warmup_steps: int = setting(50, least=0)
+    queries_per_step: int = setting(128, least=1)
+    documents_per_step: int = setting(128, least=1)
+    gradient_accumulation: int = setting(1, least=1)
+    class_balance: float = setting(1.0, least=0, most=1)
+    projection: str = setting("pca", choices=("pca", "orthogonal", "identity"))
+    encoder_learning_rate: float = setting(5e-4, above=0)
+    projection_learning_rate: float = setting(2e-3, above=0)
+    layer_decay: float | None = setting(None, above=0, most=1)
+    weight_decay: float = setting(0.02, least=0)
+    embed_dropout: float = setting(0.1, least=0, most=0.99)
+    max_grad_norm: float | None = None
+    lora: Lora = Lora()
+    ema_decay: float | None = setting(None, least=0, below=1)
+    evaluate_every: int | None = setting(None, least=1)
+    early_stopping: int | None = setting(None, least=1)
+    export_best: bool = False
+    checkpoint_every: int = setting(100, least=1)
+
+    def check(self) -> None:
+        for name, is_on in (("early_stopping", self.early_stopping is not None), ("export_best", self.export_best)):
+            if is_on and self.evaluate_every is None:
+                raise ValueError(
+                    f"recipe.image.{name} is {getattr(self, name)} with evaluate_every null; there is nothing to "
+                    "compare: set evaluate_every to a number of steps"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoftmaxLoss(Settings):
+    """Margin softmax over the sampled classes (modeling_oclear/partial_softmax_oclear.py).
+
+    Attributes:
+        margin, margin_value: "cosface" or "arcface" with m, or "combined" with (m1, m2, m3) (margins_oclear.py).
+        scale: s, factor of the cosines.
+        label_smoothing: share of the target that is spread over the sampled classes, those of the same leaf where
+            leaves are known; 0 is off.
+        conflict_delta, conflict_tau: a negative whose cosine is above that of the row's positive by more than delta, or
+            above tau, is left out for this row: it is likely the same thing under another label. None is off.
+    """
+
+    place: ClassVar[str] = "recipe.head.loss"
+    margin: str = setting("cosface", choices=("cosface", "arcface", "combined"))
+    margin_value: float | tuple[float, float, float] = 0.2
+    scale: float = setting(32.0, above=0)
+    label_smoothing: float = setting(0.0, least=0, most=0.99)
+    conflict_delta: float | None = setting(None, least=0)
+    conflict_tau: float | None = setting(None, least=-1, most=1)
+
+    def check(self) -> None:
+        is_triple = isinstance(self.margin_value, tuple)
+        if is_triple != (self.margin == "combined") or (is_triple and len(self.margin_value) != 3):  # type: ignore[arg-type]
+            raise ValueError(
+                f"recipe.head.loss.margin_value is {self.margin_value!r} with margin {self.margin!r}; give one number "
+                "to cosface and arcface, and (m1, m2, m3) to combined"
+            )
+        if min(self.margin_value if isinstance(self.margin_value, tuple) else (self.margin_value,)) < 0:
+            raise ValueError(f"recipe.head.loss.margin_value is {self.margin_value}; it must be at least 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProxyAnchorLoss(Settings):
+    """ProxyAnchor (Kim et al. 2020), modeling_oclear/proxy_anchor_oclear.py.
+
+    Attributes:
+        margin: delta, added to positive and negative cosines.
+        alpha: factor of the cosines in both soft maxima.
+    """
+
+    place: ClassVar[str] = "recipe.head.loss"
+    margin: float = setting(0.2, least=0)
+    alpha: float = setting(32.0, above=0)
+
+    @property
+    def scale(self) -> float:
+        """Factor of the cosines, under the name that both losses share."""
+        return self.alpha
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadSettings(Settings):
+    """Class weights: loss, sampling of classes and their optimiser.
+
+    Attributes:
+        loss: `SoftmaxLoss` or `ProxyAnchorLoss`.
+        sub_centres: rows per class, of which the nearest counts.
+        sample_rate: share of the classes that one step scores; 1 is the full softmax.
+        sample_log_q: correct logits of drawn classes for their probability of being drawn.
+        start_rows: at most so many rows of each side of a class make the mean that it starts from; None is all of them.
+        learning_rate, weight_decay, max_grad_norm: of the class weights; max_grad_norm None only measures.
+        optimizer: row optimiser (class_weights/row_optimizers.py). momentum: read by "momentum" alone.
+        dtype: stored class weights; None is model.dtype; "bfloat16" is rounded stochastically, computed in float32.
         hard_classes: classes that take part beside the drawn ones: "none"; "nearest", those with the nearest class
             weights to each positive; "leaf", drawn from the coarse categories of the positives.
         hard_per_positive: how many per positive. hard_refresh_every: steps between indexes of "nearest".
-        publish_prototypes: write `prototypes/` in the run folder (prototypes.py), for more classes than `hub/` holds.
-        hub_prototypes_gib: `hub/` holds the prototypes of all categories up to this size, in float32, and the main
-            process three times as much while it writes them; beyond it see hub_head.py.
-        ema_decay: what is published, judged and read by the text side are the encoders' weights averaged over the
-            steps, a step's share shrinking by this factor with each later one; None is the weights of the last step
-            (weight_average.py).
-        mixed_precision: "no", or "bf16": the encoders' forward pass under autocast; weights, gradients, sums over
-            ranks and class weights keep their type.
+    """
+
+    place: ClassVar[str] = "recipe.head"
+    loss: SoftmaxLoss | ProxyAnchorLoss = SoftmaxLoss()
+    sub_centres: int = setting(1, least=1)
+    sample_rate: float = setting(1.0, above=0, most=1)
+    sample_log_q: bool = True
+    start_rows: int | None = setting(None, least=1)
+    learning_rate: float = setting(6e-3, above=0)
+    weight_decay: float = setting(0.02, least=0)
+    max_grad_norm: float | None = None
+    optimizer: str = setting("adamw", choices=HEAD_OPTIMIZERS)
+    momentum: float = 0.9
+    dtype: str | None = setting(None, choices=(None, "float32", "float64", "bfloat16"))
+    hard_classes: str = setting("none", choices=("none", "nearest", "leaf"))
+    hard_per_positive: int = setting(10, least=1)
+    hard_refresh_every: int = setting(100, least=1)
+
+    def check(self) -> None:
+        if isinstance(self.loss, ProxyAnchorLoss) and self.sub_centres != 1:
+            raise ValueError(
+                f"recipe.head.sub_centres is {self.sub_centres} with ProxyAnchor, which has one proxy a class; use 1, "
+                "or the softmax loss"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextSettings(Settings):
+    """The text stage, fitted to the finished image stage.
+
+    Attributes:
+        encoder: "minilm" (packaged weights), "tiny", a Hub id or a folder; None trains without text.
+        max_tokens: tokens of a text that are read, special tokens included.
+        folds: out-of-fold folds over categories.
+        weights: text weights to try; the largest whose validation metrics are not significantly worse is taken.
+        lora: adapters on the text encoder, trained before the text stage is fitted (text_stage/adapters.py).
+        tune_layers: train the query and value projections themselves instead.
+        steps, documents_per_step, learning_rate, weight_decay: of that training.
+    """
+
+    place: ClassVar[str] = "recipe.text"
+    encoder: str | None = None
+    max_tokens: int = setting(32, least=3)
+    folds: int = setting(5, least=2)
+    weights: tuple[float, ...] = (0.0, 0.1, 0.2)
+    lora: Lora = Lora()
+    tune_layers: bool = False
+    steps: int = setting(100, least=1)
+    documents_per_step: int = setting(64, least=2)
+    learning_rate: float = setting(5e-4, above=0)
+    weight_decay: float = setting(0.02, least=0)
+
+    def check(self) -> None:
+        adapted = {
+            "lora.rank": (self.lora.rank, self.lora.rank > 0),
+            "tune_layers": (self.tune_layers, self.tune_layers),
+        }
+        for name, (value, is_on) in adapted.items():
+            if is_on and self.encoder is None:
+                raise ValueError(
+                    f"recipe.text.{name} is {value} with encoder null, where there is no text encoder to adapt; name "
+                    f"one in text.encoder, or leave {name} out"
+                )
+        if self.lora.rank > 0 and self.tune_layers:
+            raise ValueError(
+                f"recipe.text.lora.rank is {self.lora.rank} with tune_layers true; adapters take the place of the "
+                "tuned layers: use rank 0, or tune_layers false"
+            )
+        if not self.weights or min(self.weights) < 0:
+            raise ValueError(f"recipe.text.weights is {list(self.weights)}; give at least one number, none below 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnsembleSettings(Settings):
+    """Several image stages from one start, made into one model (ensemble/).
+
+    Attributes:
+        num_members: the image stage is trained so many times with other draws; steps and checkpoints are of each.
+        distil_steps, distil_learning_rate: steps of a student that learns from all members together, and the rate of
+            its backbone; with 0 steps the mean of the members' weights is published. Neither counts with one member.
+    """
+
+    place: ClassVar[str] = "recipe.ensemble"
+    num_members: int = setting(1, least=1)
+    distil_steps: int = setting(400, least=0)
+    distil_learning_rate: float = setting(1e-3, above=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuntimeSettings(Settings):
+    """Where state lives and how the same numbers are computed: a resumed run may differ in these, and in these alone.
+
+    Attributes:
+        head_storage: where class weights and their optimiser state live: "device", "memory" (main memory) or "disk"
+            (mapped files). head_storage_folder: for "disk"; None is `class_rows` in the run folder.
+        feature_storage: "cache" keeps the frozen part's output of every view on disk; "stream" decodes and embeds the
+            rows of each step while the step before it runs, for data whose views do not fit there.
         activation_checkpointing: keep only the input of each block of the backbone, compute the rest again backwards.
         compile: torch.compile on the encoders.
-        vision_lora_rank: train low-rank adapters on the backbone's trained stages instead of the stages themselves
-            (adapters.py); 0 is off. lora_alpha: adapters of either encoder count alpha / rank; None counts them once,
-            whatever their rank. lora_dropout: must be 0.
-        lora_targets: ends of the names of the backbone's layers that get adapters; None takes the 1x1 convolutions of
-            EfficientNet-Lite, the query and value projections of a transformer.
-        text_lora_rank: train low-rank adapters on the query and value projections of the text encoder before the text
-            side is fitted (text_adapters.py); 0 is off. text_layers_tuned: train those layers themselves instead.
-        text_steps, text_documents_per_step, text_learning_rate: of that training.
-        dtype: arithmetic of training, "float32" or "float64".
-        feature_dtype: arithmetic of the frozen part while features are cached, "bfloat16" or "float32".
-        feature_storage: "cache" keeps the frozen part's output of every view on disk; "stream" decodes and embeds the
-            rows of each step while the step before it runs (feature_stream.py), for data whose views do not fit there.
-        evaluate_every: steps between two evaluations of held-out queries against all documents by image (evaluator.py);
-            None is never.
-        early_stopping: training ends after so many evaluations without a better mrr_at_10; None goes to the end.
-        export_best: publish the weights of the best evaluation instead of the last ones.
-        num_members: the image side is trained so many times from one start with other draws, and one model is made of
-            them (members.py); steps and checkpoints are those of each.
-        distil_steps, distil_learning_rate: steps of a student that learns from all members together (distil.py), and
-            the rate of its backbone; with 0 steps the mean of the members' weights is published. Neither counts with
-            one member.
-        text_folds, text_strengths: out-of-fold folds over categories, and strengths of text: the largest that held-out
-            categories do not speak against is taken (text_side.py).
+        publish_prototypes: write `prototypes/` in the run folder, for more classes than `hub/` holds.
+        hub_prototypes_gib: `hub/` holds the prototypes of all categories up to this size, in float32, and the main
+            process three times as much while it writes them; beyond it see publish/hub.py.
         calibration_queries: at most so many training queries are published for CSLS.
-        checkpoint_every: steps between checkpoints; one more is written at the end of the image side.
-        checkpoint_minutes: one more as soon as the newest is so old by the main process's clock; None is off.
-        checkpoint_keep: how many of the newest stay; the one with the best figure stays beside them.
+        checkpoint_minutes: one more checkpoint once the newest is so old by the main process's clock; None is off.
+        checkpoint_keep: how many of the newest stay; the one with the best metric stays beside them.
         checkpoint_async: training goes on while a checkpoint is written from a copy in main memory.
     """
 
-    name: str
-    vision: str
-    text: str | None
-    image_size: int = 112
-    hidden_size: int = 256
-    projection: str = "pca"
-    frozen_stages: int | None = 6
-    vision_feature_stage: int | None = 5
-    query_views: int = 1
-    document_views: int = 3
-    max_text_tokens: int = 32
-    steps: int = 400
-    warmup_steps: int = 50
-    start_rows: int | None = None
-    queries_per_step: int = 128
-    documents_per_step: int = 128
-    gradient_accumulation: int = 1
-    class_balance: float = 1.0
-    loss: str = "softmax"
-    margin: str = "cosface"
-    margin_value: float | tuple[float, float, float] = 0.2
-    scale: float = 32.0
-    label_smoothing: float = 0.0
-    sub_centres: int = 1
-    conflict_delta: float | None = None
-    conflict_tau: float | None = None
-    sample_rate: float = 1.0
-    sample_log_q: bool = True
-    head_learning_rate: float = 2e-3
-    prototype_learning_rate: float = 6e-3
-    encoder_learning_rate: float = 5e-4
-    layer_decay: float | None = None
-    weight_decay: float = 0.02
-    embed_dropout: float = 0.1
-    encoder_max_grad_norm: float | None = None
-    head_max_grad_norm: float | None = None
-    head_optimizer: str = "adamw"
-    head_momentum: float = 0.9
-    head_dtype: str | None = None
-    head_storage: str = "device"
+    place: ClassVar[str] = "recipe.runtime"
+    head_storage: str = setting("device", choices=("device", "memory", "disk"))
     head_storage_folder: str | None = None
-    hard_classes: str = "none"
-    hard_per_positive: int = 10
-    hard_refresh_every: int = 100
-    publish_prototypes: bool = False
-    hub_prototypes_gib: float = 4.0
-    ema_decay: float | None = None
-    mixed_precision: str = "no"
+    feature_storage: str = setting("cache", choices=("cache", "stream"))
     activation_checkpointing: bool = False
     compile: bool = False
-    vision_lora_rank: int = 0
-    lora_alpha: float | None = None
-    lora_dropout: float = 0.0
-    lora_targets: tuple[str, ...] | None = None
-    text_lora_rank: int = 0
-    text_layers_tuned: bool = False
-    text_steps: int = 100
-    text_documents_per_step: int = 64
-    text_learning_rate: float = 5e-4
-    dtype: str = "float32"
-    feature_dtype: str = "bfloat16"
-    feature_storage: str = "cache"
-    evaluate_every: int | None = None
-    early_stopping: int | None = None
-    export_best: bool = False
-    num_members: int = 1
-    distil_steps: int = 400
-    distil_learning_rate: float = 1e-3
-    text_folds: int = 5
-    text_strengths: tuple[float, ...] = (0.0, 0.1, 0.2)
-    calibration_queries: int = 4096
-    checkpoint_every: int = 100
-    checkpoint_minutes: float | None = None
-    checkpoint_keep: int = 2
+    publish_prototypes: bool = False
+    hub_prototypes_gib: float = setting(4.0, least=0)
+    calibration_queries: int = setting(4096, least=0)
+    checkpoint_minutes: float | None = setting(None, above=0)
+    checkpoint_keep: int = setting(2, least=1)
     checkpoint_async: bool = False
 
-    def __post_init__(self) -> None:
-        check_recipe(self)
+    def check(self) -> None:
+        if self.checkpoint_async and self.head_storage == "disk":
+            raise ValueError(
+                "recipe.runtime.checkpoint_async is true with head_storage disk; the copy of the class rows that it "
+                "writes needs main memory: use false, or head_storage device or memory"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(Settings):
+    """Everything that decides what a run learns, and, in `runtime`, how it is computed."""
+
+    place: ClassVar[str] = "recipe"
+    name: str
+    model: ModelSettings
+    image: ImageSettings = ImageSettings()
+    head: HeadSettings = HeadSettings()
+    text: TextSettings = TextSettings()
+    ensemble: EnsembleSettings = EnsembleSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+
+    def check(self) -> None:
+        """Settings of two groups that contradict each other."""
+        if isinstance(self.head.loss, ProxyAnchorLoss) and self.image.gradient_accumulation != 1:
+            raise ValueError(
+                f"recipe.image.gradient_accumulation is {self.image.gradient_accumulation} with ProxyAnchor, which "
+                "weighs all samples of a step together; use 1, or the softmax loss"
+            )
+        if self.head.dtype is not None and (self.head.dtype == "float64") != (self.model.dtype == "float64"):
+            raise ValueError(
+                f"recipe.head.dtype is {self.head.dtype} with model.dtype {self.model.dtype}; float64 goes with "
+                "float64 alone"
+            )
+        if self.ensemble.num_members == 1:
+            return
+        if self.runtime.publish_prototypes:
+            raise ValueError(
+                f"recipe.ensemble.num_members is {self.ensemble.num_members} with runtime.publish_prototypes true; "
+                "prototypes in shards are those of one training: use num_members 1, or publish_prototypes false"
+            )
+        if self.ensemble.distil_steps and self.runtime.feature_storage == "stream":
+            raise ValueError(
+                f"recipe.ensemble.num_members is {self.ensemble.num_members} with runtime.feature_storage stream; the "
+                "student reads the features again: use feature_storage cache, or distil_steps 0"
+            )
+
+    def with_changes(self, changes: Mapping[str, Any]) -> "Recipe":
+        """The recipe with other values, by dotted names such as "image.steps", "head.loss" or "text.lora.rank".
+
+        Raises:
+            ValueError: a name that does not exist, or a value out of range.
+        """
+        return _replaced(self, changes, prefix="recipe")
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON holds them (tuples become lists)."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        """Nested groups as JSON holds them (tuples become lists); `head.loss.kind` names the loss."""
+        values = dataclasses.asdict(self)
+        values["head"]["loss"] = {"kind": LOSS_KINDS[type(self.head.loss)], **values["head"]["loss"]}
+        plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
 
-def emoji() -> Recipe:
-    """Low-rank adapters on the last block of EfficientNet-Lite0, by ProxyAnchor, three times; one student of the three;
-    then the text side: the demo's recipe.
-
-    Loss, layers, rank, rates and clipping were chosen on validation categories (docs/log.md, 2026-11-29): without
-    clipping some seeds of such rates collapse.
-    """
-    return Recipe(
-        name="emoji",
-        vision="efficientnet_lite0",
-        text="minilm",
-        loss="proxy_anchor",
-        vision_lora_rank=58,
-        lora_targets=("expand.conv", "project.conv"),
-        encoder_learning_rate=20e-3,
-        encoder_max_grad_norm=2.0,
-        num_members=3,
-    )
+LOSS_KINDS: dict[type[Settings], str] = {SoftmaxLoss: "softmax", ProxyAnchorLoss: "proxy_anchor"}
 
 
-def emoji_image_only() -> Recipe:
-    """`emoji` with text switched off: what the documents' text is compared with."""
-    return dataclasses.replace(emoji(), name="emoji_image_only", text=None)
+def _replaced(settings: Any, changes: Mapping[str, Any], *, prefix: str) -> Any:
+    known = [field.name for field in dataclasses.fields(settings)]
+    here: dict[str, Any] = {}
+    below: dict[str, dict[str, Any]] = {}
+    for dotted, value in changes.items():
+        name, _, rest = dotted.partition(".")
+        if name not in known or (rest and not isinstance(getattr(settings, name), Settings)):
+            raise ValueError(f"{prefix} has no setting {dotted!r}; known: {', '.join(known)}")
+        if rest:
+            below.setdefault(name, {})[rest] = value
+        else:
+            here[name] = value
+    for name, inner in below.items():
+        here[name] = _replaced(here.get(name, getattr(settings, name)), inner, prefix=f"{prefix}.{name}")
+    return dataclasses.replace(settings, **here)
 
 
-def emoji_single() -> Recipe:
-    """`emoji` trained once, without a student: a quarter of the training. Its adapters are published beside `hub/`."""
-    return dataclasses.replace(emoji(), name="emoji_single", num_members=1)
-
-
-def emoji_lora() -> Recipe:
-    """`emoji_single` by CosFace, with low-rank adapters on the text encoder's projections too."""
-    return dataclasses.replace(emoji_single(), name="emoji_lora", loss="softmax", text_lora_rank=16)
-
-
-def emoji_tuned() -> Recipe:
-    """The last block's layers and the text encoder's projections themselves: what `emoji_lora` is compared with."""
-    return dataclasses.replace(
-        emoji_single(),
-        name="emoji_tuned",
-        loss="softmax",
-        vision_lora_rank=0,
-        lora_targets=None,
-        encoder_learning_rate=2e-3,
-        head_learning_rate=8e-3,
-        prototype_learning_rate=24e-3,
-        encoder_max_grad_norm=None,
-        text_layers_tuned=True,
-        text_learning_rate=5e-5,
-    )
-
-
-def emoji_zero_shot() -> Recipe:
-    """Frozen features, standardised per side, nothing learned: the floor."""
-    return dataclasses.replace(
-        emoji_single(),
-        name="emoji_zero_shot",
-        text=None,
-        vision_lora_rank=0,
-        lora_targets=None,
-        steps=0,
-        hidden_size=1280,
-        projection="identity",
-        frozen_stages=None,
-        query_views=0,
-        document_views=0,
-    )
-
-
-def tiny() -> Recipe:
-    """Tiny random backbones in double precision: the whole path in seconds, for tests."""
-    return Recipe(
-        name="tiny",
-        vision="tiny",
-        text="tiny",
-        image_size=37,
-        hidden_size=20,
-        projection="pca",
-        frozen_stages=6,
-        vision_feature_stage=3,
-        query_views=1,
-        document_views=1,
-        steps=50,
-        warmup_steps=5,
-        queries_per_step=16,
-        documents_per_step=16,
-        scale=16.0,
-        encoder_max_grad_norm=1.0,
-        head_max_grad_norm=1.0,
-        dtype="float64",
-        feature_dtype="float32",
-        text_folds=3,
-        calibration_queries=32,
-        checkpoint_every=20,
-    )
-
-
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "emoji": emoji,
-    "emoji_image_only": emoji_image_only,
-    "emoji_single": emoji_single,
-    "emoji_lora": emoji_lora,
-    "emoji_tuned": emoji_tuned,
-    "emoji_zero_shot": emoji_zero_shot,
-    "tiny": tiny,
-    **CATALOGUE_RECIPES,
-}
-
-
-def recipe_by_name(name: str) -> Recipe:
-    """The recipe called `name`, or the one of a `recipe.json` when `name` ends in .json.
-
-    A file holds the fields of `Recipe`, so `runs/x/recipe.json` of an earlier run, edited, is a recipe.
+def recipe_from_json(values: Any) -> Recipe:
+    """The recipe that `to_json` wrote; missing settings take their defaults.
 
     Raises:
-        ValueError: no such recipe, or a file with a field that `Recipe` does not have.
+        ValueError: a setting that does not exist, or a value out of range.
     """
-    if name.endswith(".json"):
-        return _from_file(Path(name))
-    if name not in RECIPES:
-        raise ValueError(f"no recipe is called {name!r}; choose one of {', '.join(RECIPES)}, or give a recipe.json")
-    return RECIPES[name]()
+    if not isinstance(values, dict):
+        raise ValueError(f"a recipe is an object of groups, not {type(values).__name__}")
+    missing = sorted({"name", "model"} - set(values))
+    if missing or "vision" not in values["model"]:
+        raise ValueError(f"it lacks {', '.join(missing) or 'model.vision'}; a recipe needs name and model.vision")
+    changes = flattened(values)
+    kind = changes.pop("head.loss.kind", "softmax")
+    kinds = {name: loss for loss, name in LOSS_KINDS.items()}
+    if kind not in kinds:
+        raise ValueError(f"recipe.head.loss.kind is {kind!r}; choose one of {', '.join(kinds)}")
+    for name, value in changes.items():
+        if isinstance(value, list):
+            changes[name] = tuple(value)
+    start = Recipe(name=changes.pop("name"), model=ModelSettings(vision=changes.pop("model.vision")))
+    return start.with_changes({"head.loss": kinds[kind](), **changes})
 
 
-def _from_file(path: Path) -> Recipe:
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file; give the recipe.json of an earlier run, or the name of a recipe")
-    try:
-        values = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); give the recipe.json of an earlier run") from error
-    known = {field.name for field in dataclasses.fields(Recipe)}
-    unknown = sorted(set(values) - known) if isinstance(values, dict) else [type(values).__name__]
-    if unknown:
-        raise ValueError(f"{path} holds what a recipe does not have: {', '.join(unknown)}; known: {sorted(known)}")
-    missing = {"name", "vision", "text"} - set(values)
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; a recipe needs name, vision and text")
-    for field in ("text_strengths", "margin_value", "lora_targets"):
-        if isinstance(values.get(field), list):
-            values[field] = tuple(values[field])
-    return Recipe(**values)
+def flattened(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
+    """Dotted names of nested groups.
+
+    >>> flattened({"name": "x", "image": {"steps": 3}})
+    {'name': 'x', 'image.steps': 3}
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flattened(value, prefix=f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
 
 
-def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """One readable line of the fields that differ: "steps: 400 here, 200 there"; empty when none does."""
+def image_stage_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `to_json` that the trained image stage depends on: without name, text and runtime."""
+    return {name: value for name, value in values.items() if name not in ("name", "text", "runtime")}
+
+
+def learned_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `to_json` that must be equal when a run is resumed: everything but `runtime`."""
+    return {name: value for name, value in values.items() if name != "runtime"}
+
+
+def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """One line of the settings that differ: "image.steps: 400 here, 200 there"; empty when none does."""
+    ours, theirs = flattened(ours), flattened(theirs)
     keys = sorted(set(ours) | set(theirs))
     return "; ".join(
         f"{key}: {ours.get(key)!r} here, {theirs.get(key)!r} there" for key in keys if ours.get(key) != theirs.get(key)

@@ -87,7 +87,7 @@ def adapt_text(
         batch = processor(text=[texts[row] for row in rows[chosen]])
         tokens_BTH, mask_BT = model.encode_text(batch["input_ids"], batch["attention_mask"])
         concepts_BD = (unit_sentences(tokens_BTH, mask_BT) - start.mean_H.float()) @ map_HD
-        score_BC = recipe.scale * functional.normalize(concepts_BD, dim=1) @ prototypes_CD.T
+        score_BC = recipe.head.loss.scale * functional.normalize(concepts_BD, dim=1) @ prototypes_CD.T
         return functional.cross_entropy(score_BC, torch.from_numpy(places[chosen]))
 
     losses = _train(model.text_model, map_HD, loss_of, count=len(rows), recipe=recipe, seed=seed)
@@ -112,7 +112,7 @@ def _ends(losses: list[float]) -> dict[str, float]:
 
 def _open(text: nn.Module, recipe: Recipe, *, seed: int) -> Any:
     """Let gradients reach what the recipe trains; the tuner that folds adapters in, None without adapters."""
-    if recipe.text_lora_rank:
+    if recipe.text.lora.rank:
         return add_text_adapters(text, recipe, seed=seed)
     text.requires_grad_(False)
     for name in text_layers(text):
@@ -125,17 +125,18 @@ def _train(
 ) -> list[float]:
     """AdamW on the opened weights and the map; the loss of every step."""
     encoder = [value for value in text.parameters() if value.requires_grad]
-    rates = ((encoder, recipe.text_learning_rate), ([map_HD], MAP_RATE))
+    rates = ((encoder, recipe.text.learning_rate), ([map_HD], MAP_RATE))
     optimizer = torch.optim.AdamW(
-        [{"params": values, "lr": rate, "initial_lr": rate} for values, rate in rates], weight_decay=recipe.weight_decay
+        [{"params": values, "lr": rate, "initial_lr": rate} for values, rate in rates],
+        weight_decay=recipe.image.weight_decay,
     )
     losses = []
-    for step in tqdm(range(recipe.text_steps), desc="text encoder", unit="step"):
-        factor = learning_rate_factor(step, steps=recipe.text_steps, warmup_steps=int(WARM_UP * recipe.text_steps))
+    for step in tqdm(range(recipe.text.steps), desc="text encoder", unit="step"):
+        factor = learning_rate_factor(step, steps=recipe.text.steps, warmup_steps=int(WARM_UP * recipe.text.steps))
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         drawn = np.random.default_rng([seed, 17, step])
-        loss = loss_of(drawn.choice(count, min(recipe.text_documents_per_step, count), replace=False))
+        loss = loss_of(drawn.choice(count, min(recipe.text.documents_per_step, count), replace=False))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

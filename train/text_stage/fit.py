@@ -205,7 +205,7 @@ def choose_strength(model: Any, cache: FeatureCache, gallery: Gallery, *, recipe
         standard errors}. The model's config is set.
     """
     found = {}
-    for strength in recipe.text_strengths:
+    for strength in recipe.text.weights:
         model.config.text_strength = strength
         model.fusion.config.text_strength = strength
         embeds, shifts = embed_documents(model.fusion, cache, gallery.images)
@@ -221,7 +221,7 @@ def choose_strength(model: Any, cache: FeatureCache, gallery: Gallery, *, recipe
 
 def image_embeddings(model: Any, cache: FeatureCache, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """(Q, D) and (N, D) embeddings of the clean views of queries and documents."""
-    encoders = EncoderPair(model, frozen_stages=recipe.frozen_stages)
+    encoders = EncoderPair(model, frozen_stages=recipe.model.frozen_stages)
     found = []
     for inputs, side in ((cache.query_inputs, "query"), (cache.document_inputs, "document")):
         parts = [embeds.float() for _, embeds in embed_rows(encoders, inputs, np.arange(len(inputs)), side=side)]
@@ -231,10 +231,10 @@ def image_embeddings(model: Any, cache: FeatureCache, recipe: Recipe) -> tuple[T
 
 def _text_rows(cache: FeatureCache, labels: Any, prototypes: Tensor, *, recipe: Recipe, seed: int) -> TextRows | None:
     rows = np.flatnonzero(np.asarray(cache.document_mask).any(1) & ~labels.document_validation)
-    if len(np.unique(labels.document[rows])) < recipe.text_folds:
+    if len(np.unique(labels.document[rows])) < recipe.text.folds:
         return None
     sentences = sentence_vectors(cache.document_tokens[rows], cache.document_mask[rows])
-    folds = folds_of(labels.document[rows], folds=recipe.text_folds, seed=seed)
+    folds = folds_of(labels.document[rows], folds=recipe.text.folds, seed=seed)
     return TextRows(rows, sentences, centred_targets(prototypes, labels.document[rows]), folds)
 
 
@@ -282,7 +282,7 @@ def fit_text_side(
     rows = _text_rows(cache, labels, prototypes, recipe=recipe, seed=seed)
     if rows is None:
         model.config.text_strength = model.fusion.config.text_strength = 0.0
-        return {"text": True, "strength": 0.0, "reason": f"fewer than {recipe.text_folds} categories have text"}
+        return {"text": True, "strength": 0.0, "reason": f"fewer than {recipe.text.folds} categories have text"}
     queries, documents = image_embeddings(model, cache, recipe)
     fitted = _fit_fusion(model.fusion, cache, rows, documents, labels.document, seed=seed)
     gallery = Gallery.of(labels, queries=queries, images=documents, cache=cache)

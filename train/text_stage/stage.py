@@ -28,7 +28,7 @@ def features_of(
     model: Any, processor: Any, samples: GovernedSamples, *, recipe: Recipe, folder: Path, seed: int
 ) -> FeatureCache:
     """Features of every sample, cached by all ranks together or streamed, as the recipe says; all ranks call it."""
-    if recipe.feature_storage == "stream":
+    if recipe.runtime.feature_storage == "stream":
         return stream_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
     return cache_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed, together=True)
 
@@ -74,20 +74,20 @@ def fit_text(
         model: the whole model with its trained image side, float32.
         cache: what the image side was trained on. prototypes: None only without text (hub_head.py).
     """
-    if recipe.text is None:
+    if recipe.text.encoder is None:
         return TextResult({"text": False, "strength": 0.0}, {})
     assert prototypes is not None
     folder = cache.home.parent
     adapters: dict[str, Tensor] = {}
     said: dict[str, Any] = {}
-    is_streamed, is_trained = recipe.feature_storage == "stream", cells_are_trained(model, recipe)
+    is_streamed, is_trained = recipe.runtime.feature_storage == "stream", cells_are_trained(model, recipe)
     if is_streamed or is_trained:
         # The text looks at cells, of a backbone trained whole or not cached before; clean views are enough.
-        frozen = None if is_trained else recipe.frozen_stages
-        recipe = dataclasses.replace(recipe, frozen_stages=frozen, query_views=0, document_views=0)
+        frozen = None if is_trained else recipe.model.frozen_stages
+        recipe = recipe.with_changes({"model.frozen_stages": frozen, "image.query_views": 0, "image.document_views": 0})
         _, processor = build_model(recipe, seed=seed)
         cache = cache_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
-    if recipe.text_lora_rank or recipe.text_layers_tuned:
+    if recipe.text.lora.rank or recipe.text.tune_layers:
         cache, adapters, said = _adapted(model, cache, samples, prototypes, recipe=recipe, folder=folder, seed=seed)
     report = fit_text_side(model, cache, labels=samples.labels, prototypes=prototypes, recipe=recipe, seed=seed)
     return TextResult({**report, **said}, adapters)

@@ -29,7 +29,7 @@ from benchmarks.immr.runner.summary import BRIEF, cells_of_system, compared, poo
 from runtime.environment import environment
 from runtime.files import write_json
 from train.parallel.topology import set_threads
-from train.recipes.recipe import recipe_by_name
+from train.recipes.registry import recipe_by_name
 
 TRACKS = (*SHORT_TRACKS, "missing", "missing.small")
 PARTS = (TRAINED[0], *TRAINED[1:4], *SWITCHED, *TRAINED[4:])  # in the order of the flow

@@ -129,7 +129,7 @@ def _trained(part: str, stand: Stand, desk: Desk, home: Path, seed: int) -> Path
     recipe, cache = stand.recipe_of(STAGE), stand.training(STAGE).cache
     governed = stand.world.governed
     if part == "augmentation":
-        recipe = dataclasses.replace(recipe, query_views=0, document_views=0)
+        recipe = recipe.with_changes({"image.query_views": 0, "image.document_views": 0})
         cache = dataclasses.replace(
             cache, query_inputs=cache.query_inputs[:, :1], document_inputs=cache.document_inputs[:, :1]
         )
@@ -178,7 +178,7 @@ def _contrasted(part: str, stand: Stand, desk: Desk, home: Path, *, seed: int) -
     )
     run = home / "run"
     run.mkdir(exist_ok=True)
-    image = ImageResult(rival.encoders.state_dict(), _class_means(rival, stand), recipe.steps, 0.0)
+    image = ImageResult(rival.encoders.state_dict(), _class_means(rival, stand), recipe.image.steps, 0.0)
     options = Options(
         stand.world.governed, run, recipe.name, seed, desk.max_steps, False, run / "features", None, "none"
     )

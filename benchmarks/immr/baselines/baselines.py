@@ -149,22 +149,22 @@ def start_rival(
     Args:
         starts: image heads of earlier starts on the same rows; filled here. Their PCA takes longer than training them.
     """
-    frozen = None if stage == "heads" else recipe.frozen_stages
+    frozen = None if stage == "heads" else recipe.model.frozen_stages
     encoders = EncoderPair(copy.deepcopy(model), frozen_stages=frozen)
     used = {"query": np.unique(rows.query.rows), "document": np.unique(rows.document.rows)}
     starts = {} if starts is None else starts
     key = stage, used["query"].tobytes(), used["document"].tobytes()
     if key not in starts:
         inputs = {"query": features.query_inputs, "document": features.document_inputs}
-        start_image_head(encoders, inputs=inputs, rows=used, projection=recipe.projection)
+        start_image_head(encoders, inputs=inputs, rows=used, projection=recipe.image.projection)
         starts[key] = copy.deepcopy(encoders.image_head.state_dict())
     encoders.image_head.load_state_dict(starts[key])
     head = None
     if method.documents != "image":
         written = rows.document.rows[features.document_has_text[rows.document.rows]]
         sentences = torch.from_numpy(features.sentences[np.unique(written)])
-        head = TextHead(sentences, width=recipe.hidden_size, dropout=recipe.embed_dropout)
-    return Rival(encoders, DocumentForm(method.documents, head, width=recipe.hidden_size)).eval()
+        head = TextHead(sentences, width=recipe.model.hidden_size, dropout=recipe.image.embed_dropout)
+    return Rival(encoders, DocumentForm(method.documents, head, width=recipe.model.hidden_size)).eval()
 
 
 def usable_rows(rows: Labelled, features: TrainingFeatures, *, documents: str) -> Labelled:
@@ -199,7 +199,7 @@ def train_rival(
     rows = usable_rows(rows, features, documents=method.documents)
     given: dict[str, Any] = {"method": method, "settings": settings, "recipe": recipe, "stage": stage}
     given |= {"max_steps": max_steps, "starts": starts}
-    count = recipe.num_members if method.distilled else 1
+    count = recipe.ensemble.num_members if method.distilled else 1
     members = [_train_member(model, features, rows, seed=seed, member=member, **given) for member in range(count)]
     if count == 1:
         return members[0]
@@ -227,15 +227,15 @@ def _train_member(
         rival = start_rival(model, features, rows, method=method, recipe=recipe, stage=stage, starts=starts)
         loss = _loss(method, settings, rival, features, rows)
         vision = rival.encoders.vision
-        adapters = add_adapters(vision, recipe, seed=seed) if vision is not None and recipe.vision_lora_rank else None
+        adapters = add_adapters(vision, recipe, seed=seed) if vision is not None and recipe.image.lora.rank else None
         optimizer = torch.optim.AdamW(_groups(rival, loss, recipe=recipe, rate=settings.rate))
         sampler = _sampler(rows, method, settings, recipe, seed=draws)
-        steps = recipe.steps if max_steps is None else min(max_steps, recipe.steps)
+        steps = recipe.image.steps if max_steps is None else min(max_steps, recipe.image.steps)
         for step in tqdm(range(steps), desc=method.name, unit="step", leave=False):
-            factor = learning_rate_factor(step, steps=recipe.steps, warmup_steps=recipe.warmup_steps)
+            factor = learning_rate_factor(step, steps=recipe.image.steps, warmup_steps=recipe.image.warmup_steps)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-            drawn = sampler.draw(step, count=recipe.queries_per_step)
+            drawn = sampler.draw(step, count=recipe.image.queries_per_step)
             # Only the text head has a mode; the image side is trained as the product's is, in evaluation mode.
             rival.form.train()
             found = loss(*_embed(rival, features, drawn, recipe=recipe, seed=draws, step=step), drawn.batch)
@@ -243,8 +243,8 @@ def _train_member(
                 raise ValueError(f"{method.name}: the loss is {found.item()} at step {step}; lower the learning rate")
             optimizer.zero_grad()
             found.backward()
-            if recipe.encoder_max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(rival.encoders.parameters(), recipe.encoder_max_grad_norm)
+            if recipe.image.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(rival.encoders.parameters(), recipe.image.max_grad_norm)
             optimizer.step()
         if adapters is not None:
             adapters.merge_and_unload()
@@ -255,7 +255,7 @@ def _student(members: list[Rival], features: TrainingFeatures, rows: Labelled, *
     """One rival of several, as `train/ensemble/ensemble.py` makes one model of the product's."""
     student = copy.deepcopy(members[0])
     student.encoders.load_state_dict(mean_weights([one.encoders.state_dict() for one in members], recipe))
-    if recipe.distil_steps:
+    if recipe.ensemble.distil_steps:
         inputs = {"query": features.query_inputs, "document": features.document_inputs}
         used = {"query": np.unique(rows.query.rows), "document": np.unique(rows.document.rows)}
         teachers = [one.encoders.requires_grad_(False) for one in members]
@@ -270,7 +270,7 @@ def _embed(
     count = slice(0, len(drawn.query_rows))
     scale = {
         side: dropout_scale(
-            recipe.embed_dropout, rows=count, width=recipe.hidden_size, seed=seed, step=step, side=side
+            recipe.image.embed_dropout, rows=count, width=recipe.model.hidden_size, seed=seed, step=step, side=side
         ).to(like)
         for side in ("query", "document")
     }
@@ -308,13 +308,13 @@ def _class_means(rival: Rival, features: TrainingFeatures, rows: Labelled) -> Te
 def _groups(rival: Rival, loss: nn.Module, *, recipe: Recipe, rate: float) -> list[dict[str, Any]]:
     """The product's groups, the text head like the image head, class rows like the product's; all times `rate`."""
     groups = parameter_groups(rival.encoders, recipe)
-    mine = [(value, recipe.head_learning_rate) for value in rival.form.parameters()]
+    mine = [(value, recipe.image.projection_learning_rate) for value in rival.form.parameters()]
     mine += [
-        (value, recipe.prototype_learning_rate if value.ndim > 1 else recipe.head_learning_rate)
+        (value, recipe.head.learning_rate if value.ndim > 1 else recipe.image.projection_learning_rate)
         for value in loss.parameters()
     ]
     for value, lr in mine:
-        decay = recipe.weight_decay if value.ndim > 1 else 0.0
+        decay = recipe.image.weight_decay if value.ndim > 1 else 0.0
         groups.append({"params": [value], "initial_lr": lr, "weight_decay": decay})
     for group in groups:
         group["lr"] = group["initial_lr"] = group["initial_lr"] * rate
@@ -324,7 +324,7 @@ def _groups(rival: Rival, loss: nn.Module, *, recipe: Recipe, rate: float) -> li
 def _sampler(
     rows: Labelled, method: Method, settings: Settings, recipe: Recipe, *, seed: int
 ) -> PairSampler | ClassSampler:
-    views = {"query_views": recipe.query_views, "document_views": recipe.document_views}
+    views = {"image.query_views": recipe.image.query_views, "image.document_views": recipe.image.document_views}
     if method.loss in CLASSIFYING:
         return ClassSampler(rows, balance=settings.balance, seed=seed, **views)
     per_class = PER_CLASS.get(method.loss, 1)

@@ -23,7 +23,7 @@ from benchmarks.immr.protocol.scores import METRICS, Scores
 from benchmarks.immr.runner.context import LONG_TRACKS, SHORT_TRACKS, Stand, keep_scores
 from benchmarks.immr.runner.systems import System, published_system, rival_system, train_product
 from runtime.files import write_json
-from train.recipes.recipe import MACHINE_FIELDS, Recipe, difference
+from train.recipes.recipe import Recipe, difference, learned_settings
 
 KINDS = ("search", "heads", "final-search", "final")
 PRODUCT, IMAGE_ONLY, ZERO_SHOT = "oclear", "image_only", "zero_shot"
@@ -103,7 +103,7 @@ class Desk:
             self.cells.mkdir(parents=True, exist_ok=True)
             write_json(note, mine)
         theirs = json.loads(note.read_text())
-        ours, found = ({key: row[key] for key in row if key not in MACHINE_FIELDS} for row in (mine, theirs))
+        ours, found = (learned_settings(row) for row in (mine, theirs))
         if differs := difference(json.loads(json.dumps(ours)), found):
             raise ValueError(f"the cells of {self.cells} are of another recipe ({differs}); give another --out")
 
@@ -171,7 +171,7 @@ def _systems(cell: Cell, stand: Stand, desk: Desk) -> Iterator[tuple[str, System
         hub, recipe = _product(cell, stand, desk)
         record = json.loads((hub.parent / "training.json").read_text())
         kept = {"training": {key: record[key] for key in ("counts", "seconds", "text")}}
-        given: dict[str, Any] = {"frozen_stages": recipe.frozen_stages}
+        given: dict[str, Any] = {"model.frozen_stages": recipe.model.frozen_stages}
         if cell.system == PRODUCT:
             yield IMAGE_ONLY, published_system(hub, with_text=False, **given), kept
         yield cell.system, published_system(hub, with_text=cell.system == PRODUCT, **given), kept
@@ -186,14 +186,16 @@ def trained_rival(cell: Cell, stand: Stand, desk: Desk, settings: Settings, *, s
     method, features = Method.named(cell.system), stand.training(cell.stage)
     recipe = stand.recipe_of(cell.stage, adapters=settings.adapters)
     rows = stand.rows[method.labels]
-    steps, warmup = (round(share * settings.length * count) for count in (recipe.steps, recipe.warmup_steps))
+    steps, warmup = (
+        round(share * settings.length * count) for count in (recipe.image.steps, recipe.image.warmup_steps)
+    )
     rival = train_rival(
         stand.untrained,
         features,
         rows,
         method=method,
         settings=settings,
-        recipe=dataclasses.replace(recipe, steps=steps, warmup_steps=warmup),
+        recipe=recipe.with_changes({"image.steps": steps, "image.warmup_steps": warmup}),
         stage=cell.stage,
         seed=cell.seed,
         max_steps=desk.max_steps,
@@ -218,7 +220,7 @@ def _product(cell: Cell, stand: Stand, desk: Desk) -> tuple[Path, Recipe]:
         recipe=str(words),
         cache=cache,
         seed=cell.seed,
-        max_steps=None if recipe.steps == 0 else desk.max_steps,
+        max_steps=None if recipe.image.steps == 0 else desk.max_steps,
     )
     words.unlink()
     return hub, recipe
@@ -226,8 +228,15 @@ def _product(cell: Cell, stand: Stand, desk: Desk) -> tuple[Path, Recipe]:
 
 def _zero_shot(recipe: Recipe, *, width: int) -> Recipe:
     """Frozen features, standardised per side, nothing learned."""
-    nothing: dict[str, Any] = {"text": None, "steps": 0, "query_views": 0, "document_views": 0}
-    return dataclasses.replace(recipe, name=ZERO_SHOT, hidden_size=width, projection="identity", **nothing)
+    nothing: dict[str, Any] = {
+        "text.encoder": None,
+        "image.steps": 0,
+        "image.query_views": 0,
+        "image.document_views": 0,
+    }
+    return recipe.with_changes(
+        {"name": ZERO_SHOT, "model.hidden_size": width, "image.projection": "identity", **nothing}
+    )
 
 
 def _search(cell: Cell, stand: Stand, desk: Desk) -> dict[str, Any]:
@@ -253,7 +262,7 @@ def _search(cell: Cell, stand: Stand, desk: Desk) -> dict[str, Any]:
 
     axes, halvings = axes_of(cell, method), 0 if cell.kind == "search" else RATE_HALVINGS
     start = Settings.usual(method) if cell.kind == "search" else desk.settings(method, "heads")
-    adapts = cell.kind == "final-search" and stand.recipe.vision_lora_rank > 0
+    adapts = cell.kind == "final-search" and stand.recipe.image.lora.rank > 0
     table = _found_earlier(cell, desk) if adapts else []
     for adapters in (False, True) if adapts else (False,):
         if not any(row["settings"]["adapters"] == adapters for row in table):
@@ -267,9 +276,9 @@ def _search(cell: Cell, stand: Stand, desk: Desk) -> dict[str, Any]:
 
 def whole_length(recipe: Recipe) -> float:
     """Steps of all members and of the student, in units of one member's."""
-    if recipe.num_members == 1:
+    if recipe.ensemble.num_members == 1:
         return 1.0
-    return recipe.num_members + recipe.distil_steps / recipe.steps
+    return recipe.ensemble.num_members + recipe.ensemble.distil_steps / recipe.image.steps
 
 
 def _found_earlier(cell: Cell, desk: Desk) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from benchmarks.immr.runner.features_of_task import MISSING, TaskFeatures, featu
 from benchmarks.immr.runner.systems import System
 from benchmarks.immr.runner.training_features import TrainingFeatures, behind_the_backbone, training_features
 from train.encoders.backbones import build_model
-from train.recipes.recipe import Recipe
+from train.recipes.recipe import Recipe, SoftmaxLoss
 
 SHORT_TRACKS = ("unseen", "unseen.small", "seen")
 LONG_TRACKS = (
@@ -37,12 +37,12 @@ LONG_TRACKS = (
 SMALL = ".small"  # the gallery of unseen documents alone
 # The last block's layers themselves want these rates, by the validation categories of the three splits (docs/log.md).
 LAYERS_RATES: dict[str, Any] = {
-    "encoder_learning_rate": 2e-3,
-    "head_learning_rate": 8e-3,
-    "prototype_learning_rate": 24e-3,
+    "image.encoder_learning_rate": 2e-3,
+    "image.projection_learning_rate": 8e-3,
+    "head.learning_rate": 24e-3,
 }
 # Heads alone, the product's and most rivals', want these.
-HEADS_RATES: dict[str, Any] = {"head_learning_rate": 2e-3, "prototype_learning_rate": 6e-3}
+HEADS_RATES: dict[str, Any] = {"image.projection_learning_rate": 2e-3, "head.learning_rate": 6e-3}
 
 
 class Stand:
@@ -63,17 +63,17 @@ class Stand:
             adapters: False trains the layers of the last block themselves where the recipe puts adapters on them.
         """
         plain: dict[str, Any] = {}
-        if self.recipe.vision_lora_rank:
-            plain = {"vision_lora_rank": 0, "lora_targets": None, "encoder_max_grad_norm": None}
+        if self.recipe.image.lora.rank:
+            plain = {"image.lora.rank": 0, "image.lora.targets": None, "image.max_grad_norm": None}
         if stage == "heads":
-            plain |= {"loss": "softmax", "frozen_stages": None, "num_members": 1}
-            return dataclasses.replace(self.recipe, **plain, **HEADS_RATES)
-        return self.recipe if adapters or not plain else dataclasses.replace(self.recipe, **plain, **LAYERS_RATES)
+            plain |= {"head.loss": SoftmaxLoss(), "model.frozen_stages": None, "ensemble.num_members": 1}
+            return self.recipe.with_changes({**plain, **HEADS_RATES})
+        return self.recipe if adapters or not plain else self.recipe.with_changes({**plain, **LAYERS_RATES})
 
     @cached_property
     def untrained(self) -> Any:
         """Model without text, as every rival starts."""
-        return build_model(dataclasses.replace(self.recipe, text=None), seed=0)[0]
+        return build_model(self.recipe.with_changes({"text.encoder": None}), seed=0)[0]
 
     @cached_property
     def tasks(self) -> dict[str, Task]:

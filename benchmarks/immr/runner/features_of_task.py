@@ -146,7 +146,7 @@ def features_of_tasks(
         for k in range(max(len(images), len(words)))
     ]
     rows.append(("one query", "query", images[0], ""))
-    recipe = dataclasses.replace(recipe, query_views=0, document_views=0, feature_dtype="float32")
+    recipe = recipe.with_changes({"image.query_views": 0, "image.document_views": 0, "model.feature_dtype": "float32"})
     cache = embedded(rows, model=model, processor=processor, recipe=recipe, folder=folder)
     cache = dataclasses.replace(cache, document_inputs=cache.document_inputs[:, 0])
     return TaskFeatures(cache, {name: k for k, name in enumerate(pictures)}, {text: k for k, text in enumerate(words)})
@@ -158,11 +158,11 @@ def pooled_features(model: Any, inputs: np.ndarray, *, recipe: Recipe, home: Pat
     Args:
         model: the untrained model. inputs: of the recipe's `frozen_stages`; returned as they are when it is None.
     """
-    if recipe.frozen_stages is None:
+    if recipe.model.frozen_stages is None:
         return inputs
     path = home / f"pooled-{name}.npy"
     if not path.is_file():
-        encoders = EncoderPair(model, frozen_stages=recipe.frozen_stages)
+        encoders = EncoderPair(model, frozen_stages=recipe.model.frozen_stages)
         leading = inputs.shape[: inputs.ndim - 3]
         flat = inputs.reshape(-1, *inputs.shape[-3:])
         parts = []

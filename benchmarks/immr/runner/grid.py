@@ -20,7 +20,7 @@ from benchmarks.immr.protocol.splits import open_world
 from benchmarks.immr.runner.cell import CHOSEN_BY, PRODUCT, VALIDATION, ZERO_SHOT, Cell, Desk, run_cell, searched
 from benchmarks.immr.runner.context import Stand
 from train.parallel.topology import set_threads
-from train.recipes.recipe import recipe_by_name
+from train.recipes.registry import recipe_by_name
 
 GRIDS = ("heads", "final")
 FIRST = "hard-0"
@@ -72,7 +72,7 @@ def cells_of(grid: str, desk: Desk) -> list[Cell]:
     """The cells of a grid; the rivals of "final" are known once "heads" is done."""
     if grid == "heads":
         return heads_cells()
-    return final_cells(finalists(desk), distils=recipe_by_name(desk.recipe).num_members > 1)
+    return final_cells(finalists(desk), distils=recipe_by_name(desk.recipe).ensemble.num_members > 1)
 
 
 def todo(cells: Sequence[Cell], desk: Desk, only: str | None) -> list[Cell]:

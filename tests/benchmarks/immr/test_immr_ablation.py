@@ -18,7 +18,7 @@ from benchmarks.immr.runner.systems import published_system
 from retrieval.encoder import load_encoder
 from tests.support import synthetic_split
 from train.inputs.cache import FeatureCache
-from train.recipes.recipe import tiny
+from train.recipes.emoji import tiny
 
 STEPS = 3
 

@@ -1,6 +1,5 @@
 """The grid on a made world: one path from data to result file, cells that are done once, settings that stay frozen."""
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -21,7 +20,9 @@ from retrieval.__main__ import main as retrieval_main
 from retrieval.index.store import load_index
 from tests.support import synthetic_split
 from train.encoders.lora import adapter_layers
-from train.recipes.recipe import recipe_by_name, tiny
+from train.recipes.emoji import tiny
+from train.recipes.recipe import ProxyAnchorLoss, SoftmaxLoss, flattened
+from train.recipes.registry import recipe_by_name
 
 STEPS = 4
 RIVAL, SEARCHED = "infonce.raw.concat", "infonce.raw.mean"  # the second one's search is the first one's too
@@ -39,17 +40,18 @@ def stand(out: Path) -> Stand:
 
 def test_heads_alone_have_no_adapters_and_the_layers_themselves_have_rates_of_their_own(stand: Stand) -> None:
     assert stand.recipe_of("last_block") == stand.recipe_of("last_block", adapters=False) == tiny()
-    assert stand.recipe_of("heads") == dataclasses.replace(tiny(), frozen_stages=None)
+    assert stand.recipe_of("heads") == tiny().with_changes({"model.frozen_stages": None})
     product = recipe_by_name("emoji")
     adapted = Stand(stand.world, product)
     heads, layers = adapted.recipe_of("heads"), adapted.recipe_of("last_block", adapters=False)
     assert adapted.recipe_of("last_block") == product
-    assert (heads.frozen_stages, heads.vision_lora_rank, heads.encoder_max_grad_norm) == (None, 0, None)
-    assert (product.loss, heads.loss) == ("proxy_anchor", "softmax")
-    assert (heads.head_learning_rate, heads.prototype_learning_rate) == (2e-3, 6e-3)
-    tuned = dataclasses.asdict(recipe_by_name("emoji_tuned"))
-    differ = {name for name, value in dataclasses.asdict(layers).items() if value != tuned[name]}
-    assert differ == {"name", "loss", "text_layers_tuned", "text_learning_rate", "num_members"}
+    assert (heads.model.frozen_stages, heads.image.lora.rank, heads.image.max_grad_norm) == (None, 0, None)
+    assert (product.head.loss, heads.head.loss) == (ProxyAnchorLoss(), SoftmaxLoss())
+    assert (heads.image.projection_learning_rate, heads.head.learning_rate) == (2e-3, 6e-3)
+    tuned, ours = (flattened(one.to_json()) for one in (recipe_by_name("emoji_tuned"), layers))
+    differ = {name for name, value in ours.items() if value != tuned.get(name) and not name.startswith("head.loss.")}
+    assert differ == {"name", "text.tune_layers", "text.learning_rate", "ensemble.num_members"}
+    assert layers.head.loss == ProxyAnchorLoss()
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def test_on_the_last_block_a_rival_searches_its_learning_rate_again_and_pairs_th
 @pytest.fixture(scope="module")
 def adapted(stand: Stand) -> Stand:
     """The same world, and a product that trains adapters."""
-    return Stand(stand.world, dataclasses.replace(tiny(), vision_lora_rank=2))
+    return Stand(stand.world, tiny().with_changes({"image.lora.rank": 2}))
 
 
 def test_where_the_product_trains_adapters_rivals_search_them_and_an_earlier_choice_of_layers_stands(
@@ -130,7 +132,11 @@ def test_rivals_may_train_as_long_as_members_and_student_together_and_an_earlier
     file = tmp_path / "earlier.json"
     file.write_text(json.dumps({"choices": desk.choices, "cells": {cell.name: {"table": rows}}}))
     own = Desk(tmp_path, "tiny", STEPS, file)
-    run_cell(cell, Stand(stand.world, dataclasses.replace(adapted.recipe, num_members=2, distil_steps=25)), own)
+    run_cell(
+        cell,
+        Stand(stand.world, adapted.recipe.with_changes({"ensemble.num_members": 2, "ensemble.distil_steps": 25})),
+        own,
+    )
     *before, longer = json.loads(own.file(cell.name).read_text())["table"]
     assert before == rows
     best = max(rows, key=lambda row: row["validation"]["mrr_at_10"])["settings"]
@@ -144,7 +150,7 @@ def rival_of(stand: Stand, *, method: str = "proxyanchor.raw.image", **changes: 
         stand.rows["raw"],
         method=Method.named(method),
         settings=Settings(value=0.1, adapters=True),
-        recipe=dataclasses.replace(stand.recipe_of("last_block"), **changes),
+        recipe=stand.recipe_of("last_block").with_changes(changes),
         stage="last_block",
         seed=0,
         max_steps=STEPS,
@@ -217,7 +223,7 @@ def test_a_cell_equals_the_evaluation_of_its_published_folder_by_retrieval(
     cache = stand.training("last_block").cache
     # A strength above 0, so that text and its imputation count.
     recipe = tmp_path / "recipe.json"
-    recipe.write_text(json.dumps(dataclasses.replace(tiny(), text_strengths=(0.4,)).to_json()))
+    recipe.write_text(json.dumps(tiny().with_changes({"text.weights": (0.4,)}).to_json()))
     given: dict[str, Any] = {
         "governed": stand.world.governed,
         "recipe": str(recipe),
@@ -226,7 +232,7 @@ def test_a_cell_equals_the_evaluation_of_its_published_folder_by_retrieval(
         "max_steps": STEPS,
     }
     hub = train_product(tmp_path / "run", **given)
-    system = published_system(hub, frozen_stages=tiny().frozen_stages, with_text=True)
+    system = published_system(hub, frozen_stages=tiny().model.frozen_stages, with_text=True)
     scores = stand.scored(system, ("unseen", "seen"), stage="last_block")
     data = out / "hard-0" / "data"
     assert (
@@ -313,11 +319,11 @@ def test_the_finalists_are_two_governed_rivals_and_one_raw_by_validation(tmp_pat
 def test_cells_of_another_recipe_are_refused_not_mixed_in(tmp_path: Path) -> None:
     desk = Desk(tmp_path, "tiny")
     desk.claim(tiny())
-    desk.claim(dataclasses.replace(tiny(), checkpoint_keep=9))  # where a run keeps its files is nobody's affair
+    desk.claim(tiny().with_changes({"runtime.checkpoint_keep": 9}))  # where a run keeps its files is nobody's affair
     with pytest.raises(
-        ValueError, match=r"another recipe \(text_strengths: \[0.5\] here, .* there\); give another --out"
+        ValueError, match=r"another recipe \(text.weights: \[0.5\] here, .* there\); give another --out"
     ):
-        desk.claim(dataclasses.replace(tiny(), text_strengths=(0.5,)))
+        desk.claim(tiny().with_changes({"text.weights": (0.5,)}))
 
 
 def test_searches_and_heads_of_an_earlier_result_are_taken_over_where_there_is_no_cell(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def test_every_recipe_is_planned_on_every_gpu_and_marked_as_not_run() -> None:
 @pytest.mark.parametrize("gpu", recipes.GPU_KINDS)
 def test_a_step_is_cut_until_a_piece_fits_and_no_further(gpu: str) -> None:
     recipe = CATALOGUE_RECIPES["siglip2_base"]()
-    step, count = recipe.queries_per_step + recipe.documents_per_step, recipes.pieces(recipe, gpu)
+    step, count = recipe.image.queries_per_step + recipe.image.documents_per_step, recipes.pieces(recipe, gpu)
     assert largest_batch(recipes.run_of(recipe, gpu, rows=step)).value >= step // count
     assert count == 1 or largest_batch(recipes.run_of(recipe, gpu, rows=step)).value < 2 * step // count
 
@@ -26,7 +26,7 @@ def test_the_shown_planner_command_plans_what_the_table_shows() -> None:
     recipe = CATALOGUE_RECIPES["dinov2_base"]()
     command = recipes._commands(recipe)[-1]
     run, _ = read_run(command.removeprefix("python -m train.planner ").split())
-    step = recipe.queries_per_step + recipe.documents_per_step
+    step = recipe.image.queries_per_step + recipe.image.documents_per_step
     assert plan(run) == plan(recipes.run_of(recipe, "h100", rows=step))
 
 

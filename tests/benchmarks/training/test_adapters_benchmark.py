@@ -9,7 +9,7 @@ import pytest
 from benchmarks.training.adapters import METRICS, RECIPES, commands, judged, main, parameters, share_views, summary
 from retrieval.__main__ import build_parser
 from train.command import read_options
-from train.recipes.recipe import recipe_by_name
+from train.recipes.registry import recipe_by_name
 
 
 def run(first: float) -> dict[str, Any]:
@@ -48,14 +48,14 @@ def test_every_seed_finds_the_views_of_seed_0(tmp_path: Path, monkeypatch: pytes
 
 def test_both_recipes_adapt_the_text_encoder_and_one_of_them_by_adapters() -> None:
     tuned, adapters = (recipe_by_name(name) for name in RECIPES)
-    assert (tuned.text_layers_tuned, tuned.text_lora_rank, tuned.vision_lora_rank) == (True, 0, 0)
-    assert adapters.text_lora_rank > 0
-    assert adapters.vision_lora_rank > 0
+    assert (tuned.text.tune_layers, tuned.text.lora.rank, tuned.image.lora.rank) == (True, 0, 0)
+    assert adapters.text.lora.rank > 0
+    assert adapters.image.lora.rank > 0
 
 
 def test_the_parameters_are_those_that_training_opens() -> None:
     tuned, adapters = (parameters(name) for name in RECIPES)
-    layers, width, rank = 6, 384, recipe_by_name("emoji_lora").text_lora_rank
+    layers, width, rank = 6, 384, recipe_by_name("emoji_lora").text.lora.rank
     assert adapters["text_encoder"]["trained"] == layers * 2 * 2 * width * rank
     assert tuned["text_encoder"]["trained"] == layers * 2 * (width + 1) * width
     assert tuned["image_head"] == adapters["image_head"] > 0

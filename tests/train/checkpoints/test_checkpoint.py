@@ -25,7 +25,7 @@ def steps_of(folder: Path) -> list[str]:
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
-    recipe = small_recipe(sample_rate=0.3)
+    recipe = small_recipe({"head.sample_rate": 0.3})
     whole = train_small(recipe, tmp_path / "whole")
     train_small(recipe, tmp_path / "cut", max_steps=7)
     resumed = train_small(recipe, tmp_path / "cut", resume=True)
@@ -41,7 +41,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
 
 def test_an_image_side_is_taken_over_where_only_the_text_differs(tmp_path: Path) -> None:
     whole = train_small(small_recipe(), tmp_path / "whole")
-    other = small_recipe(name="no_text", max_text_tokens=5)
+    other = small_recipe({"name": "no_text", "text.max_tokens": 5})
     taken = train_small(other, tmp_path / "taken", trained=tmp_path / "whole")
     again = train_small(other, tmp_path / "again")
     for found in (taken, again):
@@ -49,7 +49,7 @@ def test_an_image_side_is_taken_over_where_only_the_text_differs(tmp_path: Path)
         assert all(torch.equal(found.weights[name], value) for name, value in whole.weights.items())
     assert taken.steps == whole.steps
     with pytest.raises(ValueError, match="margin_value: 0.4 here, 0.2 there"):
-        train_small(small_recipe(margin_value=0.4), tmp_path / "a", trained=tmp_path / "whole")
+        train_small(small_recipe({"head.loss.margin_value": 0.4}), tmp_path / "a", trained=tmp_path / "whole")
     with pytest.raises(ValueError, match="did 12 of 6 steps"):
         train_small(other, tmp_path / "b", trained=tmp_path / "whole", max_steps=6)
     with pytest.raises(ValueError, match="holds no whole checkpoint"):
@@ -77,10 +77,10 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path: Path) -> None:
-    recipe = small_recipe(steps=3)
+    recipe = small_recipe({"image.steps": 3})
     train_small(recipe, tmp_path)
-    with pytest.raises(ValueError, match="recipe differs .steps: 4 here, 3 there.*another --out"):
-        train_small(small_recipe(steps=4), tmp_path, resume=True)
+    with pytest.raises(ValueError, match="recipe differs .image.steps: 4 here, 3 there.*another --out"):
+        train_small(small_recipe({"image.steps": 4}), tmp_path, resume=True)
     with pytest.raises(ValueError, match=r"seed differs .5, 0."):
         train_small(recipe, tmp_path, resume=True, seed=5)
     state = tmp_path / "checkpoints" / "step-00000003" / "state.json"
@@ -92,7 +92,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path: Pa
 
 
 def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
-    assert train_small(small_recipe(steps=2), tmp_path, resume=True).steps == 2
+    assert train_small(small_recipe({"image.steps": 2}), tmp_path, resume=True).steps == 2
 
 
 def equal_runs(ours: ImageResult, theirs: ImageResult) -> bool:
@@ -114,7 +114,9 @@ def test_a_checkpoint_written_while_training_goes_on_holds_the_weights_of_its_st
 
     monkeypatch.setattr(FileSystemWriter, "write_data", late)
     whole = train_small(small_recipe(), tmp_path / "whole")
-    found = train_small(small_recipe(checkpoint_async=True, checkpoint_keep=9), tmp_path / "async")
+    found = train_small(
+        small_recipe({"runtime.checkpoint_async": True, "runtime.checkpoint_keep": 9}), tmp_path / "async"
+    )
     assert written[0] == "MainThread"
     assert written[-1] != "MainThread"
     assert equal_runs(found, whole)
@@ -130,12 +132,14 @@ def test_a_checkpoint_comes_every_n_minutes_too_and_is_no_part_of_what_is_learnt
     clock = itertools.count(step=20.0)
     with monkeypatch.context() as patched:
         patched.setattr("train.checkpoints.writer.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
-        recipe = small_recipe(checkpoint_every=1000, checkpoint_minutes=1.5, checkpoint_keep=99)
+        recipe = small_recipe(
+            {"image.checkpoint_every": 1000, "runtime.checkpoint_minutes": 1.5, "runtime.checkpoint_keep": 99}
+        )
         found = train_small(recipe, tmp_path / "minutes")
     # Each question and each saving moves this clock by 20 s: the fifth question after a saving finds it 100 s old.
     assert steps_of(tmp_path / "minutes") == ["step-00000005", "step-00000010", "step-00000012"]
     assert equal_runs(found, train_small(small_recipe(), tmp_path / "steps"))
-    assert train_small(small_recipe(checkpoint_every=1000), tmp_path / "minutes", resume=True).steps == 12
+    assert train_small(small_recipe({"image.checkpoint_every": 1000}), tmp_path / "minutes", resume=True).steps == 12
 
 
 def test_a_checkpoint_between_two_indexes_of_hard_classes_resumes_bit_equal(
@@ -150,15 +154,17 @@ def test_a_checkpoint_between_two_indexes_of_hard_classes_resumes_bit_equal(
 
     monkeypatch.setattr(NearestClasses, "_build", counted)
     recipe = small_recipe(
-        hard_classes="nearest",
-        hard_per_positive=1,
-        hard_refresh_every=1000,
-        sample_rate=0.2,
-        queries_per_step=2,
-        documents_per_step=2,
-        checkpoint_every=1000,
-        checkpoint_minutes=1e-9,
-        checkpoint_keep=99,
+        {
+            "head.hard_classes": "nearest",
+            "head.hard_per_positive": 1,
+            "head.hard_refresh_every": 1000,
+            "head.sample_rate": 0.2,
+            "image.queries_per_step": 2,
+            "image.documents_per_step": 2,
+            "image.checkpoint_every": 1000,
+            "runtime.checkpoint_minutes": 1e-9,
+            "runtime.checkpoint_keep": 99,
+        }
     )
     whole = train_small(recipe, tmp_path)
     assert len(built) == 12, "a resumed run builds an index at its first step: so must this one after each checkpoint"
@@ -168,24 +174,27 @@ def test_a_checkpoint_between_two_indexes_of_hard_classes_resumes_bit_equal(
 
 
 def test_a_checkpoint_of_another_image_encoder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train_small(small_recipe(steps=3), tmp_path)
-    other = synthetic_run.small_model(small_recipe(steps=3))
+    train_small(small_recipe({"image.steps": 3}), tmp_path)
+    other = synthetic_run.small_model(small_recipe({"image.steps": 3}))
     with torch.no_grad():
         next(other.vision_model.parameters()).add_(1e-3)
     monkeypatch.setattr(synthetic_run, "small_model", lambda recipe: other)
     with pytest.raises(ValueError, match=r"model differs .weights: '\w{16}' here, '\w{16}' there.; resume with the"):
-        train_small(small_recipe(steps=3), tmp_path, resume=True)
+        train_small(small_recipe({"image.steps": 3}), tmp_path, resume=True)
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"checkpoint_minutes": 0.0}, "checkpoint_minutes is 0.0; it must be above 0, or null"),
-        ({"checkpoint_keep": 0}, "checkpoint_keep is 0; it must be at least 1"),
-        ({"checkpoint_async": True, "head_storage": "disk"}, "checkpoint_async is true with head_storage disk"),
-        ({"checkpoint_async": "yes"}, "checkpoint_async is 'yes'; choose one of False, True"),
+        ({"runtime.checkpoint_minutes": 0.0}, "checkpoint_minutes is 0.0; it must be above 0, or null"),
+        ({"runtime.checkpoint_keep": 0}, "checkpoint_keep is 0; it must be at least 1"),
+        (
+            {"runtime.checkpoint_async": True, "runtime.head_storage": "disk"},
+            "checkpoint_async is true with head_storage disk",
+        ),
+        ({"runtime.checkpoint_async": "yes"}, "checkpoint_async is 'yes'; choose one of False, True"),
     ],
 )
 def test_settings_of_checkpoints_that_cannot_be_honoured_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        small_recipe(**changes)
+        small_recipe(changes)

@@ -115,21 +115,21 @@ def test_a_state_of_an_older_version_counts_as_todays_defaults(trained: Path, tm
     shutil.copytree(trained, tmp_path / "checkpoints")
     for path in (tmp_path / "checkpoints").iterdir():
         state = json.loads((path / "state.json").read_text())
-        del state["model"], state["recipe"]["checkpoint_minutes"], state["recipe"]["sub_centres"]
+        del state["model"], state["recipe"]["runtime"]["checkpoint_minutes"], state["recipe"]["head"]["sub_centres"]
         (path / "state.json").write_text(json.dumps(state))
     assert train_small(small_recipe(), tmp_path, resume=True).steps == 12
-    with pytest.raises(ValueError, match="recipe differs .sub_centres: 2 here, 1 there"):
-        train_small(small_recipe(sub_centres=2), tmp_path, resume=True)
+    with pytest.raises(ValueError, match="recipe differs .head.sub_centres: 2 here, 1 there"):
+        train_small(small_recipe({"head.sub_centres": 2}), tmp_path, resume=True)
 
 
 def test_another_recipe_or_seed_is_refused_before_anything_is_written(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "checkpoints")
     for recipe, seed, said in (
-        (small_recipe(sub_centres=2), 0, "recipe differs .sub_centres: 2 here, 1 there"),
+        (small_recipe({"head.sub_centres": 2}), 0, "recipe differs .head.sub_centres: 2 here, 1 there"),
         (small_recipe(), 1, r"seed differs .1, 0.; resume with the seed it was started with"),
     ):
         with pytest.raises(ValueError, match=said):
             open_run(tmp_path, recipe, Accelerator(cpu=True), resume=True, seed=seed)
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
-    open_run(tmp_path, small_recipe(checkpoint_minutes=5.0), Accelerator(cpu=True), resume=True, seed=0)
+    open_run(tmp_path, small_recipe({"runtime.checkpoint_minutes": 5.0}), Accelerator(cpu=True), resume=True, seed=0)
     assert (tmp_path / "recipe.json").is_file()

@@ -46,8 +46,10 @@ def test_bf16_is_inside_the_encoders_and_nowhere_else() -> None:
 
 
 def test_a_run_in_bf16_learns_and_is_not_the_run_in_float32(tmp_path: Path) -> None:
-    plain = train_small(small_recipe(dtype="float32", steps=6), tmp_path / "plain")
-    rounded = train_small(small_recipe(dtype="float32", steps=6, mixed_precision="bf16"), tmp_path / "bf16")
+    plain = train_small(small_recipe({"model.dtype": "float32", "image.steps": 6}), tmp_path / "plain")
+    rounded = train_small(
+        small_recipe({"model.dtype": "float32", "image.steps": 6, "model.mixed_precision": "bf16"}), tmp_path / "bf16"
+    )
     name = "vision.stages.1.0.expand.conv.weight"
     assert rounded.weights[name].dtype == torch.float32
     gap = float((rounded.weights[name] - plain.weights[name]).abs().max())
@@ -56,10 +58,10 @@ def test_a_run_in_bf16_learns_and_is_not_the_run_in_float32(tmp_path: Path) -> N
 
 def test_double_precision_and_a_launch_that_says_otherwise_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mixed_precision is bf16 with dtype float64"):
-        small_recipe(mixed_precision="bf16")
+        small_recipe({"model.mixed_precision": "bf16"})
     with pytest.raises(ValueError, match="mixed_precision is 'fp16'; choose one of no, bf16"):
-        small_recipe(mixed_precision="fp16")
-    recipe = small_recipe(dtype="float32")
+        small_recipe({"model.mixed_precision": "fp16"})
+    recipe = small_recipe({"model.dtype": "float32"})
     launched: Any = types.SimpleNamespace(mixed_precision="fp16")
     with pytest.raises(ValueError, match="launch asks for mixed precision fp16, the recipe for no"):
         train_image_side(
@@ -78,14 +80,14 @@ def test_a_compiled_backbone_with_recomputed_blocks_keeps_its_numbers_and_names(
         traced(module, backend="aot_eager")
 
     monkeypatch.setattr(nn.Module, "compile", without_code)
-    plain = train_small(small_recipe(steps=3), tmp_path / "plain")
+    plain = train_small(small_recipe({"image.steps": 3}), tmp_path / "plain")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    recipe = small_recipe(steps=3, compile=True, activation_checkpointing=True)
+    recipe = small_recipe({"image.steps": 3, "runtime.compile": True, "runtime.activation_checkpointing": True})
     found = train_small(recipe, tmp_path / "compiled", max_steps=2)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     # A run goes on uncompiled: names and values in the checkpoint are those of the encoders themselves.
-    found = train_small(small_recipe(steps=3), tmp_path / "compiled", resume=True)
+    found = train_small(small_recipe({"image.steps": 3}), tmp_path / "compiled", resume=True)
     assert found.weights.keys() == plain.weights.keys()
     for name, value in plain.weights.items():
         torch.testing.assert_close(found.weights[name], value, rtol=1e-9, atol=1e-9)
@@ -98,8 +100,8 @@ def test_a_compiled_backbone_with_recomputed_blocks_keeps_its_numbers_and_names(
 def test_generated_code_of_the_image_head_computes_the_same(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     cache = types.SimpleNamespace(query_inputs=rng.normal(size=(28, 2, 7)), document_inputs=rng.normal(size=(21, 2, 7)))
-    plain = train_small(small_recipe(steps=3, frozen_stages=None), tmp_path / "plain", cache=cache)
-    recipe = small_recipe(steps=3, frozen_stages=None, compile=True)
+    plain = train_small(small_recipe({"image.steps": 3, "model.frozen_stages": None}), tmp_path / "plain", cache=cache)
+    recipe = small_recipe({"image.steps": 3, "model.frozen_stages": None, "runtime.compile": True})
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     inductor: Any = importlib.import_module("torch._inductor.config")

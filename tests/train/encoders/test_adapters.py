@@ -1,6 +1,6 @@
 """Adapters: on which layers, how few parameters, what a run with them hands on, and the two published forms."""
 
-import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from train.encoders.lora import (
     trained_share,
 )
 from train.encoders.pair import EncoderPair
-from train.recipes.recipe import recipe_by_name
+from train.recipes.flat import recipe_from_flat
+from train.recipes.registry import recipe_by_name
 
 LAYERS = ["stages.1.0.expand.conv", "stages.1.0.project.conv", "head.conv"]
 
 
-def small_lora(**changes: Any) -> Any:
-    return small_recipe(**{"vision_lora_rank": 2, "lora_alpha": 3.0, **changes})
+def small_lora(changes: Mapping[str, Any] | None = None) -> Any:
+    return small_recipe({"image.lora.rank": 2, "image.lora.alpha": 3.0, **(changes or {})})
 
 
 def vit() -> Any:
@@ -40,30 +41,32 @@ def vit() -> Any:
 
 def test_adapters_sit_on_pointwise_convolutions_behind_the_frozen_stages_or_on_query_and_value() -> None:
     assert adapter_layers(small_model(small_recipe()).vision_model, small_lora()) == LAYERS
-    found = adapter_layers(vit(), small_lora(frozen_stages=0))
+    found = adapter_layers(vit(), small_lora({"model.frozen_stages": 0}))
     assert len(found) == 4
     assert {name.rpartition(".")[2] for name in found} <= {"q_proj", "v_proj", "query", "value"}
 
 
 def test_layers_can_be_named_and_a_name_that_fits_nothing_is_refused() -> None:
     vision = small_model(small_recipe()).vision_model
-    assert adapter_layers(vision, small_lora(lora_targets=("project.conv", "head.conv"))) == LAYERS[1:]
+    assert adapter_layers(vision, small_lora({"image.lora.targets": ("project.conv", "head.conv")})) == LAYERS[1:]
     with pytest.raises(ValueError, match="'q_proj', which is the end of no trained layer's name in EfficientNetLite"):
-        adapter_layers(vision, small_lora(lora_targets=("q_proj",)))
-    with pytest.raises(ValueError, match=r"stages.1.0.depthwise.conv, a convolution over more than one cell"):
-        adapter_layers(vision, small_lora(lora_targets=("depthwise.conv",)))
+        adapter_layers(vision, small_lora({"image.lora.targets": ("q_proj",)}))
+    with pytest.raises(ValueError, match=r"stages.1.0.depthwise.conv, a convolution over more than one patch"):
+        adapter_layers(vision, small_lora({"image.lora.targets": ("depthwise.conv",)}))
     with pytest.raises(ValueError, match="neither query and value projections nor 1x1 convolutions"):
         adapter_layers(torch.nn.Sequential(torch.nn.Linear(2, 2)), small_lora())
 
 
 def test_less_than_a_twentieth_of_efficientnet_lite0_is_trained() -> None:
     recipe = recipe_by_name("emoji_lora")
-    model = OclearModel.from_encoders(EfficientNetLiteModel(EfficientNetLiteConfig()), hidden_size=recipe.hidden_size)
-    encoders = EncoderPair(model, frozen_stages=recipe.frozen_stages)
+    model = OclearModel.from_encoders(
+        EfficientNetLiteModel(EfficientNetLiteConfig()), hidden_size=recipe.model.hidden_size
+    )
+    encoders = EncoderPair(model, frozen_stages=recipe.model.frozen_stages)
     tuned, _ = trained_and_all(model.vision_model)
     add_adapters(model.vision_model, recipe, seed=0)
     trained, total = trained_and_all(model.vision_model)
-    rank = recipe.vision_lora_rank
+    rank = recipe.image.lora.rank
     assert trained == rank * (192 + 1152 + 1152 + 320)
     assert trained < 0.05 * total
     assert trained < 0.2 * tuned
@@ -88,7 +91,7 @@ def test_a_model_with_new_adapters_computes_what_it_did_equally_on_every_rank() 
 
 
 def test_a_run_trains_adapters_and_head_alone_and_merging_adds_their_product(tmp_path: Path) -> None:
-    recipe = small_lora(steps=4)
+    recipe = small_lora({"image.steps": 4})
     start = small_model(recipe).vision_model.state_dict()
     found = train_small(recipe, tmp_path).weights
     merged = small_model(recipe).vision_model
@@ -108,7 +111,7 @@ def test_a_run_trains_adapters_and_head_alone_and_merging_adds_their_product(tmp
 
 
 def test_a_resumed_run_with_adapters_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
-    recipe = small_lora(ema_decay=0.9, layer_decay=0.7, activation_checkpointing=True)
+    recipe = small_lora({"image.ema_decay": 0.9, "image.layer_decay": 0.7, "runtime.activation_checkpointing": True})
     whole = train_small(recipe, tmp_path / "whole")
     train_small(recipe, tmp_path / "cut", max_steps=7)
     resumed = train_small(recipe, tmp_path / "cut", resume=True)
@@ -123,9 +126,9 @@ def test_the_published_adapter_is_the_merged_model(
 ) -> None:
     from peft import AutoPeftModelForFeatureExtraction, PeftModel
 
-    recipe = dataclasses.replace(recipe_by_name("tiny"), vision_lora_rank=2, text=text)
+    recipe = recipe_by_name("tiny").with_changes({"image.lora.rank": 2, "text.encoder": text})
     base, processor = build_model(recipe, seed=0)
-    encoders = EncoderPair(build_model(recipe, seed=0)[0], frozen_stages=recipe.frozen_stages)
+    encoders = EncoderPair(build_model(recipe, seed=0)[0], frozen_stages=recipe.model.frozen_stages)
     add_adapters(encoders.get_submodule("vision"), recipe, seed=0)
     weights = {
         name: value + 0.1 * torch.randn_like(value) if ".lora_" in name or name.startswith("image_head") else value
@@ -159,7 +162,7 @@ def test_the_published_adapter_is_the_merged_model(
 
 
 def test_something_else_than_the_adapter_holds_is_not_published(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(recipe_by_name("tiny"), vision_lora_rank=2)
+    recipe = recipe_by_name("tiny").with_changes({"image.lora.rank": 2})
     base, processor = build_model(recipe, seed=0)
     model, _ = build_model(recipe, seed=0)
     model.text_model.embeddings.word_embeddings.weight.data.add_(1)
@@ -168,7 +171,7 @@ def test_something_else_than_the_adapter_holds_is_not_published(tmp_path: Path) 
 
 
 def test_unkeyed_dropout_and_adapters_that_do_not_count_are_refused() -> None:
-    with pytest.raises(ValueError, match="lora_dropout is 0.1; only 0 is taken"):
-        small_recipe(lora_dropout=0.1)
-    with pytest.raises(ValueError, match="lora_alpha is 0; it must be above 0"):
-        small_recipe(lora_alpha=0)
+    with pytest.raises(ValueError, match="lora_dropout is gone"):
+        recipe_from_flat({"name": "x", "vision": "tiny", "text": None, "lora_dropout": 0.1})
+    with pytest.raises(ValueError, match="lora.alpha is 0; it must be above 0, or null"):
+        small_recipe({"image.lora.alpha": 0})

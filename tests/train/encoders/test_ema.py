@@ -64,7 +64,7 @@ def test_the_encoders_compute_with_the_average_inside_and_with_their_own_weights
 
 def test_a_run_hands_on_the_average_of_its_steps_and_learns_as_without(tmp_path: Path) -> None:
     steps = [train_small(small_recipe(), tmp_path / str(count), max_steps=count) for count in (1, 2, 3)]
-    averaged = train_small(small_recipe(ema_decay=0.7), tmp_path / "averaged", max_steps=3)
+    averaged = train_small(small_recipe({"image.ema_decay": 0.7}), tmp_path / "averaged", max_steps=3)
     assert torch.equal(averaged.class_weights, steps[-1].class_weights)
     for name in ("vision.stages.1.0.expand.conv.weight", "image_head.projection.weight"):
         expected = by_definition([found.weights[name] for found in steps], 0.7)
@@ -75,7 +75,7 @@ def test_a_run_hands_on_the_average_of_its_steps_and_learns_as_without(tmp_path:
 
 
 def test_a_resumed_average_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
-    recipe = small_recipe(ema_decay=0.9)
+    recipe = small_recipe({"image.ema_decay": 0.9})
     whole = train_small(recipe, tmp_path / "whole")
     train_small(recipe, tmp_path / "cut", max_steps=7)
     resumed = train_small(recipe, tmp_path / "cut", resume=True)
@@ -85,6 +85,6 @@ def test_a_resumed_average_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) 
 @pytest.mark.parametrize("value", [1.0, -0.1])
 def test_a_decay_out_of_range_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="ema_decay is .*at least 0 and below 1"):
-        small_recipe(ema_decay=value)
+        small_recipe({"image.ema_decay": value})
     with pytest.raises(ValueError, match="at least 0 and below 1"):
         WeightAverage(nn.Linear(1, 1), decay=value)

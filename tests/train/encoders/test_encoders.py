@@ -15,9 +15,9 @@ from train.image_stage.loop import trained_rows
 
 
 def started(projection: str = "pca", **changes: Any) -> EncoderPair:
-    recipe = small_recipe(projection=projection, **changes)
+    recipe = small_recipe({"image.projection": projection, **changes})
     cache, rows = small_cache(), trained_rows(small_samples())
-    encoders = EncoderPair(small_model(recipe), frozen_stages=recipe.frozen_stages).double()
+    encoders = EncoderPair(small_model(recipe), frozen_stages=recipe.model.frozen_stages).double()
     start_image_head(
         encoders,
         inputs={"query": cache.query_inputs, "document": cache.document_inputs},
@@ -84,7 +84,10 @@ def test_only_what_is_behind_the_frozen_stages_is_trained_each_once() -> None:
     assert len(grouped) == len(trained) == len({id(value) for value in grouped})
     names = {name for name, value in encoders.named_parameters() if value.requires_grad}
     assert not [name for name in names if name.startswith(("vision.stem", "vision.stages.0"))]
-    assert {group["lr"] for group in groups} == {recipe.encoder_learning_rate, recipe.head_learning_rate}
+    assert {group["lr"] for group in groups} == {
+        recipe.image.encoder_learning_rate,
+        recipe.image.projection_learning_rate,
+    }
     for group in groups:
         assert (group["weight_decay"] == 0) == (group["params"][0].ndim == 1)
 

@@ -15,7 +15,7 @@ from train.encoders.parameter_groups import layer_order, parameter_groups
 
 def rates(encoders: EncoderPair, **changes: Any) -> dict[str, float]:
     """Learning rate by parameter name."""
-    groups = parameter_groups(encoders, small_recipe(**changes))
+    groups = parameter_groups(encoders, small_recipe(changes))
     by_id = {id(value): group["initial_lr"] for group in groups for value in group["params"]}
     assert len(by_id) == sum(len(group["params"]) for group in groups)
     return {name: by_id[id(value)] for name, value in encoders.named_parameters() if value.requires_grad}
@@ -55,7 +55,7 @@ def test_a_transformer_is_cut_into_embeddings_layers_and_what_is_behind() -> Non
 
 def test_vectors_of_a_layer_have_no_weight_decay_and_no_layer_decay_is_two_groups_a_part() -> None:
     encoders = EncoderPair(small_model(small_recipe()), frozen_stages=1)
-    for recipe in (small_recipe(layer_decay=0.5), small_recipe()):
+    for recipe in (small_recipe({"image.layer_decay": 0.5}), small_recipe()):
         for group in parameter_groups(encoders, recipe):
             assert all((value.ndim > 1) == (group["weight_decay"] > 0) for value in group["params"])
             assert group["lr"] == group["initial_lr"]
@@ -72,10 +72,10 @@ def test_a_backbone_without_layers_is_refused() -> None:
 @pytest.mark.parametrize("value", [0.0, 1.01, float("nan")])
 def test_a_decay_out_of_range_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="layer_decay is .*above 0 and at most 1"):
-        small_recipe(layer_decay=value)
+        small_recipe({"image.layer_decay": value})
 
 
 def test_the_rates_reach_the_optimiser_through_the_schedule() -> None:
     encoders = EncoderPair(small_model(small_recipe()), frozen_stages=1)
-    optimizer = torch.optim.AdamW(parameter_groups(encoders, small_recipe(layer_decay=0.5)))
+    optimizer = torch.optim.AdamW(parameter_groups(encoders, small_recipe({"image.layer_decay": 0.5})))
     assert sorted({group["initial_lr"] for group in optimizer.param_groups}) == [2.5e-4, 5e-4, 2e-3]

@@ -59,12 +59,12 @@ def test_gradients_are_equal_and_the_blocks_run_twice(kind: str) -> None:
 
 
 def test_a_run_and_its_checkpoints_are_the_same_with_and_without(tmp_path: Path) -> None:
-    plain = train_small(small_recipe(steps=3), tmp_path / "plain")
-    recipe = small_recipe(steps=3, activation_checkpointing=True)
+    plain = train_small(small_recipe({"image.steps": 3}), tmp_path / "plain")
+    recipe = small_recipe({"image.steps": 3, "runtime.activation_checkpointing": True})
     found = train_small(recipe, tmp_path / "again", max_steps=2)
     assert found.weights.keys() == plain.weights.keys()
     # Where memory is scarce is the machine's affair: a run goes on with or without.
-    resumed = train_small(small_recipe(steps=3), tmp_path / "again", resume=True)
+    resumed = train_small(small_recipe({"image.steps": 3}), tmp_path / "again", resume=True)
     assert all(torch.equal(resumed.weights[name], value) for name, value in plain.weights.items())
 
 
@@ -75,8 +75,8 @@ def test_a_backbone_that_trains_no_block_is_refused() -> None:
         recompute_blocks(model.vision_model)
 
 
-@pytest.mark.parametrize("field", ["activation_checkpointing", "layer_decay", "vision_lora_rank"])
+@pytest.mark.parametrize("field", ["runtime.activation_checkpointing", "image.layer_decay", "image.lora.rank"])
 def test_what_acts_on_trained_stages_is_refused_where_none_is_trained(field: str) -> None:
-    recipe = small_recipe(frozen_stages=None, **{field: True if field == "activation_checkpointing" else 1})
+    recipe = small_recipe({"model.frozen_stages": None, **{field: True if field.startswith("runtime") else 1}})
     with pytest.raises(ValueError, match=f"recipe.{field} is .*frozen_stages null"):
         check_layout(recipe, processes=1)

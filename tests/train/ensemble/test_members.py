@@ -1,8 +1,7 @@
 """Several trainings become one model: the mean of their weights, and a student that answers as they do together."""
 
-import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from train.ensemble.distil import DistilRows, distil, distil_loss
 from train.ensemble.ensemble import recipe_of_weights, train_members
 from train.ensemble.soup import mean_weights, member_seed, soup_recipe
 from train.image_stage.loop import train_image_side
-from train.recipes.recipe import Recipe, recipe_by_name
+from train.recipes.recipe import Recipe
+from train.recipes.registry import recipe_by_name
 from train.run import train
 
 
@@ -35,16 +35,18 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-def small(**changes: Any) -> Recipe:
-    return dataclasses.replace(recipe_by_name("tiny"), **{"steps": 4, "num_members": 2, "distil_steps": 5, **changes})
+def small(changes: Mapping[str, Any] | None = None) -> Recipe:
+    return recipe_by_name("tiny").with_changes(
+        {"image.steps": 4, "ensemble.num_members": 2, "ensemble.distil_steps": 5, **(changes or {})}
+    )
 
 
 def moved(recipe: Recipe, *, number: int) -> dict[str, Tensor]:
     """State of a pair whose image side has gone somewhere, with adapters as the recipe has them."""
     from train.encoders.lora import add_adapters
 
-    pair = EncoderPair(build_model(recipe, seed=0)[0], frozen_stages=recipe.frozen_stages)
-    if recipe.vision_lora_rank:
+    pair = EncoderPair(build_model(recipe, seed=0)[0], frozen_stages=recipe.model.frozen_stages)
+    if recipe.image.lora.rank:
         add_adapters(pair.get_submodule("vision"), recipe, seed=0)
     noise = torch.Generator().manual_seed(number)
     return {
@@ -57,7 +59,7 @@ def moved(recipe: Recipe, *, number: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("alpha", [None, 3.0])
 def test_the_mean_of_adapters_is_the_mean_of_the_layers_that_they_make(alpha: float | None) -> None:
-    recipe = small(vision_lora_rank=2, lora_alpha=alpha, num_members=3)
+    recipe = small({"image.lora.rank": 2, "image.lora.alpha": alpha, "ensemble.num_members": 3})
     states = [moved(recipe, number=number) for number in range(3)]
     plain = [with_image_weights(recipe, state, seed=0)[0].state_dict() for state in states]
     soup = with_image_weights(soup_recipe(recipe), mean_weights(states, recipe), seed=0)[0].state_dict()
@@ -71,9 +73,9 @@ def test_the_mean_of_adapters_is_the_mean_of_the_layers_that_they_make(alpha: fl
 
 def pair(recipe: Recipe, *, number: int | None = None) -> EncoderPair:
     """A plain pair, at its start or gone somewhere."""
-    plain = dataclasses.replace(recipe, vision_lora_rank=0)
+    plain = recipe.with_changes({"image.lora.rank": 0})
     model, _ = with_image_weights(plain, {} if number is None else moved(plain, number=number), seed=0)
-    return EncoderPair(model, frozen_stages=recipe.frozen_stages).eval()
+    return EncoderPair(model, frozen_stages=recipe.model.frozen_stages).eval()
 
 
 def test_the_loss_is_the_distance_from_the_sum_of_the_teachers_and_zero_beside_oneself() -> None:
@@ -95,7 +97,9 @@ def seen() -> DistilRows:
 
 
 def test_a_student_comes_nearer_to_its_teachers_and_leaves_the_frozen_stages_alone() -> None:
-    recipe = small(distil_steps=60, distil_learning_rate=1e-2, head_learning_rate=1e-2)
+    recipe = small(
+        {"ensemble.distil_steps": 60, "ensemble.distil_learning_rate": 1e-2, "image.projection_learning_rate": 1e-2}
+    )
     teachers, student = [pair(recipe, number=number) for number in (1, 2)], pair(recipe)
     start = {name: value.clone() for name, value in student.state_dict().items()}
     inputs = {side: torch.from_numpy(part[:, 0]).float() for side, part in seen().inputs.items()}
@@ -155,7 +159,7 @@ def governed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(governed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(tmp_path_factory.mktemp("finished") / "run", small(vision_lora_rank=2), governed)
+    return run(tmp_path_factory.mktemp("finished") / "run", small({"image.lora.rank": 2}), governed)
 
 
 def test_a_killed_run_goes_on_with_the_member_that_it_was_at_and_ends_equal(
@@ -176,11 +180,11 @@ def test_a_killed_run_goes_on_with_the_member_that_it_was_at_and_ends_equal(
 
     monkeypatch.setattr(stage, "train_image_side", killed)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "run", small(vision_lora_rank=2), governed)
+        run(tmp_path / "run", small({"image.lora.rank": 2}), governed)
     assert calls == [0, 1]
     assert not (tmp_path / "run" / "hub").exists()
     capsys.readouterr()
-    run(tmp_path / "run", small(vision_lora_rank=2), governed, "--resume")
+    run(tmp_path / "run", small({"image.lora.rank": 2}), governed, "--resume")
     said = capsys.readouterr().out
     assert "resumed from step-00000004: 4 steps done" in said
     assert "resumed from step-00000002: 2 steps done" in said
@@ -192,7 +196,7 @@ def test_a_run_that_takes_the_image_side_over_trains_neither_members_nor_student
     finished: Path, governed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "distil", lambda *_, **__: pytest.fail("the student is there"))
-    recipe = small(vision_lora_rank=2, text=None)
+    recipe = small({"image.lora.rank": 2, "text.encoder": None})
     taken = published(run(tmp_path / "run", recipe, governed, "--image-side", finished))
     theirs = published(finished)
     assert all(torch.equal(value, theirs[name]) for name, value in taken.items())
@@ -202,7 +206,7 @@ def test_a_run_that_takes_the_image_side_over_trains_neither_members_nor_student
 def test_members_differ_and_the_student_is_published_without_adapters(finished: Path, governed: Path) -> None:
     assert (finished / "members" / "1" / "checkpoints").is_dir()
     assert not (finished / "adapter").exists()
-    assert recipe_of_weights(small(vision_lora_rank=2)).vision_lora_rank == 0
+    assert recipe_of_weights(small({"image.lora.rank": 2})).image.lora.rank == 0
     first, second = (losses(finished / part) for part in (".", "members/1"))
     assert len(first) == len(second) == 4
     assert all(one != other for one, other in zip(first, second, strict=True))
@@ -212,7 +216,7 @@ def test_members_differ_and_the_student_is_published_without_adapters(finished: 
 def test_without_distillation_the_mean_of_the_members_is_published_with_its_adapters(
     governed: Path, tmp_path: Path
 ) -> None:
-    out = run(tmp_path / "run", small(vision_lora_rank=2, distil_steps=0), governed)
+    out = run(tmp_path / "run", small({"image.lora.rank": 2, "ensemble.distil_steps": 0}), governed)
     assert (out / "adapter").is_dir()
     assert not (out / "members" / "student.safetensors").exists()
     assert '"r": 4' in (out / "adapter" / "adapter_config.json").read_text()
@@ -220,26 +224,31 @@ def test_without_distillation_the_mean_of_the_members_is_published_with_its_adap
 
 def test_one_member_is_a_plain_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "train_image_side", lambda *_, **given: given)
-    asked: dict[str, Any] = {"recipe": small(num_members=1), "accelerator": None, "folder": Path("x"), "seed": 5}
+    asked: dict[str, Any] = {
+        "recipe": small({"ensemble.num_members": 1}),
+        "accelerator": None,
+        "folder": Path("x"),
+        "seed": 5,
+    }
     found: Any = train_members(None, None, None, trained=Path("y"), **asked)  # type: ignore[arg-type]
     assert (found["folder"], found["trained"], found["member"]) == (Path("x"), Path("y"), 0)
-    assert recipe_of_weights(small(num_members=1, vision_lora_rank=2)).vision_lora_rank == 2
+    assert recipe_of_weights(small({"ensemble.num_members": 1, "image.lora.rank": 2})).image.lora.rank == 2
 
 
 def test_what_several_members_cannot_honour_is_refused() -> None:
     with pytest.raises(ValueError, match="num_members is 2 with publish_prototypes true"):
-        small(publish_prototypes=True)
+        small({"runtime.publish_prototypes": True})
     with pytest.raises(ValueError, match="num_members is 2 with feature_storage stream"):
-        small(feature_storage="stream")
+        small({"runtime.feature_storage": "stream"})
     with pytest.raises(ValueError, match="num_members is 0; it must be at least 1"):
-        small(num_members=0)
+        small({"ensemble.num_members": 0})
 
 
 @pytest.mark.distributed
 def test_two_ranks_train_the_members_and_the_student_of_one_process(tmp_path: Path) -> None:
     governed = write_governed(tmp_path / "governed")
     words = tmp_path / "recipe.json"
-    words.write_text(json.dumps(small(vision_lora_rank=2).to_json()))
+    words.write_text(json.dumps(small({"image.lora.rank": 2}).to_json()))
     shared: list[object] = ["--data", governed, "--recipe", words, "--features", tmp_path / "features"]
     for name, ranks in (("one", 1), ("two", 2)):
         finished_on_ranks(*shared, "--out", tmp_path / name, ranks=ranks, log=tmp_path / "log")
@@ -249,8 +258,8 @@ def test_two_ranks_train_the_members_and_the_student_of_one_process(tmp_path: Pa
 
 
 def test_a_run_cut_short_has_a_student_that_is_too(tmp_path: Path, governed: Path) -> None:
-    cut = published(run(tmp_path / "cut", small(distil_steps=9), governed, "--max-steps", 2))
-    asked = published(run(tmp_path / "asked", small(distil_steps=2), governed, "--max-steps", 2))
+    cut = published(run(tmp_path / "cut", small({"ensemble.distil_steps": 9}), governed, "--max-steps", 2))
+    asked = published(run(tmp_path / "asked", small({"ensemble.distil_steps": 2}), governed, "--max-steps", 2))
     assert all(torch.equal(value, asked[name]) for name, value in cut.items())
-    longer = published(run(tmp_path / "longer", small(distil_steps=1), governed, "--max-steps", 2))
+    longer = published(run(tmp_path / "longer", small({"ensemble.distil_steps": 1}), governed, "--max-steps", 2))
     assert not all(torch.equal(value, longer[name]) for name, value in cut.items())

@@ -125,7 +125,7 @@ def changed_samples(story: Sequence[tuple[str | None, str, str | None]]) -> Gove
 def test_a_run_goes_on_with_other_categories_where_a_map_says_how(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = small_recipe(head_optimizer="momentum", prototype_learning_rate=0.05)
+    recipe = small_recipe({"head.optimizer": "momentum", "head.learning_rate": 0.05})
     before = train_small(recipe, tmp_path, max_steps=6)
     kept = {number: (f"key{number}", "kept", f"key{number}") for number in range(CATEGORIES)}
     story = [*(kept[number] for number in range(CATEGORIES) if number != 1), ("key1", "renamed", "renamed")]

@@ -1,6 +1,5 @@
 """The figures of a run's evaluation are those of its published folder, on one rank and on two, under DDP and FSDP2."""
 
-import dataclasses
 import io
 import json
 import os
@@ -17,7 +16,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from retrieval.evaluation.metrics import METRICS, ranked_relevance
 from tests.support.synthetic_governed import VALIDATION, rows, write_governed
-from train.recipes.recipe import tiny
+from train.recipes.emoji import tiny
 
 ROOT = Path(__file__).resolve().parents[3]
 LAUNCHER = ROOT / "tests" / "support" / "fsdp2_gloo.py"
@@ -37,9 +36,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`governed`, a recipe that evaluates and streams, and `alone`: its run on one process."""
     folder = tmp_path_factory.mktemp("evaluated")
     write_governed(folder / "governed")
-    recipe = dataclasses.replace(tiny(), text=None, steps=STEPS, evaluate_every=6, export_best=True)
+    recipe = tiny().with_changes(
+        {"text.encoder": None, "image.steps": STEPS, "image.evaluate_every": 6, "image.export_best": True}
+    )
     (folder / "cache.json").write_text(json.dumps(recipe.to_json()))
-    streamed = dataclasses.replace(recipe, feature_storage="stream")
+    streamed = recipe.with_changes({"runtime.feature_storage": "stream"})
     (folder / "stream.json").write_text(json.dumps(streamed.to_json()))
     call([ROOT / "train" / "run.py", *words(folder, "alone")])
     return folder

@@ -93,7 +93,7 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
 
 
 def judged(**changes: Any) -> Recipe:
-    return small_recipe(evaluate_every=3, **changes)
+    return small_recipe({"image.evaluate_every": 3, **changes})
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -174,7 +174,7 @@ def test_the_best_weights_are_published_on_request(tmp_path: Path, monkeypatch: 
 
 def test_averaged_weights_are_what_is_judged(tmp_path: Path) -> None:
     plain, average = judged(steps=6), judged(steps=6, ema_decay=0.999, head_learning_rate=0.5)
-    plain = dataclasses.replace(plain, head_learning_rate=0.5)
+    plain = plain.with_changes({"image.projection_learning_rate": 0.5})
     train_small(plain, tmp_path / "plain")
     train_small(average, tmp_path / "average")
     assert lines_of(tmp_path / "plain") != lines_of(tmp_path / "average")
@@ -183,13 +183,13 @@ def test_averaged_weights_are_what_is_judged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"evaluate_every": 0}, r"evaluate_every is 0; it must be at least 1"),
-        ({"start_rows": 0}, r"start_rows is 0; it must be at least 1, or null"),
-        ({"early_stopping": 2}, r"early_stopping is 2 with evaluate_every null"),
-        ({"export_best": True}, r"export_best is True with evaluate_every null"),
-        ({"feature_storage": "tape"}, r"choose one of cache, stream"),
+        ({"image.evaluate_every": 0}, r"evaluate_every is 0; it must be at least 1"),
+        ({"head.start_rows": 0}, r"start_rows is 0; it must be at least 1, or null"),
+        ({"image.early_stopping": 2}, r"early_stopping is 2 with evaluate_every null"),
+        ({"image.export_best": True}, r"export_best is True with evaluate_every null"),
+        ({"runtime.feature_storage": "tape"}, r"choose one of cache, stream"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        small_recipe(**changes)
+        small_recipe(changes)

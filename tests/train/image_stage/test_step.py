@@ -28,7 +28,9 @@ def gap(ours: ImageResult, theirs: ImageResult) -> float:
 @pytest.mark.parametrize("rate", [1.0, 0.2])
 def test_any_accumulation_of_the_same_rows_gives_the_same_run(tmp_path: Path, rate: float) -> None:
     runs = {
-        pieces: train_small(small_recipe(gradient_accumulation=pieces, sample_rate=rate), tmp_path / str(pieces))
+        pieces: train_small(
+            small_recipe({"image.gradient_accumulation": pieces, "head.sample_rate": rate}), tmp_path / str(pieces)
+        )
         for pieces in (1, 2, 4, 8)
     }
     for pieces in (2, 4, 8):
@@ -38,12 +40,12 @@ def test_any_accumulation_of_the_same_rows_gives_the_same_run(tmp_path: Path, ra
 
 def test_the_steps_do_not_agree_by_accident(tmp_path: Path) -> None:
     first = train_small(small_recipe(), tmp_path / "a")
-    assert gap(first, train_small(small_recipe(embed_dropout=0.0), tmp_path / "b")) > 1e-3
+    assert gap(first, train_small(small_recipe({"image.embed_dropout": 0.0}), tmp_path / "b")) > 1e-3
     assert gap(first, train_small(small_recipe(), tmp_path / "c", seed=1)) > 1e-3
 
 
 def test_the_loss_falls_and_every_trained_part_moves(tmp_path: Path) -> None:
-    recipe = small_recipe(steps=40, embed_dropout=0.0)
+    recipe = small_recipe({"image.steps": 40, "image.embed_dropout": 0.0})
     result = train_small(recipe, tmp_path)
     curve = losses(tmp_path)
     assert curve[-5:].mean() < 0.5 * curve[:5].mean()
@@ -82,11 +84,11 @@ def test_a_diverged_run_stops_with_its_step_and_the_remedy(tmp_path: Path, kind:
     if kind == "feature":
         cache.query_inputs[4, 1] = np.nan  # an augmented view: the statistics at start see clean ones only
     else:
-        recipe = small_recipe(scale=1e308)
+        recipe = small_recipe({"head.loss.scale": 1e308})
     with pytest.raises(ValueError, match=rf"{said}.*lower head_learning_rate"):
         train_small(recipe, tmp_path, cache=cache)
 
 
 def test_a_step_too_small_for_the_layout_is_refused_before_anything_runs() -> None:
     with pytest.raises(ValueError, match="a step of 16 rows cannot be cut into 20 pieces"):
-        check_layout(small_recipe(gradient_accumulation=10), processes=2)
+        check_layout(small_recipe({"image.gradient_accumulation": 10}), processes=2)

@@ -1,6 +1,5 @@
 """Streamed inputs are the numbers of the cache, are decoded a step ahead, and leave no process behind."""
 
-import dataclasses
 import multiprocessing
 import os
 import signal
@@ -18,9 +17,12 @@ from train.inputs.feature_stream import Decoder, LookAhead, StreamedInputs, look
 from train.inputs.sampler import StepSampler
 from train.inputs.samples import GovernedSamples, read_samples
 from train.inputs.views import Refused
-from train.recipes.recipe import Recipe, tiny
+from train.recipes.emoji import tiny
+from train.recipes.recipe import Recipe
 
-RECIPE = dataclasses.replace(tiny(), text=None, query_views=1, document_views=2, feature_storage="stream")
+RECIPE = tiny().with_changes(
+    {"text.encoder": None, "image.query_views": 1, "image.document_views": 2, "runtime.feature_storage": "stream"}
+)
 CAN_FORK = "fork" in multiprocessing.get_all_start_methods()
 NO_IMAGE = 1  # document of made_governed.py
 
@@ -79,7 +81,7 @@ class Recorder:
 
 
 def test_the_rows_of_the_next_step_are_announced_micro_step_by_micro_step() -> None:
-    recipe = dataclasses.replace(RECIPE, steps=3, gradient_accumulation=2)
+    recipe = RECIPE.with_changes({"image.steps": 3, "image.gradient_accumulation": 2})
     decoder = Recorder()
     ahead = LookAhead(sampler(), decoder, recipe)  # type: ignore[arg-type]
     plain = [sampler().compose(step, seed=2, queries=6, documents=4) for step in range(3)]

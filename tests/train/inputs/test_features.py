@@ -26,10 +26,11 @@ from train.inputs.composites import made_page, white_pixel
 from train.inputs.feature_keys import cache_keys
 from train.inputs.sample_table import SampleTable
 from train.inputs.views import Views, decode, decode_workers
-from train.recipes.recipe import Recipe, tiny
+from train.recipes.emoji import tiny
+from train.recipes.recipe import Recipe
 
 SEED = 4
-RECIPE = dataclasses.replace(tiny(), query_views=1, document_views=2)
+RECIPE = tiny().with_changes({"image.query_views": 1, "image.document_views": 2})
 NO_IMAGE, NO_TEXT = 1, 24  # document rows of made_governed.py
 
 
@@ -157,7 +158,7 @@ def test_worker_processes_compute_the_same(start: Any, cache: FeatureCache, tmp_
 
 @pytest.mark.parametrize(("name", "field"), [("query_inputs", "query_inputs"), ("tokens", "document_tokens")])
 def test_a_folder_that_was_not_finished_is_computed_again(start: Any, tmp_path: Path, name: str, field: str) -> None:
-    recipe = dataclasses.replace(RECIPE, query_views=0, document_views=0)
+    recipe = RECIPE.with_changes({"image.query_views": 0, "image.document_views": 0})
     true = np.array(getattr(compute(start, tmp_path, recipe=recipe), field))
     (path,) = tmp_path.glob(f"*/{name}.npy")
     np.save(path, np.zeros_like(true))
@@ -182,12 +183,12 @@ def changed(first: tuple[str, str], second: tuple[str, str]) -> str:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"frozen_stages": 5}, "images texts"),
-        ({"query_views": 2}, "images texts"),
-        ({"document_views": 1}, "images texts"),
-        ({"feature_dtype": "bfloat16"}, "images texts"),
-        ({"max_text_tokens": 9}, "texts"),
-        ({"steps": 9, "head_learning_rate": 0.5}, ""),
+        ({"model.frozen_stages": 5}, "images texts"),
+        ({"image.query_views": 2}, "images texts"),
+        ({"image.document_views": 1}, "images texts"),
+        ({"model.feature_dtype": "bfloat16"}, "images texts"),
+        ({"text.max_tokens": 9}, "texts"),
+        ({"image.steps": 9, "image.projection_learning_rate": 0.5}, ""),
     ],
 )
 def test_the_keys_follow_what_of_the_recipe_the_features_depend_on(
@@ -199,7 +200,7 @@ def test_the_keys_follow_what_of_the_recipe_the_features_depend_on(
 def test_another_seed_or_image_size_has_other_keys(start: Any) -> None:
     other = cache_keys(start.model, start.processor, start.table, recipe=RECIPE, seed=SEED + 1)
     assert changed(keys(start), other) == "images texts"
-    model, processor = build_model(dataclasses.replace(RECIPE, image_size=38), seed=0)
+    model, processor = build_model(RECIPE.with_changes({"model.image_size": 38}), seed=0)
     there = types.SimpleNamespace(model=model, processor=processor, table=start.table)
     assert changed(keys(start), keys(there)) == "images texts"
 
@@ -241,7 +242,7 @@ def test_other_samples_have_other_keys(start: Any, change: str, expected: str) -
 def test_a_recipe_without_text_shares_the_images_of_one_with_text(
     start: Any, folder: Path, cache: FeatureCache
 ) -> None:
-    recipe = dataclasses.replace(RECIPE, text=None)
+    recipe = RECIPE.with_changes({"text.encoder": None})
     model, processor = build_model(recipe, seed=0)
     there = types.SimpleNamespace(model=model, processor=processor, table=start.table)
     before = {path: path.stat().st_mtime_ns for path in cache.home.iterdir()}
@@ -253,7 +254,7 @@ def test_a_recipe_without_text_shares_the_images_of_one_with_text(
 
 @pytest.mark.parametrize("stage", [None, 7])
 def test_cells_of_a_stage_that_is_trained_are_refused(start: Any, tmp_path: Path, stage: int | None) -> None:
-    recipe = dataclasses.replace(RECIPE, vision_feature_stage=stage)
+    recipe = RECIPE.with_changes({"model.vision_feature_stage": stage})
     model, processor = build_model(recipe, seed=0)
     start = types.SimpleNamespace(model=model, processor=processor, table=start.table)
     with pytest.raises(ValueError, match=f"vision_feature_stage is {stage}, but only .* 0 to 6 .* set it to 6 or less"):
@@ -272,13 +273,13 @@ def generic(start: Any) -> Any:
         patch_size=9,
     )
     text = start.model.text_model
-    model = OclearModel.from_encoders(ViTModel(config), text, hidden_size=RECIPE.hidden_size).eval()
+    model = OclearModel.from_encoders(ViTModel(config), text, hidden_size=RECIPE.model.hidden_size).eval()
     return types.SimpleNamespace(model=model, processor=start.processor, table=start.table)
 
 
 def test_a_backbone_that_cannot_be_cut_is_frozen_whole_or_trained_whole(start: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="frozen_stages is 3, but ViTModel cannot be cut into stages; use None"):
-        compute(generic(start), tmp_path, recipe=dataclasses.replace(RECIPE, frozen_stages=3))
+        compute(generic(start), tmp_path, recipe=RECIPE.with_changes({"model.frozen_stages": 3}))
 
 
 @pytest.mark.parametrize("kind", ["vit", "efficientnet"])
@@ -286,7 +287,7 @@ def test_a_backbone_that_is_trained_whole_keeps_pixel_values_and_no_cells(
     start: Any, tmp_path: Path, kind: str
 ) -> None:
     there = generic(start) if kind == "vit" else start
-    found = compute(there, tmp_path, recipe=dataclasses.replace(RECIPE, frozen_stages=0))
+    found = compute(there, tmp_path, recipe=RECIPE.with_changes({"model.frozen_stages": 0}))
     assert found.query_inputs.shape == (48, 2, 3, 37, 37)
     image = Image.open(io.BytesIO(side("document")[7]["image"]["bytes"]))
     close(found.document_inputs[7, 0], start.processor(images=image)["pixel_values"][0].numpy())
@@ -296,7 +297,7 @@ def test_a_backbone_that_is_trained_whole_keeps_pixel_values_and_no_cells(
 
 def test_a_generic_backbone_that_is_frozen_keeps_pooled_features_and_cells(start: Any, tmp_path: Path) -> None:
     there = generic(start)
-    found = compute(there, tmp_path, recipe=dataclasses.replace(RECIPE, frozen_stages=None))
+    found = compute(there, tmp_path, recipe=RECIPE.with_changes({"model.frozen_stages": None}))
     assert found.query_inputs.shape == (48, 2, 16)
     assert found.grid == (4, 4)
     image = Image.open(io.BytesIO(side("document")[7]["image"]["bytes"]))
@@ -308,7 +309,7 @@ def test_a_generic_backbone_that_is_frozen_keeps_pooled_features_and_cells(start
 
 
 def test_a_model_without_text_has_one_masked_token_and_no_pages(start: Any, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(RECIPE, text=None, query_views=0, document_views=0)
+    recipe = RECIPE.with_changes({"text.encoder": None, "image.query_views": 0, "image.document_views": 0})
     model, processor = build_model(recipe, seed=0)
     there = types.SimpleNamespace(model=model, processor=processor, table=start.table)
     found = compute(there, tmp_path, recipe=recipe)

@@ -31,8 +31,8 @@ def _on_rank(part: int, parts: int, port: int, folder: str) -> None:
     Accelerator(cpu=True)
     _check_gather()
     _check_whole_prototypes()
-    train_small(small_recipe(sample_rate=0.4), Path(folder) / "double", max_steps=7)
-    train_small(small_recipe(sample_rate=0.4, dtype="float32"), Path(folder) / "single")
+    train_small(small_recipe({"head.sample_rate": 0.4}), Path(folder) / "double", max_steps=7)
+    train_small(small_recipe({"head.sample_rate": 0.4, "model.dtype": "float32"}), Path(folder) / "single")
     torch.distributed.destroy_process_group()
 
 
@@ -117,7 +117,7 @@ def test_the_prototypes_of_three_ranks_come_to_the_main_one_in_pieces(three_rank
 
 
 def test_saved_by_three_ranks_and_continued_by_one_is_the_uninterrupted_run(three_ranks: Path, tmp_path: Path) -> None:
-    recipe = small_recipe(sample_rate=0.4)
+    recipe = small_recipe({"head.sample_rate": 0.4})
     assert len(list((three_ranks / "double" / "checkpoints" / "step-00000007").glob("*.distcp"))) == 3
     continued = train_small(recipe, three_ranks / "double", resume=True)
     whole = train_small(recipe, tmp_path)
@@ -129,7 +129,9 @@ def test_in_single_precision_three_ranks_stay_within_three_times_the_gap_of_a_re
     three_ranks: Path, tmp_path: Path
 ) -> None:
     for pieces in (1, 2, 4, 8):
-        recipe = small_recipe(sample_rate=0.4, dtype="float32", gradient_accumulation=pieces)
+        recipe = small_recipe(
+            {"head.sample_rate": 0.4, "model.dtype": "float32", "image.gradient_accumulation": pieces}
+        )
         train_small(recipe, tmp_path / str(pieces))
     one = curve(tmp_path / "1")
     reordered = max(np.abs(curve(tmp_path / str(pieces)) - one).max() for pieces in (2, 4, 8))

@@ -1,6 +1,5 @@
 """Adapters, averaged weights, layer rates and recomputed blocks at once: the same run in any layout, through run.py."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from safetensors.numpy import load_file
 
 from modeling_oclear import OclearModel
 from tests.support.synthetic_governed import write_governed
-from train.recipes.recipe import recipe_by_name
+from train.recipes.registry import recipe_by_name
 
 ROOT = Path(__file__).resolve().parents[3]
 FSDP2 = {
@@ -36,8 +35,12 @@ def run(base: Path, out: str, *words: object, ranks: int = 1, fsdp: bool = False
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OCLEAR_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [str(word) for word in (*command, *words)],
-        capture_output=True, text=True, timeout=600, check=False, env={**environment, **(FSDP2 if fsdp else {})},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env={**environment, **(FSDP2 if fsdp else {})},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -47,10 +50,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`governed`, the recipe `all.json`, and `alone`: a finished run of one process."""
     folder = tmp_path_factory.mktemp("layouts")
     write_governed(folder / "governed")
-    recipe = dataclasses.replace(
-        recipe_by_name("tiny"), text=None, steps=12, checkpoint_every=5, vision_lora_rank=2, ema_decay=0.8,
-        layer_decay=0.7, activation_checkpointing=True, encoder_learning_rate=0.02,
-    )  # fmt: skip
+    recipe = recipe_by_name("tiny").with_changes(
+        {
+            "text.encoder": None,
+            "image.steps": 12,
+            "image.checkpoint_every": 5,
+            "image.lora.rank": 2,
+            "image.ema_decay": 0.8,
+            "image.layer_decay": 0.7,
+            "runtime.activation_checkpointing": True,
+            "image.encoder_learning_rate": 0.02,
+        }
+    )
     (folder / "all.json").write_text(json.dumps(recipe.to_json()))
     said = run(folder, "alone")
     assert "parameters of the image encoder are trained" in said

@@ -1,6 +1,5 @@
 """FSDP2 and hybrid sharding are the computation of one process, through train/run.py; any layout resumes any other."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from safetensors.numpy import load_file
 
 from tests.support.synthetic_governed import CATEGORIES, rows, write_categories, write_governed, write_samples
 from tests.train.recipes.test_catalogue_recipes import dinov2
-from train.recipes.recipe import recipe_by_name
+from train.recipes.registry import recipe_by_name
 
 ROOT = Path(__file__).resolve().parents[3]
 LAUNCHER = ROOT / "tests" / "support" / "fsdp2_gloo.py"
@@ -107,11 +106,19 @@ def test_two_times_two_hybrid_ranks_equal_one_process(folder: Path) -> None:
 def test_each_layer_of_a_transformer_is_a_unit_of_its_own_and_its_training_that_of_one_process(folder: Path) -> None:
     torch.manual_seed(0)
     dinov2(folder / "dinov2")
-    recipe = dataclasses.replace(
-        recipe_by_name("tiny"), vision=str(folder / "dinov2"), text=None, image_size=28, frozen_stages=0,
-        vision_feature_stage=None, steps=8, activation_checkpointing=True, gradient_accumulation=2,
-        encoder_learning_rate=1e-5,  # a random transformer blows rounding up by more than 100 in a step of 5e-4
-    )  # fmt: skip
+    recipe = recipe_by_name("tiny").with_changes(
+        {
+            "model.vision": str(folder / "dinov2"),
+            "text.encoder": None,
+            "model.image_size": 28,
+            "model.frozen_stages": 0,
+            "model.vision_feature_stage": None,
+            "image.steps": 8,
+            "runtime.activation_checkpointing": True,
+            "image.gradient_accumulation": 2,
+            "image.encoder_learning_rate": 1e-5,
+        }
+    )
     (folder / "dinov2.json").write_text(json.dumps(recipe.to_json()))
     again = ["--recipe", folder / "dinov2.json"]
     one_process(*words_for(folder, "dinov2_alone"), *again)

@@ -13,7 +13,7 @@ import pytest
 from tests.support.ranks import Job, finished, steps_done
 from tests.support.synthetic_governed import write_governed
 from train.checkpoints.folder import newest_checkpoint, torn_by
-from train.recipes.recipe import recipe_by_name
+from train.recipes.registry import recipe_by_name
 
 FIGURES = ("step", "loss", "grad_norm", "head_grad_norm")
 
@@ -23,7 +23,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`governed`, `often.json` (a checkpoint every third step), and `whole`: an uninterrupted run with its rows."""
     base = tmp_path_factory.mktemp("surviving")
     write_governed(base / "governed")
-    recipe = {**recipe_by_name("tiny").to_json(), "text": None, "checkpoint_every": 3}
+    recipe = {**recipe_by_name("tiny").to_json(), "text.encoder": None, "image.checkpoint_every": 3}
     (base / "often.json").write_text(json.dumps(recipe))
     finished(*words_for(base, "whole"), log=base / "log", rows=base / "whole_rows.jsonl")
     return base
@@ -125,7 +125,7 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_before_it_intact(
     base: Path, ranks: int, in_background: bool
 ) -> None:
     out = base / f"full{ranks}{in_background}"
-    recipe = {**json.loads((base / "often.json").read_text()), "checkpoint_async": in_background}
+    recipe = {**json.loads((base / "often.json").read_text()), "runtime.checkpoint_async": in_background}
     (base / f"{out.name}.json").write_text(json.dumps(recipe))
     words = [*words_for(base, out.name), "--recipe", base / f"{out.name}.json"]
     finished(*words, "--max-steps", 6, ranks=ranks, log=base / "log")

@@ -1,6 +1,5 @@
 """Every category gets a prototype, and the text side is asked for only where the recipe has text."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,13 @@ from tests.support.synthetic_run import (
 from train.encoders.backbones import build_model
 from train.encoders.pair import EncoderPair
 from train.publish.hub import calibration_queries
-from train.recipes.recipe import recipe_by_name
+from train.recipes.registry import recipe_by_name
 from train.text_stage.stage import category_prototypes, fit_text
 
 
 def test_held_out_categories_get_the_mean_of_their_documents(tmp_path: Path) -> None:
-    recipe, cache, samples = small_recipe(steps=1, dtype="float32"), small_cache(), small_samples()
-    encoders = EncoderPair(small_model(recipe), frozen_stages=recipe.frozen_stages)
+    recipe, cache, samples = small_recipe({"image.steps": 1, "model.dtype": "float32"}), small_cache(), small_samples()
+    encoders = EncoderPair(small_model(recipe), frozen_stages=recipe.model.frozen_stages)
     weights = train_small(recipe, tmp_path).class_weights
     found = category_prototypes(encoders, cache, samples, weights)
     torch.testing.assert_close(found[list(TRAINED)], weights)
@@ -36,7 +35,7 @@ def test_held_out_categories_get_the_mean_of_their_documents(tmp_path: Path) -> 
 
 def test_calibration_takes_evenly_spaced_training_queries() -> None:
     recipe, cache, samples = small_recipe(), small_cache(), small_samples()
-    encoders = EncoderPair(small_model(recipe), frozen_stages=recipe.frozen_stages)
+    encoders = EncoderPair(small_model(recipe), frozen_stages=recipe.model.frozen_stages)
     found = calibration_queries(encoders, cache.query_inputs, samples, most=10)
     every = calibration_queries(encoders, cache.query_inputs, samples, most=1000)
     assert found.shape == (10, 6)
@@ -61,6 +60,6 @@ def test_the_same_seed_builds_the_same_model_and_leaves_torchs_generator_alone()
 
 
 def test_a_backbone_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(recipe_by_name("tiny"), vision=str(tmp_path / "nowhere"))
+    recipe = recipe_by_name("tiny").with_changes({"model.vision": str(tmp_path / "nowhere")})
     with pytest.raises(ValueError, match="nowhere.*cannot be loaded.*give a folder"):
         build_model(recipe, seed=0)

@@ -1,7 +1,7 @@
 """Prototypes beyond the limit of hub/: refused before anything is computed, or left to prototypes/ where asked for."""
 
-import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,20 @@ from train.command import read_options
 from train.encoders.backbones import build_model
 from train.publish.hub import CATEGORIES_FILE, export_hub
 from train.publish.hub_head import check_head, is_head_published, prototypes_gib, with_head
-from train.recipes.recipe import Recipe, recipe_by_name
+from train.recipes.recipe import Recipe
+from train.recipes.registry import recipe_by_name
 from train.run import train
 
 TINY_GIB = 12 * 20 * 4 / 2**30  # 12 categories, width 20, four bytes
-BEYOND: dict[str, Any] = {"hub_prototypes_gib": 0.9 * TINY_GIB, "publish_prototypes": True, "text": None}
+BEYOND: dict[str, Any] = {
+    "runtime.hub_prototypes_gib": 0.9 * TINY_GIB,
+    "runtime.publish_prototypes": True,
+    "text.encoder": None,
+}
 
 
-def small(**changes: Any) -> Recipe:
-    return dataclasses.replace(recipe_by_name("tiny"), **{"steps": 4, "text": None, **changes})
+def small(changes: Mapping[str, Any] | None = None) -> Recipe:
+    return recipe_by_name("tiny").with_changes({"image.steps": 4, "text.encoder": None, **(changes or {})})
 
 
 def run(folder: Path, recipe: Recipe) -> Path:
@@ -46,30 +51,31 @@ def run(folder: Path, recipe: Recipe) -> Path:
 
 
 def test_the_size_is_that_of_all_categories_in_single_precision() -> None:
-    recipe = small(hub_prototypes_gib=TINY_GIB)
+    recipe = small({"runtime.hub_prototypes_gib": TINY_GIB})
     assert prototypes_gib(recipe, categories=12) == TINY_GIB
     assert is_head_published(recipe, categories=12)
     assert not is_head_published(recipe, categories=13)
-    assert prototypes_gib(small(hidden_size=512), categories=10**8) == pytest.approx(190.7, abs=0.1)
+    assert prototypes_gib(small({"model.hidden_size": 512}), categories=10**8) == pytest.approx(190.7, abs=0.1)
 
 
 def test_beyond_the_limit_value_limit_and_remedies_are_named() -> None:
-    many = {"hidden_size": 512, "hub_prototypes_gib": 4.0}
-    said = (
-        "100,000,000 categories of width 512 are 191 GiB, but hub/ takes 4 .recipe.hub_prototypes_gib.. Raise it to 191"
-    )
-    for changes in ({"publish_prototypes": False}, {"publish_prototypes": True, "text": "tiny"}):
+    many = {"model.hidden_size": 512, "runtime.hub_prototypes_gib": 4.0}
+    said = "width 512 are 191 GiB, but hub/ takes 4 .recipe.runtime.hub_prototypes_gib.. Raise it to 191"
+    for changes in (
+        {"runtime.publish_prototypes": False},
+        {"runtime.publish_prototypes": True, "text.encoder": "tiny"},
+    ):
         with pytest.raises(ValueError, match=said):
-            check_head(small(**many, **changes), categories=10**8)
-    check_head(small(**many, publish_prototypes=True), categories=10**8)
-    check_head(small(**{**many, "hub_prototypes_gib": 191.0}), categories=10**8)
+            check_head(small({**many, **(changes or {})}), categories=10**8)
+    check_head(small({**many, "runtime.publish_prototypes": True}), categories=10**8)
+    check_head(small({**many, "runtime.hub_prototypes_gib": 191.0}), categories=10**8)
     with pytest.raises(ValueError, match="hub_prototypes_gib is -1; it must be at least 0"):
-        small(hub_prototypes_gib=-1)
+        small({"runtime.hub_prototypes_gib": -1})
 
 
 def test_a_run_that_would_leave_no_prototypes_stops_before_it_writes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="set publish_prototypes to true"):
-        run(tmp_path / "refused", small(**{**BEYOND, "publish_prototypes": False}))
+        run(tmp_path / "refused", small({**BEYOND, "runtime.publish_prototypes": False}))
     assert not (tmp_path / "refused").exists()
 
 
@@ -79,7 +85,7 @@ def test_beyond_the_limit_nothing_is_gathered_and_the_shards_hold_what_hub_would
     whole = run(tmp_path / "whole", small())
     monkeypatch.delattr("train.image_stage.loop.whole_prototypes")
     monkeypatch.delattr("train.run.category_prototypes")
-    beside = run(tmp_path / "beside", small(**BEYOND))
+    beside = run(tmp_path / "beside", small(BEYOND))
     assert f"published folder: {beside / 'hub'}; prototypes: {beside / 'prototypes'}" in capsys.readouterr().out
     pixels = torch.randn(3, 3, 37, 37)
     ours, theirs = (AutoModel.from_pretrained(out / "hub").eval() for out in (beside, whole))
@@ -96,7 +102,7 @@ def test_beyond_the_limit_nothing_is_gathered_and_the_shards_hold_what_hub_would
 
 
 def test_the_head_is_the_tensor_itself() -> None:
-    recipe = small(scale=9.0)
+    recipe = small({"head.loss.scale": 9.0})
     prototypes = torch.nn.functional.normalize(torch.randn(CATEGORIES, 20), dim=1)
     head = with_head(build_model(recipe, seed=0)[0], prototypes, recipe)
     assert head.head.weight.data_ptr() == prototypes.data_ptr()

@@ -1,6 +1,5 @@
 """Recipes for real catalogues: listed, and trained for a step through the command on small encoders of their kind."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from tests.support.synthetic_governed import write_governed
 from train.command import read_options
 from train.encoders.parameter_groups import parameter_groups
 from train.recipes.catalogue import CATALOGUE_RECIPES, MULTILINGUAL
-from train.recipes.recipe import RECIPES, Recipe
+from train.recipes.recipe import Recipe
+from train.recipes.registry import RECIPES
 from train.run import train
 
 SIZES: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
@@ -62,16 +62,15 @@ WRITERS = {"google/siglip2-base-patch16-224": siglip, "facebook/dinov2-base": di
 def reduced(name: str, folder: Path) -> Recipe:
     """The recipe with small encoders of its own kinds; MiniLM, which is packaged, by a small BERT."""
     recipe = CATALOGUE_RECIPES[name]()
-    given: dict[str, Any] = {"text": "tiny"}
-    for field in ("vision", "text"):
-        source = getattr(recipe, field)
+    given: dict[str, Any] = {"text.encoder": "tiny"}
+    for name, source in (("model.vision", recipe.model.vision), ("text.encoder", recipe.text.encoder)):
         if source in WRITERS:
-            place = folder / field
+            place = folder / name
             torch.manual_seed(0)
             WRITERS[source](place)
-            given[field] = str(place)
-    rows = {"queries_per_step": 6, "documents_per_step": 6}
-    return dataclasses.replace(recipe, image_size=PIXELS, hidden_size=20, text_folds=3, **rows, **given)
+            given[name] = str(place)
+    rows = {"image.queries_per_step": 6, "image.documents_per_step": 6}
+    return recipe.with_changes({"model.image_size": PIXELS, "model.hidden_size": 20, "text.folds": 3, **rows, **given})
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +100,12 @@ def test_a_recipe_trains_a_step_through_the_command_and_publishes_a_model(
     assert model.config.text_config.model_type == ("bert" if name == "dinov2_base" else "xlm-roberta")
     query = model.get_query_embeds(torch.zeros(2, 3, PIXELS, PIXELS))
     assert query.shape == (2, 20)
-    assert (out / "adapter").is_dir() == (recipe.vision_lora_rank > 0)
-    start = AutoModel.from_pretrained(recipe.vision)
+    assert (out / "adapter").is_dir() == (recipe.image.lora.rank > 0)
+    start = AutoModel.from_pretrained(recipe.model.vision)
     before = dict(getattr(start, "vision_model", start).state_dict())
     moved = {key for key, value in model.vision_model.state_dict().items() if not torch.equal(value, before[key])}
     assert moved
-    if recipe.vision_lora_rank:
+    if recipe.image.lora.rank:
         assert {key.split(".")[-2] for key in moved} == {"q_proj", "v_proj"}
 
 
@@ -124,5 +123,5 @@ def test_lower_layers_of_dinov2_learn_more_slowly(tmp_path: Path) -> None:
     recipe = reduced("dinov2_base", tmp_path)
     model, _ = build_model(recipe, seed=0)
     groups = parameter_groups(EncoderPair(model, frozen_stages=0), recipe)
-    rates = sorted({group["lr"] for group in groups if group["lr"] <= recipe.encoder_learning_rate})
-    assert rates == pytest.approx([recipe.encoder_learning_rate * 0.75**depth for depth in (3, 2, 1, 0)])
+    rates = sorted({group["lr"] for group in groups if group["lr"] <= recipe.image.encoder_learning_rate})
+    assert rates == pytest.approx([recipe.image.encoder_learning_rate * 0.75**depth for depth in (3, 2, 1, 0)])

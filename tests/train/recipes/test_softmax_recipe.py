@@ -1,6 +1,5 @@
 """What a recipe says about the loss reaches the step, and two ranks compute the same as one process."""
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -18,17 +17,18 @@ from tests.support.synthetic_run import small_recipe, train_small
 from train.class_weights.shard import GatheredRows, class_range
 from train.image_stage.step import _global_loss, softmax_form
 from train.inputs.samples import leaf_ids
-from train.recipes.recipe import Recipe, recipe_by_name
+from train.recipes.recipe import ProxyAnchorLoss, Recipe
+from train.recipes.registry import recipe_by_name
 
 CLASSES, WIDTH, SUB_CENTRES = 11, 6, 2
 LEAVES = ["tool", "", "food", "tool", "food", "tool", "", "food", "tool", "tool", "food"]
 EVERYTHING: dict[str, Any] = {
-    "margin": "combined",
-    "margin_value": (1.1, 0.2, 0.1),
-    "label_smoothing": 0.1,
-    "sub_centres": SUB_CENTRES,
-    "conflict_delta": 0.5,
-    "conflict_tau": 0.9,
+    "head.loss.margin": "combined",
+    "head.loss.margin_value": (1.1, 0.2, 0.1),
+    "head.loss.label_smoothing": 0.1,
+    "head.sub_centres": SUB_CENTRES,
+    "head.loss.conflict_delta": 0.5,
+    "head.loss.conflict_tau": 0.9,
 }
 
 
@@ -46,7 +46,7 @@ def loss_of_range(recipe: Recipe, *, part: int, parts: int) -> tuple[Tensor, Ten
     embeds, labels, rows = made_inputs()
     first, end = class_range(CLASSES, part=part, parts=parts)
     sampled = sample_classes(CLASSES, positives=labels, rate=0.3, seed=0, step=1, class_range=(first, end))
-    mine = rows.view(CLASSES, SUB_CENTRES, WIDTH)[sampled.class_ids, : recipe.sub_centres]
+    mine = rows.view(CLASSES, SUB_CENTRES, WIDTH)[sampled.class_ids, : recipe.head.sub_centres]
     mine = mine.flatten(0, 1).requires_grad_()
     gathered = GatheredRows(mine, sampled.class_ids, sampled.log_correction)
     loss = _global_loss(embeds, labels, gathered, recipe, leaf_N=leaf_ids(LEAVES))
@@ -54,7 +54,7 @@ def loss_of_range(recipe: Recipe, *, part: int, parts: int) -> tuple[Tensor, Ten
     return loss.detach(), of_embeds, of_rows
 
 
-ANCHOR: dict[str, Any] = {"loss": "proxy_anchor", "margin_value": 0.1}
+ANCHOR: dict[str, Any] = {"head.loss": ProxyAnchorLoss(margin=0.1, alpha=16.0)}
 
 
 def _on_rank(part: int, parts: int, port: int, folder: str, changes: dict[str, Any]) -> None:
@@ -62,7 +62,7 @@ def _on_rank(part: int, parts: int, port: int, folder: str, changes: dict[str, A
     os.environ.update(RANK=str(part), WORLD_SIZE=str(parts), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # every rank is a client of the parent's store
     dist.init_process_group("gloo")
-    torch.save(loss_of_range(small_recipe(**changes), part=part, parts=parts), Path(folder) / str(part))
+    torch.save(loss_of_range(small_recipe(changes), part=part, parts=parts), Path(folder) / str(part))
     dist.destroy_process_group()
 
 
@@ -72,7 +72,7 @@ def test_two_ranks_with_every_setting_compute_what_one_process_computes(
 ) -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     spawn(_on_rank, args=(2, store.port, str(tmp_path), changes), nprocs=2)
-    loss, of_embeds, of_rows = loss_of_range(small_recipe(**changes), part=0, parts=1)
+    loss, of_embeds, of_rows = loss_of_range(small_recipe(changes), part=0, parts=1)
     ranks = [torch.load(tmp_path / str(part), weights_only=True) for part in range(2)]
     for found, *_ in ranks:
         torch.testing.assert_close(found, loss, rtol=0, atol=1e-12)
@@ -82,7 +82,7 @@ def test_two_ranks_with_every_setting_compute_what_one_process_computes(
 
 
 def test_the_recipe_is_the_form_of_the_loss() -> None:
-    form = softmax_form(small_recipe(**EVERYTHING))
+    form = softmax_form(small_recipe(EVERYTHING))
     assert form == SoftmaxForm(
         margin=CombinedMargin(1.1, 0.2, 0.1), scale=16.0, label_smoothing=0.1, sub_centres=2, conflict_delta=0.5,
         conflict_tau=0.9,
@@ -90,7 +90,7 @@ def test_the_recipe_is_the_form_of_the_loss() -> None:
     embeds, labels, rows = made_inputs()
     sampled = sample_classes(CLASSES, positives=labels, rate=0.3, seed=0, step=1)
     expected = partial_softmax_loss(embeds, labels, rows, form=form, sampled=sampled, leaf_N=leaf_ids(LEAVES))
-    torch.testing.assert_close(loss_of_range(small_recipe(**EVERYTHING), part=0, parts=1)[0], expected.detach())
+    torch.testing.assert_close(loss_of_range(small_recipe(EVERYTHING), part=0, parts=1)[0], expected.detach())
 
 
 def test_leaves_are_numbered_and_the_unknown_one_is_below_zero() -> None:
@@ -98,19 +98,19 @@ def test_leaves_are_numbered_and_the_unknown_one_is_below_zero() -> None:
 
 
 def first_loss(folder: Path, **changes: Any) -> float:
-    train_small(small_recipe(sample_rate=0.2, **changes), folder, max_steps=1)
+    train_small(small_recipe({"head.sample_rate": 0.2, **changes}), folder, max_steps=1)
     return float(json.loads((folder / "train.jsonl").read_text().splitlines()[0])["loss"])
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"margin": "combined", "margin_value": (1.0, 0.3, 0.1)},
-        {"label_smoothing": 0.1},
-        {"conflict_tau": 0.0},
-        {"conflict_delta": 0.0},
-        {"sample_log_q": False, "queries_per_step": 1, "documents_per_step": 1},
-        {"loss": "proxy_anchor"},
+        {"head.loss.margin": "combined", "head.loss.margin_value": (1.0, 0.3, 0.1)},
+        {"head.loss.label_smoothing": 0.1},
+        {"head.loss.conflict_tau": 0.0},
+        {"head.loss.conflict_delta": 0.0},
+        {"head.sample_log_q": False, "image.queries_per_step": 1, "image.documents_per_step": 1},
+        {"head.loss": ProxyAnchorLoss(alpha=16.0)},
     ],
     ids=str,
 )
@@ -122,33 +122,33 @@ def test_each_field_changes_a_step(tmp_path: Path, change: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"margin": "combined"}, r"margin_value is 0.2 with margin 'combined'"),
-        ({"margin_value": (1.0, 0.2, 0.1)}, r"margin_value is \(1.0, 0.2, 0.1\) with margin 'cosface'"),
-        ({"margin": "combined", "margin_value": (1.0, 0.2)}, "with margin 'combined'"),
-        ({"margin_value": -0.1}, "margin_value is -0.1; it must be at least 0"),
-        ({"label_smoothing": 1.0}, "label_smoothing is 1.0; it must be at most 0.99"),
-        ({"sub_centres": 0}, "sub_centres is 0"),
-        ({"conflict_delta": -0.5}, "conflict_delta is -0.5"),
-        ({"conflict_tau": 1.5}, "conflict_tau is 1.5"),
-        ({"loss": "triplet"}, "loss is 'triplet'; choose one of softmax, proxy_anchor"),
-        ({**ANCHOR, "label_smoothing": 0.1}, "label_smoothing is 0.1 with loss proxy_anchor"),
-        ({**ANCHOR, "gradient_accumulation": 2}, "gradient_accumulation is 2 with loss proxy_anchor"),
+        ({"head.loss.margin": "combined"}, r"margin_value is 0.2 with margin 'combined'"),
+        ({"head.loss.margin_value": (1.0, 0.2, 0.1)}, r"margin_value is \(1.0, 0.2, 0.1\) with margin 'cosface'"),
+        ({"head.loss.margin": "combined", "head.loss.margin_value": (1.0, 0.2)}, "with margin 'combined'"),
+        ({"head.loss.margin_value": -0.1}, "margin_value is -0.1; it must be at least 0"),
+        ({"head.loss.label_smoothing": 1.0}, "label_smoothing is 1.0; it must be at most 0.99"),
+        ({"head.sub_centres": 0}, "sub_centres is 0"),
+        ({"head.loss.conflict_delta": -0.5}, "conflict_delta is -0.5"),
+        ({"head.loss.conflict_tau": 1.5}, "conflict_tau is 1.5"),
+        ({**ANCHOR, "head.loss.label_smoothing": 0.1}, "no setting 'label_smoothing'; known: margin, alpha"),
+        ({**ANCHOR, "head.sub_centres": 2}, "sub_centres is 2 with ProxyAnchor"),
+        ({**ANCHOR, "image.gradient_accumulation": 2}, "gradient_accumulation is 2 with ProxyAnchor"),
     ],
 )
 def test_a_form_out_of_range_is_refused_by_the_recipe(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        dataclasses.replace(Recipe(name="x", vision="tiny", text=None), **change)
+        recipe_by_name("tiny").with_changes(change)
 
 
 def test_a_combined_margin_reads_back_from_json(tmp_path: Path) -> None:
-    recipe = small_recipe(**EVERYTHING)
+    recipe = small_recipe(EVERYTHING)
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(recipe.to_json()))
     assert recipe_by_name(str(path)) == recipe
 
 
 def test_proxy_anchor_learns_and_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    recipe = small_recipe(**ANCHOR, sample_rate=0.6, steps=40)
+    recipe = small_recipe({**ANCHOR, "head.sample_rate": 0.6, "image.steps": 40})
     whole = train_small(recipe, tmp_path / "whole")
     losses = [json.loads(line)["loss"] for line in (tmp_path / "whole" / "train.jsonl").read_text().splitlines()]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,17 @@ from train.encoders.lora import is_adapter_alone, text_layers
 from train.inputs.cache import FeatureCache, cache_features, cache_texts
 from train.inputs.samples import GovernedSamples, read_samples
 from train.inputs.views import Side
-from train.recipes.recipe import Recipe, recipe_by_name
+from train.recipes.recipe import Recipe
+from train.recipes.registry import recipe_by_name
 from train.run import train
 from train.text_stage.adapters import adapt_text, unit_sentences
 from train.text_stage.fit import SentenceMap, centred_targets, sentence_vectors
 
-BOTH: dict[str, Any] = {"vision_lora_rank": 2, "text_lora_rank": 3, "text_steps": 30, "text_learning_rate": 0.02}
+BOTH: dict[str, Any] = {"image.lora.rank": 2, "text.lora.rank": 3, "text.steps": 30, "text.learning_rate": 0.02}
 
 
-def small(**changes: Any) -> Recipe:
-    return dataclasses.replace(recipe_by_name("tiny"), steps=4, **changes)
+def small(changes: Mapping[str, Any] | None = None) -> Recipe:
+    return recipe_by_name("tiny").with_changes({"image.steps": 4, **(changes or {})})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,22 +65,22 @@ def adapted(given: Given, recipe: Recipe, *, texts: list[str] | None = None, lab
     return model.text_model.state_dict(), found
 
 
-@pytest.mark.parametrize("changes", [{"text_lora_rank": 3}, {"text_layers_tuned": True}])
+@pytest.mark.parametrize("changes", [{"text.lora.rank": 3}, {"text.tune_layers": True}])
 def test_query_and_value_projections_alone_move_and_the_loss_falls(given: Given, changes: dict[str, Any]) -> None:
-    recipe = small(text_steps=60, text_learning_rate=0.02, **changes)
+    recipe = small({"text.steps": 60, "text.learning_rate": 0.02, **(changes or {})})
     start = build_model(recipe, seed=0)[0].text_model
     state, found = adapted(given, recipe)
     moved = {name.removesuffix(".weight") for name, value in start.state_dict().items() if not value.equal(state[name])}
     assert {name.removesuffix(".bias") for name in moved} == set(text_layers(start))
     assert found.report["last_loss"] < 0.9 * found.report["first_loss"]
     assert found.report["parameters_trained"] < found.report["parameters"]
-    assert bool(found.adapters) == ("text_lora_rank" in changes)
+    assert bool(found.adapters) == ("text.lora.rank" in changes)
     again, _ = adapted(given, recipe)
     assert all(value.equal(again[name]) for name, value in state.items())
 
 
 def test_texts_of_held_out_categories_are_not_looked_at(given: Given) -> None:
-    recipe = small(text_lora_rank=3, text_steps=5)
+    recipe = small({"text.lora.rank": 3, "text.steps": 5})
     held = given.samples.labels.document_validation
     other = ["unlike anything" if is_held else text for text, is_held in zip(given.texts, held, strict=True)]
     assert other != given.texts
@@ -92,7 +94,7 @@ def test_texts_of_held_out_categories_are_not_looked_at(given: Given) -> None:
 
 def test_the_first_loss_is_the_naive_one(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.flatnonzero(given.cache.document_mask.any(1) & ~given.samples.labels.document_validation)
-    recipe = small(text_lora_rank=1, text_steps=1, text_documents_per_step=len(rows))
+    recipe = small({"text.lora.rank": 1, "text.steps": 1, "text.documents_per_step": len(rows)})
     _, found = adapted(given, recipe)
     sentences = sentence_vectors(given.cache.document_tokens[rows], given.cache.document_mask[rows])
     labels = given.samples.labels.document[rows]
@@ -101,7 +103,7 @@ def test_the_first_loss_is_the_naive_one(given: Given, monkeypatch: pytest.Monke
     losses = []
     for concept, label in zip(start.concepts(sentences), labels.tolist(), strict=True):
         scores = [
-            recipe.scale * float(functional.cosine_similarity(concept, given.prototypes[c].double(), dim=0))
+            recipe.head.loss.scale * float(functional.cosine_similarity(concept, given.prototypes[c].double(), dim=0))
             for c in classes
         ]
         losses.append(-scores[classes.index(label)] + np.logaddexp.reduce(scores))
@@ -115,7 +117,7 @@ def test_sentences_with_gradient_are_those_of_the_cached_features(given: Given) 
 
 
 def test_with_texts_of_one_category_nothing_is_trained(given: Given) -> None:
-    recipe = small(text_lora_rank=3)
+    recipe = small({"text.lora.rank": 3})
     labels = given.samples.labels
     one = dataclasses.replace(labels, document_validation=labels.document != labels.document[0])
     before = build_model(recipe, seed=0)[0].text_model.state_dict()
@@ -159,7 +161,7 @@ def test_adapters_of_both_encoders_are_published_reload_and_fold_into_the_publis
 ) -> None:
     from peft import AutoPeftModelForFeatureExtraction
 
-    out = run(tmp_path / storage, small(feature_storage=storage, **BOTH))
+    out = run(tmp_path / storage, small({"runtime.feature_storage": storage, **BOTH}))
     report = json.loads((out / "training.json").read_text())["text"]
     assert report["encoder"]["parameters_trained"] == 2 * 2 * 2 * 3 * 12  # layers, projections, A and B, rank, width
     assert {"strength", "table"} <= set(report)
@@ -180,29 +182,26 @@ def test_adapters_of_both_encoders_are_published_reload_and_fold_into_the_publis
 
 
 def test_tuned_layers_are_published_in_the_model_alone(tmp_path: Path) -> None:
-    out = run(tmp_path / "tuned", small(text_layers_tuned=True, text_steps=2, vision_lora_rank=2))
+    out = run(tmp_path / "tuned", small({"text.tune_layers": True, "text.steps": 2, "image.lora.rank": 2}))
     assert (out / "hub" / "config.json").is_file()
     assert not (out / "adapter").exists()
 
 
 def test_an_adapter_folder_is_written_where_adapters_are_all_that_changes() -> None:
-    def says(**changes: Any) -> bool:
-        return is_adapter_alone(small(**changes))
-
-    assert says(vision_lora_rank=2)
-    assert says(vision_lora_rank=2, text_lora_rank=2)
-    assert says(text_lora_rank=2, frozen_stages=None)
-    assert not says(text_lora_rank=2)
-    assert not says(vision_lora_rank=2, text_layers_tuned=True)
-    assert not says()
+    assert is_adapter_alone(small({"image.lora.rank": 2}))
+    assert is_adapter_alone(small({"image.lora.rank": 2, "text.lora.rank": 2}))
+    assert is_adapter_alone(small({"text.lora.rank": 2, "model.frozen_stages": None}))
+    assert not is_adapter_alone(small({"text.lora.rank": 2}))
+    assert not is_adapter_alone(small({"image.lora.rank": 2, "text.tune_layers": True}))
+    assert not is_adapter_alone(small())
 
 
 def test_what_cannot_be_adapted_is_refused() -> None:
-    with pytest.raises(ValueError, match="text_lora_rank is 4 with text null.*leave text_lora_rank out"):
-        small(text=None, text_lora_rank=4)
-    with pytest.raises(ValueError, match="text_layers_tuned is True with text null"):
-        small(text=None, text_layers_tuned=True)
-    with pytest.raises(ValueError, match="text_lora_rank is 4 with text_layers_tuned true"):
-        small(text_lora_rank=4, text_layers_tuned=True)
+    with pytest.raises(ValueError, match="lora.rank is 4 with encoder null.*leave lora.rank out"):
+        small({"text.encoder": None, "text.lora.rank": 4})
+    with pytest.raises(ValueError, match="tune_layers is True with encoder null"):
+        small({"text.encoder": None, "text.tune_layers": True})
+    with pytest.raises(ValueError, match="lora.rank is 4 with tune_layers true"):
+        small({"text.lora.rank": 4, "text.tune_layers": True})
     with pytest.raises(ValueError, match="Sequential has no layer called q_proj, v_proj, query, value"):
         text_layers(torch.nn.Sequential(torch.nn.Linear(2, 2)))

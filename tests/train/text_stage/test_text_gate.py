@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from train.encoders.backbones import build_model
-from train.recipes.recipe import tiny
+from train.recipes.emoji import tiny
 from train.text_stage.gate import COST, STEEPER, agreements, fit_gate, sharper, two_gaussians
 
 WIDTH, CELL_WIDTH = 20, 10  # of the tiny recipe

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from train.encoders.backbones import build_model
-from train.recipes.recipe import tiny
+from train.recipes.emoji import tiny
 from train.text_stage import memory
 from train.text_stage.memory import JITTER, RIDGE, chosen_slots, install_memory, kernel, memory_values
 

@@ -23,7 +23,7 @@ from train.inputs.cache import FeatureCache
 from train.inputs.composites import PageLayout, half_weight
 from train.inputs.feature_stream import StreamedInputs
 from train.inputs.samples import GovernedSamples, Labels, read_samples
-from train.recipes.recipe import tiny
+from train.recipes.emoji import tiny
 from train.text_stage import fit
 from train.text_stage.fit import (
     TextRows,
@@ -245,7 +245,7 @@ def made_gallery(count: int, queries: Tensor, images: Tensor) -> Gallery:
 def test_without_held_out_queries_the_smallest_strength_is_kept(strengths: tuple[float, ...], chosen: float) -> None:
     model, _ = build_model(tiny(), seed=0)
     gallery = made_gallery(3, torch.zeros(0, WIDTH), torch.eye(3, WIDTH))
-    recipe = dataclasses.replace(tiny(), text_strengths=strengths)
+    recipe = tiny().with_changes({"text.weights": strengths})
     report = choose_strength(model, made_cache(normal(3, 2, TOKEN_WIDTH)), gallery, recipe=recipe)
     assert report["strength"] == chosen == model.config.text_strength
 
@@ -271,7 +271,7 @@ def test_too_few_categories_with_text_switch_text_off_and_say_so() -> None:
         made_cache(normal(4, 2, TOKEN_WIDTH)),
         labels=labels,
         prototypes=torch.eye(3, WIDTH),
-        recipe=dataclasses.replace(tiny(), frozen_stages=None),
+        recipe=tiny().with_changes({"model.frozen_stages": None}),
         seed=0,
     )
     assert report == {"text": True, "strength": 0.0, "reason": "fewer than 3 categories have text"}
@@ -279,7 +279,7 @@ def test_too_few_categories_with_text_switch_text_off_and_say_so() -> None:
 
 
 def test_a_model_without_text_is_left_as_it_is() -> None:
-    recipe = dataclasses.replace(tiny(), text=None)
+    recipe = tiny().with_changes({"text.encoder": None})
     model, _ = build_model(recipe, seed=0)
     labels = Labels(*(np.zeros(0, int) for _ in range(4)))
     cache = made_cache(normal(1, 1, 1))
@@ -297,7 +297,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GovernedSample
 
 def trained(samples: GovernedSamples, folder: Path, **changes: Any) -> tuple[Any, FeatureCache, dict[str, Any]]:
     """Three steps of the image side, then the text side, as a run does it: (model, first cache, report)."""
-    recipe = dataclasses.replace(tiny(), **changes)
+    recipe = tiny().with_changes(changes)
     model, processor = build_model(recipe, seed=0)
     cache = features_of(model, processor, samples, recipe=recipe, folder=folder / "features", seed=0)
     (folder / "run").mkdir()
@@ -313,7 +313,7 @@ def trained(samples: GovernedSamples, folder: Path, **changes: Any) -> tuple[Any
         resume=False,
     )
     model, _ = with_image_weights(recipe, image.weights, seed=0)
-    encoders = EncoderPair(model, frozen_stages=recipe.frozen_stages)
+    encoders = EncoderPair(model, frozen_stages=recipe.model.frozen_stages)
     prototypes = category_prototypes(encoders, cache, samples, image.class_weights)
     return model, cache, fit_text(model, cache, samples, prototypes, recipe=recipe, seed=0).report
 
@@ -376,10 +376,14 @@ def test_cells_of_a_backbone_that_was_trained_whole_are_computed_after_training(
             tmp_path / "vision"
         )
     ViTImageProcessorPil().save_pretrained(tmp_path / "vision")
-    changes: dict[str, Any] = {"vision": str(tmp_path / "vision"), "vision_feature_stage": None, "hidden_size": 12}
-    changes["frozen_stages"] = 0
+    changes: dict[str, Any] = {
+        "model.vision": str(tmp_path / "vision"),
+        "model.vision_feature_stage": None,
+        "model.hidden_size": 12,
+    }
+    changes["model.frozen_stages"] = 0
     model, cache, report = trained(samples, tmp_path, **changes)
-    start, processor = build_model(dataclasses.replace(tiny(), **changes), seed=0)
+    start, processor = build_model(tiny().with_changes(changes), seed=0)
     pixels = processor(images=[None])["pixel_values"] + torch.from_numpy(np.array(cache.document_inputs[5, :1])).float()
     with torch.no_grad():
         cells, untrained = model.encode_image(pixels)[0], start.encode_image(pixels)[0]
