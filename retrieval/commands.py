@@ -24,7 +24,7 @@ from runtime.threads import num_threads
 def index(options: argparse.Namespace) -> None:
     """Embeds a catalogue and writes the index folder."""
     _set_threads(options.threads)
-    catalogue = read_table(options.catalogue, CATALOGUE, name="catalogue")
+    catalogue = read_table(options.catalogue, CATALOGUE)
     encoder = load_encoder(options.model, bf16=options.bf16)
     found = _build(encoder, catalogue, options)
     save_index(found, Path(options.out))
@@ -49,11 +49,11 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.index and (options.text != "keep" or options.images != "keep"):
         raise ValueError("--text and --images embed the documents again: leave --index out, or index with them")
     tables = Judged(
-        catalogue=read_table(options.catalogue, CATALOGUE, name="catalogue"),
-        queries=read_table(options.queries, QUERIES, name="queries"),
-        qrels=read_table(options.qrels, QRELS, name="qrels"),
-        members=read_table(options.gallery, GALLERY, name="gallery") if options.gallery else None,
-        same=read_table(options.merge, MERGE, name="merge", may_be_empty=True) if options.merge else None,
+        catalogue=read_table(options.catalogue, CATALOGUE),
+        queries=read_table(options.queries, QUERIES),
+        qrels=read_table(options.qrels, QRELS),
+        members=read_table(options.gallery, GALLERY) if options.gallery else None,
+        same=read_table(options.merge, MERGE, may_be_empty=True) if options.merge else None,
     )
     out = _writable(options.out)
     encoder = load_query_encoder(options.model, bf16=options.bf16)
@@ -72,8 +72,8 @@ def page(options: argparse.Namespace) -> None:
     _set_threads(options.threads)
     sources = Sources(
         index=load_index(Path(options.index)),
-        queries=read_table(options.queries, QUERIES, name="queries"),
-        qrels=read_table(options.qrels, QRELS, name="qrels"),
+        queries=read_table(options.queries, QUERIES),
+        qrels=read_table(options.qrels, QRELS),
         per_query=Path(options.per_query),
         metrics=Path(options.metrics) if options.metrics else None,
         ledger=Path(options.ledger) if options.ledger else None,
@@ -87,8 +87,8 @@ def picture(options: argparse.Namespace) -> None:
     """Writes the contact sheet."""
     write_sheet(
         index=load_index(Path(options.index)),
-        queries=read_table(options.queries, QUERIES, name="queries"),
-        qrels=read_table(options.qrels, QRELS, name="qrels"),
+        queries=read_table(options.queries, QUERIES),
+        qrels=read_table(options.qrels, QRELS),
         per_query=Path(options.per_query),
         out=_writable(options.out),
         rows=options.rows,

@@ -12,16 +12,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from data_governance.inputs import tables
 from data_governance.inputs.shards import gathered
-from data_governance.inputs.tables import BLOCK_BYTES, KINDS_OF_FILE, declared, fields
+from data_governance.inputs.tables import TABLES
+from runtime.tables import (
+    Location,
+    Schema,
+    conform,
+    csv_options,
+    format_of,
+    json_options,
+    locate,
+    none_usable,
+    unreadable,
+)
 
 # Of the log that are in memory at once: some 50 MB with their ids. Also the rows of a shard.
 ROWS_PER_BATCH = 250_000
@@ -68,18 +77,16 @@ class Log:
 
 
 def open_log(location: str, *, name: str = "behaviour") -> Log:
-    """Open a log of any kind that `tables.open_source` reads, and check its columns.
+    """Open a log of any format that `runtime.tables.locate` finds, and check its columns.
 
     Raises:
         ValueError: naming table, column and remedy.
     """
-    path = Path(location)
-    if not path.exists():
-        log = Log(name, (_mapped(tables.hub_dataset(location, name), name),))
-    elif path.is_dir() and (path / "state.json").exists():
-        log = Log(name, (_mapped(datasets.load_from_disk(str(path)), name),), path, files=1)
+    place, schema = locate(location, name=name), TABLES[name]
+    if place.data is not None:
+        log = Log(name, (_mapped(place.data, schema),), place.folder, place.num_files)
     else:
-        log = _open_files(path, name)
+        log = _open_files(place, Path(location), schema)
     if not any(_has_rows(part) for part in log.parts):
         raise ValueError(f"{name}: {location} has no rows. Give a table with at least one.")
     return log
@@ -94,33 +101,31 @@ def _has_rows(part: Part) -> bool:
 
 def log_of(table: pa.Table, *, name: str = "behaviour") -> Log:
     """A log that is in memory already."""
-    return Log(name, (Part("memory", lambda: iter([declared(table, name)])),))
+    return Log(name, (Part("memory", lambda: iter([conform(table, TABLES[name])])),))
 
 
-def _open_files(path: Path, name: str) -> Log:
-    files = tables.files_of(path, name)
+def _open_files(place: Location, path: Path, schema: Schema) -> Log:
     parts, lost = [], []
-    for file in files:
+    for file in place.files:
         try:
-            parts.append(_open_file(file, name))
+            parts.append(_open_file(file, schema))
         except ValueError as error:
             lost.append((file.name, str(error)))
     if not parts:
-        raise tables.none_usable(lost, files=len(files), folder=path)
-    return Log(name, tuple(parts), path if path.is_dir() else path.parent, len(files), tuple(lost))
+        raise none_usable(lost, files=len(place.files), folder=path)
+    return Log(schema.name, tuple(parts), place.folder, len(place.files), tuple(lost))
 
 
-def _open_file(file: Path, name: str) -> Part:
-    if file.suffix not in KINDS_OF_FILE:
-        raise ValueError(f"{name}: {file.name} is none of {', '.join(KINDS_OF_FILE)}.")
-    kinds = {".parquet": _parquet, ".csv": _csv}
-    with _broken(file, name):
-        stream = kinds.get(file.suffix, _json)(file, name)
+def _open_file(file: Path, schema: Schema) -> Part:
+    kinds = {"parquet": _parquet, "csv": _csv, "json": _json}
+    reader = kinds[format_of(file, name=schema.name)]
+    with _broken(file, schema.name):
+        stream = reader(file, schema)
 
     def guarded() -> Iterator[pa.Table]:
-        with _broken(file, name):
+        with _broken(file, schema.name):
             for table in stream():
-                yield declared(table, name)
+                yield conform(table, schema)
 
     return Part(file.name, guarded)
 
@@ -130,13 +135,13 @@ def _broken(file: Path, name: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise BrokenFile(tables.unreadable(file, name, error)) from error
+        raise BrokenFile(unreadable(file, error, name=name)) from error
 
 
-def _parquet(file: Path, name: str) -> Stream:
-    schema = pq.read_schema(file)
-    declared(schema.empty_table(), name)
-    present = [field for field, _ in fields(name) if field in schema.names]
+def _parquet(file: Path, schema: Schema) -> Stream:
+    found = pq.read_schema(file)
+    conform(found.empty_table(), schema)
+    present = [column for column in schema.types if column in found.names]
 
     def stream() -> Iterator[pa.Table]:
         with pq.ParquetFile(file, buffer_size=BUFFER_BYTES) as opened:
@@ -146,13 +151,13 @@ def _parquet(file: Path, name: str) -> Stream:
     return stream
 
 
-def _csv(file: Path, name: str) -> Stream:
+def _csv(file: Path, schema: Schema) -> Stream:
     """The types of the first block are judged; from then on numbers are numbers, whole or not."""
-    options = tables.csv_options(name)
+    options = csv_options(schema)
     with pyarrow.csv.open_csv(file, **options) as opened:
-        schema = opened.schema
-    declared(schema.empty_table(), name)
-    kinds = {field: kind for field, kind in fields(name) if field in schema.names}
+        found = opened.schema
+    conform(found.empty_table(), schema)
+    kinds = {column: kind for column, kind in schema.types.items() if column in found.names}
     options["convert_options"] = pyarrow.csv.ConvertOptions(column_types=kinds, include_columns=list(kinds))
 
     def stream() -> Iterator[pa.Table]:
@@ -163,13 +168,13 @@ def _csv(file: Path, name: str) -> Stream:
     return stream
 
 
-def _json(file: Path, name: str) -> Stream:
+def _json(file: Path, schema: Schema) -> Stream:
     """As of CSV; ids may be whole numbers, and a column that may be missing may come later than the first block."""
-    options = pyarrow.json.ReadOptions(block_size=BLOCK_BYTES)
-    schema = pyarrow.json.open_json(file, read_options=options).schema
-    declared(schema.empty_table(), name)
-    kinds = dict(fields(name))
-    for field in schema:
+    options = json_options()
+    found = pyarrow.json.open_json(file, read_options=options).schema
+    conform(found.empty_table(), schema)
+    kinds = schema.types
+    for field in found:
         if pa.types.is_integer(field.type) and kinds.get(field.name) == pa.string():
             kinds[field.name] = field.type
     parsed = pyarrow.json.ParseOptions(explicit_schema=pa.schema(kinds), unexpected_field_behavior="ignore")
@@ -181,13 +186,13 @@ def _json(file: Path, name: str) -> Stream:
     return stream
 
 
-def _mapped(rows: Dataset, name: str) -> Part:
-    present = [field for field, _ in fields(name) if field in rows.column_names]
-    declared(rows.with_format("arrow")[:0], name)
+def _mapped(rows: Dataset, schema: Schema) -> Part:
+    present = [column for column in schema.types if column in rows.column_names]
+    conform(rows.with_format("arrow")[:0], schema)
     picked = rows.select_columns(present).with_format("arrow")
 
     def stream() -> Iterator[pa.Table]:
         for start in range(0, len(picked), ROWS_PER_BATCH):
-            yield declared(picked[start : start + ROWS_PER_BATCH], name)
+            yield conform(picked[start : start + ROWS_PER_BATCH], schema)
 
     return Part("datasets", stream)

@@ -56,11 +56,14 @@ def _mark(batch: dict[str, list[Any]], *, names: list[str], policy: Policy, sour
 
 
 def with_imports(module: ModuleType) -> tuple[ModuleType, ...]:
-    """A module and all of its own package that it imports, directly or not; the policy apart: its values are digested.
+    """A module and what it imports of its own package and of `runtime`, directly or not.
+
+    The policy is left out: its values are digested.
 
     Read from the sources, so that a helper which moves to a file of its own is not forgotten.
     """
     package = module.__name__.partition(".")[0]
+    followed = (package, "runtime")
     found, waiting = dict[str, ModuleType](), [module.__name__]
     while waiting:
         name = waiting.pop()
@@ -68,10 +71,10 @@ def with_imports(module: ModuleType) -> tuple[ModuleType, ...]:
             continue
         found[name] = importlib.import_module(name)
         for node in ast.walk(ast.parse(inspect.getsource(found[name]))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == package:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in followed:
                 waiting += [_module_of(str(node.module), alias.name) for alias in node.names]
             elif isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names if alias.name.partition(".")[0] == package]
+                waiting += [alias.name for alias in node.names if alias.name.partition(".")[0] in followed]
     return tuple(found[name] for name in sorted(found))
 
 

@@ -11,13 +11,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_governance.inputs import shards
-from data_governance.inputs.tables import IMAGE, TABLES, Source, image_bytes
+from data_governance.inputs.tables import TABLES, Source, image_bytes
 from data_governance.output.category_keys import events
 from data_governance.policy import Policy
 from data_governance.stage import DECISIONS, LOG, LOG_DROPPED, STAGES, Workspace
 from data_governance.stages.admit import Inputs
 from data_governance.stages.balance import band, sizes
 from runtime.files import atomic_file, empty_partial, replace_folder
+from runtime.tables import IMAGE
 
 ROWS_PER_SHARD = 10_000
 ROWS_PER_GROUP = 256  # one picture, read on its own, costs the pictures of its row group
@@ -204,7 +205,7 @@ def _write_dropped(workspace: Workspace, inputs: Inputs, *, policy: Policy, over
 
 def _write_log_dropped(workspace: Workspace, path: Path) -> None:
     """The dropped rows of the log lie in the shards of the stages as they came: they are handed on, batch by batch."""
-    log = TABLES[LOG].arrow_schema
+    log = TABLES[LOG].columns.arrow_schema
     schema = pa.schema([*DECISIONS, *(pa.field(field.name, field.type) for field in log)])
     files = [shard for stage in STAGES for shard in workspace.shards(stage, LOG_DROPPED)]
     with atomic_file(path) as part, pq.ParquetWriter(part, schema) as writer:

@@ -19,9 +19,10 @@ from data_governance.inputs.behaviour_log import BrokenFile, Log
 from data_governance.inputs.engine import Engine
 from data_governance.inputs.mapping import Rule, marked
 from data_governance.inputs.relations import unknown_ids
-from data_governance.inputs.tables import TABLES, none_usable
+from data_governance.inputs.tables import TABLES
 from data_governance.policy import Policy
 from data_governance.stage import DECISIONS, LOG, LOG_DROPPED, StageResult
+from runtime.tables import none_usable
 
 BEHAVIOUR_RULES: list[Rule] = [
     rules.behaviour_ids,
@@ -100,7 +101,7 @@ def log_decisions(rows: pa.Table, stage: str, why: pa.ChunkedArray, figures: pa.
     said = {"table": LOG, "decision": "dropped", "stage": stage}
     columns = {name: pa.repeat(value, rows.num_rows) for name, value in said.items()}
     columns |= {"row_id": rows.column("row_id"), "reason": why, "figures": figures, "row": rows.column("row")}
-    came = [(name, pc.cast(rows.column(name), kind.pa_type)) for name, kind in TABLES[LOG].items()]
+    came = [(name, pc.cast(rows.column(name), kind.pa_type)) for name, kind in TABLES[LOG].columns.items()]
     return pa.table({name: columns[name] for name in (*DECISIONS.names, "row")} | dict(came))
 
 

@@ -127,7 +127,7 @@ def embed_queries(
     ids: list[str] = []
     parts: list[Array] = []
     unreadable: list[dict[str, str]] = []
-    bar = tqdm(total=queries.rows.count_rows(), desc="queries", unit="query", file=sys.stderr)
+    bar = tqdm(total=queries.num_rows, desc="queries", unit="query", file=sys.stderr)
     for batch in queries.batches(batch_size):
         pictures = []
         for query_id, cell in zip(batch["query_id"], batch["image"], strict=True):

@@ -141,9 +141,8 @@ def _set_aside(query_known: bool, document_known: bool, member: bool) -> str | N
 def slice_columns(table: Table, besides: Iterable[str]) -> list[str]:
     """Further columns of a table that cut it into few parts: strings, integers or booleans with 2 to 20 values."""
     found = []
-    for name in table.columns:
-        kind = str(table.rows.schema.field(name).type)
-        if name in besides or not kind.startswith(("string", "large_string", "int", "uint", "bool", "dictionary")):
+    for name, kind in table.types.items():
+        if name in besides or not str(kind).startswith(("string", "large_string", "int", "uint", "bool", "dictionary")):
             continue
         if 2 <= len(set(table.read([name])[name])) <= MAX_SLICE_VALUES:
             found.append(name)

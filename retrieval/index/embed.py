@@ -88,7 +88,7 @@ def embed_documents(encoder: Encoder, catalogue: Table, *, changes: Changes, bat
     found = Embedded()
     given = shuffled_texts(catalogue, seed=changes.seed) if changes.text == "shuffle" else None
     start = 0
-    bar = tqdm(total=catalogue.rows.count_rows(), desc="documents", unit="doc", file=sys.stderr)
+    bar = tqdm(total=catalogue.num_rows, desc="documents", unit="doc", file=sys.stderr)
     for batch in catalogue.batches(CHUNK_BATCHES * batch_size):
         ids = batch["doc_id"]
         texts = batch["text"] if given is None else given[start : start + len(ids)]

@@ -20,6 +20,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             "from rooms_of_a_test.policy import LIMIT\n"
             "from rooms_of_a_test.grouping.matching import best\n"
             "import rooms_of_a_test.output\n"
+            "from runtime.threads import available_cores\n"
         ),
         "noise/__init__.py": "",
         "noise/margins.py": "def f():\n    from rooms_of_a_test.noise import deep\n    return deep\n",
@@ -40,4 +41,4 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_imports_are_followed_through_sub_packages_and_the_policy_is_left_out(package: str) -> None:
     found = mapping.with_imports(importlib.import_module(f"{package}.stages.first"))
     names = {module.__name__.removeprefix(f"{package}.") for module in found}
-    assert names == {"stages.first", "noise.margins", "noise.deep", "grouping.matching", "output"}
+    assert names == {"stages.first", "noise.margins", "noise.deep", "grouping.matching", "output", "runtime.threads"}

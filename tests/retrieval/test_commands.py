@@ -34,7 +34,7 @@ def test_the_index_folder_says_what_it_holds_and_what_it_left_out(built: Path) -
 
 def test_index_vectors_are_what_the_model_says_document_by_document(world: World) -> None:
     encoder = load_encoder(str(world.model))
-    catalogue = read_table(world.table("catalogue"), CATALOGUE, name="catalogue")
+    catalogue = read_table(world.table("catalogue"), CATALOGUE)
     index = build_index(encoder, catalogue, changes=Changes(), batch_size=5, imputation=False)
     row = index.doc_ids.index("d037-1")
     text = index.documents.column("text")[row].as_py()
@@ -45,7 +45,7 @@ def test_index_vectors_are_what_the_model_says_document_by_document(world: World
 
 def test_a_document_without_text_moves_by_imputation_and_others_do_not(world: World) -> None:
     encoder = load_encoder(str(world.model))
-    catalogue = read_table(world.table("catalogue"), CATALOGUE, name="catalogue")
+    catalogue = read_table(world.table("catalogue"), CATALOGUE)
     plain = build_index(encoder, catalogue, changes=Changes(), imputation=False)
     filled = build_index(encoder, catalogue, changes=Changes())
     # The length of a document without image follows the others (calibration.py); where it points does not.
@@ -206,7 +206,7 @@ def test_removed_text_and_images_leave_what_the_other_says(world: World, tmp_pat
 
 
 def test_shuffled_text_comes_from_another_leaf_and_empty_stays_empty(world: World) -> None:
-    catalogue = read_table(world.table("catalogue"), CATALOGUE, name="catalogue")
+    catalogue = read_table(world.table("catalogue"), CATALOGUE)
     column = catalogue.read(["text", "leaf"])
     shuffled = shuffled_texts(catalogue, seed=3)
     assert sorted(shuffled) == sorted(column["text"])

@@ -54,14 +54,14 @@ def parquet(folder: Path, name: str, **columns: Any) -> Path:
 @pytest.mark.parametrize(
     ("columns", "declared", "message"),
     [
-        ({"doc_id": ["a"], "image": [b"x"]}, CATALOGUE, "no column 'text'"),
-        ({"doc_id": [1.5], "image": [b"x"], "text": [""]}, CATALOGUE, "'doc_id' is double"),
-        ({"doc_id": ["a"], "image": [b"x"], "text": [3]}, CATALOGUE, "'text' is int64"),
-        ({"doc_id": ["a"], "image": [7], "text": [""]}, CATALOGUE, "'image' is int64"),
+        ({"doc_id": ["a"], "image": [b"x"]}, CATALOGUE, "column 'text' is missing"),
+        ({"doc_id": [1.5], "image": [b"x"], "text": [""]}, CATALOGUE, "'doc_id' has type double"),
+        ({"doc_id": ["a"], "image": [b"x"], "text": [3]}, CATALOGUE, "'text' has type int64"),
+        ({"doc_id": ["a"], "image": [7], "text": [""]}, CATALOGUE, "'image' has type int64"),
         ({"doc_id": ["a", "b", "a"], "image": [None] * 3, "text": [""] * 3}, CATALOGUE, "comes twice, in rows 0 and 2"),
         ({"query_id": ["q", "q"], "image": [b"x", b"x"]}, QUERIES, "query_id 'q' comes twice"),
         ({"query_id": ["q", None], "image": [b"x", b"x"]}, QUERIES, "row 1 has no query_id"),
-        ({"query_id": ["q"], "doc_id": ["a"], "relevance": [0.5]}, QRELS, "'relevance' is double"),
+        ({"query_id": ["q"], "doc_id": ["a"], "relevance": [0.5]}, QRELS, "'relevance' has type double"),
         ({"doc_id": pa.array([], pa.string())}, GALLERY, "no rows"),
     ],
 )
@@ -70,12 +70,12 @@ def test_a_table_that_is_not_what_it_should_be_is_refused_with_its_place(
 ) -> None:
     path = parquet(tmp_path, "table.parquet", **columns)
     with pytest.raises(ValueError, match=message):
-        read_table(path, declared, name="table")
+        read_table(path, declared)
 
 
 def test_ids_may_be_integers_and_a_qrels_table_may_repeat_them(tmp_path: Path) -> None:
     path = parquet(tmp_path, "qrels.parquet", query_id=[1, 1], doc_id=[2, 3], relevance=[1, 1])
-    assert read_table(path, QRELS, name="qrels").read(["query_id"]) == {"query_id": ["1", "1"]}
+    assert read_table(path, QRELS).read(["query_id"]) == {"query_id": ["1", "1"]}
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "folder", "datasets"])
@@ -99,7 +99,7 @@ def test_every_form_of_table_reads_alike(tmp_path: Path, form: str) -> None:
         path = tmp_path / "saved"
         datasets.Dataset.from_list(rows).save_to_disk(str(path))
         shutil.move(tmp_path / "pictures", path / "pictures")
-    table = read_table(path, CATALOGUE, name="catalogue")
+    table = read_table(path, CATALOGUE)
     assert table.read(["doc_id", "text"]) == {"doc_id": ["007", "8"], "text": ["a, b", "nan"]}
     cells = table.read(["image"])["image"]
     assert size_of(cells[0], table.folder) == (37, 33)
@@ -119,13 +119,13 @@ def test_a_damaged_table_is_refused_without_the_words_of_a_library(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        read_table(tmp_path / name, GALLERY, name="gallery")
+        read_table(tmp_path / name, GALLERY)
 
 
 def test_a_table_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
     for name in (tmp_path / "none.parquet", tmp_path / "none", "data_governance/none"):
         with pytest.raises(ValueError, match="no such file or folder"):
-            read_table(name, GALLERY, name="gallery")
+            read_table(name, GALLERY)
 
 
 @pytest.mark.parametrize(

@@ -72,11 +72,11 @@ def write_tables(task: Task, folder: Path, *, behaviour: bool = False) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder.name} is not empty; name a new folder for the tables")
     tables: dict[str, tuple[Iterable[Row], Features]] = {
-        "catalogue": (_documents(task), CATALOGUE),
-        "queries": (_queries(task), QUERIES),
-        "qrels": (_pairs(task, "relevance"), QRELS),
-        "gallery_unseen": ([{"doc_id": name} for name in sorted(task.unseen_documents)], GALLERY),
-        "merged": ([{"doc_id": one, "same_as": other} for one, other in task.merged], MERGE),
+        "catalogue": (_documents(task), CATALOGUE.columns),
+        "queries": (_queries(task), QUERIES.columns),
+        "qrels": (_pairs(task, "relevance"), QRELS.columns),
+        "gallery_unseen": ([{"doc_id": name} for name in sorted(task.unseen_documents)], GALLERY.columns),
+        "merged": ([{"doc_id": one, "same_as": other} for one, other in task.merged], MERGE.columns),
     }
     if behaviour:
         tables["behaviour"] = (_pairs(task, "clicks"), BEHAVIOUR)

@@ -342,7 +342,7 @@ def test_a_loaded_task_becomes_the_tables_that_the_commands_read(tmp_path: Path)
     task, out = load_abo(folder), tmp_path / "tables"
     write_tables(task, out)
     declared = {"catalogue": CATALOGUE, "queries": QUERIES, "qrels": QRELS, "gallery_unseen": GALLERY, "merged": MERGE}
-    tables = {name: read_table(out / f"{name}.parquet", features, name=name) for name, features in declared.items()}
+    tables = {name: read_table(out / f"{name}.parquet", schema) for name, schema in declared.items()}
     found = {row["doc_id"]: row for row in pq.read_table(out / "catalogue.parquet").to_pylist()}
     assert found[f"{test}@a.com"]["image"] == {"bytes": b"m1", "path": None}, "pictures travel inside"
     assert (found[f"{test}@a.com"]["text"], found[f"{test}@a.com"]["leaf"]) == (test.lower(), "SHOES")

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.governance.engines import behaviour
 from data_governance import stage
 from data_governance.__main__ import main
-from data_governance.inputs import behaviour_log, rules, shards, tables
+from data_governance.inputs import behaviour_log, rules, shards
 from data_governance.inputs.behaviour_log import BrokenFile, open_log
 from data_governance.inputs.engine import Engine
 from data_governance.policy import Policy
@@ -150,8 +150,7 @@ def test_a_file_that_breaks_off_inside_loses_its_rows_and_no_others(
 def test_text_files_are_read_in_blocks_and_judged_by_their_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (tables, behaviour_log):
-        monkeypatch.setattr(module, "BLOCK_BYTES", 256)
+    monkeypatch.setattr("runtime.tables.BLOCK_BYTES", 256)
     rows = pa.table({"query_id": [f"{i:03d}" for i in range(99)], "doc_id": ["7"] * 99, "clicks": [1] * 99})
     pyarrow.csv.write_csv(rows, tmp_path / "log.csv")
     (tmp_path / "log.jsonl").write_text(

@@ -16,7 +16,7 @@ from retrieval.tables import QRELS, read_table
 def write_qrels(folder: Path, rows: Any, **further: Any) -> Any:
     columns = dict(zip(("query_id", "doc_id", "relevance"), map(list, zip(*rows, strict=True)), strict=True))
     pa.parquet.write_table(pa.table(columns | further), folder / "qrels.parquet")
-    return read_table(folder / "qrels.parquet", QRELS, name="qrels")
+    return read_table(folder / "qrels.parquet", QRELS)
 
 
 def add(tally: Any, query_id: str, names: Any, scores: Any = None) -> None:
