@@ -4,7 +4,6 @@ Why: a repository on the Hub is public and remembered. Pickled weights run code 
 host name tells about the writer's, a folder without its remote code cannot be loaded, and a link may point anywhere.
 """
 
-import ast
 import hashlib
 import json
 import platform
@@ -16,6 +15,8 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, ModelCard
 from safetensors import SafetensorError, safe_open
+
+from modeling_oclear.code_files import code_modules
 
 MODEL_SUFFIXES = {".safetensors", ".json", ".jsonl", ".py", ".md", ".txt", ".model", ".jinja"}
 MODEL_NAMES = {"LICENSE", "NOTICE", ".gitattributes"}
@@ -153,15 +154,6 @@ def _remote_modules(config: dict[str, Any], where: Path) -> set[str]:
     return modules
 
 
-def _relative_imports(path: Path) -> set[str]:
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except SyntaxError as error:
-        raise ValueError(f"{path} is not Python ({error}). Export the folder again.") from error
-    found = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level > 0)
-    return {(node.module or "__init__").split(".")[0] for node in found}
-
-
 def _check_remote_code(folder: Path, config_path: Path, required: set[str]) -> None:
     """The code that a config names lies at the ROOT of the repository, with all its flat siblings.
 
@@ -175,16 +167,11 @@ def _check_remote_code(folder: Path, config_path: Path, required: set[str]) -> N
         raise ValueError(
             f"{config_path}: auto_map lacks {sorted(missing)}, so no Auto class finds the code. Export again."
         )
-    waiting, seen = _remote_modules(config, config_path), set[str]()
-    while waiting - seen:
-        module = sorted(waiting - seen)[0]
-        code = folder / f"{module}.py"
-        if not code.is_file():
-            raise ValueError(
-                f"{folder}: remote code '{module}.py' is missing, but {config_path.name} needs it. Export again."
-            )
-        seen.add(module)
-        waiting |= _relative_imports(code)
+    _, missing = code_modules(folder, _remote_modules(config, config_path))
+    if missing:
+        raise ValueError(
+            f"{folder}: remote code '{missing[0]}.py' is missing, but {config_path.name} needs it. Export again."
+        )
 
 
 def _check_card(path: Path, card_class: type[ModelCard] | type[DatasetCard], remedy: str) -> None:

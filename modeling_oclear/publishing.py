@@ -5,13 +5,13 @@ this package is installed. Here every auto class gets its entry, the code travel
 beside it as a small artefact of its own.
 """
 
-import ast
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from .backbones_oclear import text_positions
+from .code_files import code_modules
 from .modeling_oclear import OclearModel, OclearQueryModel
 from .processing_oclear import OclearProcessor, OclearQueryProcessor
 
@@ -126,23 +126,11 @@ def check_folder(folder: str | Path) -> Path:
     entries = config.get("auto_map") or {}
     if "AutoModel" not in entries:
         raise ValueError(f"{folder / 'config.json'} has no auto_map: write the folder with modeling_oclear.publish.")
-    for stem in sorted({str(entry).split(".")[0] for entry in entries.values()}):
-        _check_code(code / f"{stem}.py")
+    _, missing = code_modules(code, {str(entry).split(".")[0] for entry in entries.values()})
+    if missing:
+        raise _missing(code / f"{missing[0]}.py")
     _read_json(folder / "processor_config.json")
     return folder
-
-
-def _check_code(path: Path, seen: set[Path] | None = None) -> None:
-    """A file of the model's code and all that it imports from beside it."""
-    seen = set() if seen is None else seen
-    if path in seen:
-        return
-    seen.add(path)
-    if not path.is_file():
-        raise _missing(path)
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
-            _check_code(path.with_name(f"{node.module}.py"), seen)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from benchmarks.head.synthetic_set import FEATURES, MadeSet, MadeSize, made_set
 from modeling_oclear.partial_softmax_oclear import CosFace, SoftmaxForm, sample_classes
 from train.class_weights.hard_classes import NearestClasses
 from train.class_weights.shard import ClassShard
+from train.image_stage.schedule import warmed_half_cosine
 
 FORMS = ("full", "uniform", "uniform_logq", "hard_logq")
 WARMUP_STEPS = 30
@@ -135,7 +136,7 @@ class Learner:
         )
         gathered = self.shard.gather(sampled.class_ids, sampled.log_correction)
         loss = sampled_loss(self.encoder(self.made.feature_NF[batch]), labels_B, gathered, settings.form(cell))
-        factor = min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+        factor = warmed_half_cosine(step, steps=settings.steps, warmup_steps=WARMUP_STEPS)
         self.adam.param_groups[0]["lr"] = settings.encoder_rate * factor
         self.adam.zero_grad()
         loss.backward()

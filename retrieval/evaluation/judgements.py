@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from retrieval.tables import Table
 
@@ -63,27 +65,25 @@ def build_gallery(
     kept = sorted(ids if members is None else ids & set(members))
     if not kept:
         raise ValueError("the gallery names no document of the catalogue: were the two written together?")
-    root = _components(same)
+    root = connected(same)
     number: dict[str, int] = {}
     group = [number.setdefault(root.get(name, name), len(number)) for name in kept]
     return Gallery(kept, np.asarray(group, dtype=np.int64))
 
 
-def _components(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Union-find: the representative of every id that comes in a pair."""
-    parent: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        parent.setdefault(name, name)
-        while parent[name] != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    for one, other in pairs:
-        first, second = sorted((find(one), find(other)))
-        parent[second] = first
-    return {name: find(name) for name in list(parent)}
+def connected(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The smallest name of its connected component, for every name in a pair."""
+    listed = list(pairs)
+    names = sorted({name for pair in listed for name in pair})
+    if not names:
+        return {}
+    place = {name: row for row, name in enumerate(names)}
+    row_E, column_E = zip(*((place[one], place[other]) for one, other in listed), strict=True)
+    graph = coo_array((np.ones(len(listed), dtype=np.int8), (row_E, column_E)), shape=(len(names), len(names)))
+    _, component = connected_components(graph, directed=False)
+    # Names are sorted, so the first of a component is its smallest.
+    _, first = np.unique(component, return_index=True)
+    return {name: names[first[group]] for name, group in zip(names, component, strict=True)}
 
 
 def read_judgements(qrels: Table, *, queries: Iterable[str], catalogue: Iterable[str], gallery: Gallery) -> Judgements:

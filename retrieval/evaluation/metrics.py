@@ -103,6 +103,30 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
+# Metrics that follow from the rank of the first relevant answer alone.
+RANK_METRICS = ("recall_at_1", "recall_at_10", "mrr_at_10")
+
+
+def rank_metrics(rank_Q: ArrayLike) -> dict[str, NDArray[np.float64]]:
+    """RANK_METRICS of every query, by name, from the rank of its first relevant answer; the definitions are above.
+
+    Args:
+        rank_Q: (Q,) ranks from 1; any rank above 10 counts as not found.
+    """
+    ranks_Q = np.asarray(rank_Q, dtype=np.int64)
+    return {
+        "recall_at_1": (ranks_Q <= 1).astype(np.float64),
+        "recall_at_10": (ranks_Q <= 10).astype(np.float64),
+        "mrr_at_10": np.where(ranks_Q <= 10, 1.0 / np.maximum(ranks_Q, 1), 0.0),
+    }
+
+
+def ranking(scores_QN: ArrayLike) -> NDArray[np.int64]:
+    """(Q, N) columns in rank order: highest score first after rounding to SCORE_DECIMALS, ties by column."""
+    rounded_QN = np.round(np.asarray(scores_QN, dtype=np.float64), SCORE_DECIMALS)
+    return np.argsort(-rounded_QN, axis=1, kind="stable")
+
+
 def ranked_relevance(
     doc_ids: Sequence[str], scores: ArrayLike, relevance: Mapping[str, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

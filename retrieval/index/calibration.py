@@ -17,9 +17,11 @@ Letters: N documents, D model width, S sample of training queries.
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+from torch import Tensor
 
 FILE = "calibration.safetensors"
 NEIGHBOURS = 5
@@ -46,7 +48,7 @@ def load_calibration(folder: Path, *, width: int) -> Array | None:
     return np.ascontiguousarray(sample, dtype=np.float32)
 
 
-def hubness(embeds_ND: Array, sample_SD: Array) -> Array:
+def hubness(embeds_ND: Tensor, sample_SD: Tensor) -> Tensor:
     """r(z) of every document: mean of its NEIGHBOURS largest products with the sample (fewer if it is smaller).
 
     Args:
@@ -57,11 +59,7 @@ def hubness(embeds_ND: Array, sample_SD: Array) -> Array:
         (N,) in [-1, 1].
     """
     count = min(NEIGHBOURS, len(sample_SD))
-    parts = []
-    for start in range(0, len(embeds_ND), CHUNK):
-        product_CS = embeds_ND[start : start + CHUNK] @ sample_SD.T
-        parts.append(np.partition(product_CS, -count, axis=1)[:, -count:].mean(axis=1))
-    return np.concatenate(parts).astype(np.float32)
+    return torch.cat([(rows_CD @ sample_SD.T).topk(count, dim=1).values.mean(1) for rows_CD in embeds_ND.split(CHUNK)])
 
 
 def calibrated_documents(embeds_ND: Array, sample_SD: Array | None, *, has_image: NDArray[np.bool_]) -> Array:
@@ -72,7 +70,7 @@ def calibrated_documents(embeds_ND: Array, sample_SD: Array | None, *, has_image
     """
     if sample_SD is None:
         return embeds_ND
-    hubness_N = hubness(embeds_ND, sample_SD)
+    hubness_N = hubness(torch.from_numpy(embeds_ND), torch.from_numpy(sample_SD)).numpy()
     vectors_NE = np.concatenate([embeds_ND, -0.5 * hubness_N[:, None]], axis=1)
     if has_image.any() and not has_image.all():
         usual, own = hubness_N[has_image].mean(), hubness_N[~has_image].mean()

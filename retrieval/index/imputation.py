@@ -7,7 +7,10 @@ Letters: N documents, D model width.
 """
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
 
 from retrieval.index import vector_search
 
@@ -41,9 +44,22 @@ def impute(
         return embeds_ND, np.zeros(len(embeds_ND), dtype=np.bool_)
     near = vector_search.build(np.ascontiguousarray(image_ND[source]))
     rows_TK, _ = near.search(np.ascontiguousarray(image_ND[target]), NEIGHBOURS)
-    found_TK1 = (rows_TK >= 0)[:, :, None]
-    shift_TD = (shift_ND[source][rows_TK] * found_TK1).sum(axis=1) / np.maximum(found_TK1.sum(axis=1), 1)
-    moved_TD = image_ND[target] + shift_TD
+    image_TD, shift_SD = torch.from_numpy(image_ND[target]), torch.from_numpy(shift_ND[source])
     filled_ND = embeds_ND.copy()
-    filled_ND[target] = moved_TD / np.linalg.norm(moved_TD, axis=1, keepdims=True)
+    filled_ND[target] = shifted(image_TD, shift_SD, torch.from_numpy(rows_TK)).numpy()
     return filled_ND, target
+
+
+def shifted(image_TD: Tensor, shift_SD: Tensor, near_TK: Tensor) -> Tensor:
+    """unit(u + mean shift of the neighbours) for T documents without text.
+
+    Args:
+        image_TD: their image embeddings u.
+        shift_SD: text shifts of S documents with image and text.
+        near_TK: rows of `shift_SD`, the nearest by image; -1 where approximate search found fewer.
+    """
+    if bool((near_TK >= 0).all()):
+        return functional.normalize(image_TD + shift_SD[near_TK].mean(1), dim=1)
+    found_TK1 = (near_TK >= 0)[:, :, None]
+    mean_TD = (shift_SD[near_TK.clamp(min=0)] * found_TK1).sum(1) / found_TK1.sum(1).clamp(min=1)
+    return functional.normalize(image_TD + mean_TD, dim=1)

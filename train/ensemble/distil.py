@@ -28,6 +28,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from train.encoders.pair import EncoderPair, rows_of
+from train.image_stage.schedule import warmed_half_cosine
 from train.recipes.recipe import Recipe
 
 WARMUP = 20  # steps
@@ -58,7 +59,8 @@ def distil(
     losses = []
     for step in tqdm(range(recipe.ensemble.distil_steps), desc="distillation", unit="step"):
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * schedule(step, steps=recipe.ensemble.distil_steps)
+            factor = warmed_half_cosine(step, steps=recipe.ensemble.distil_steps, warmup_steps=WARMUP)
+            group["lr"] = group["initial_lr"] * factor
         mixed = {side: _mixed(seen, side, student, recipe=recipe, key=(seed, step)) for side in ("query", "document")}
         loss = distil_loss(student, teachers, mixed)
         losses.append(float(loss.detach()))
@@ -74,15 +76,6 @@ def cut_short(recipe: Recipe, max_steps: int | None) -> Recipe:
     """The recipe with at most `max_steps` of distillation: a run that is cut short has a student that is too."""
     steps = recipe.ensemble.distil_steps if max_steps is None else min(max_steps, recipe.ensemble.distil_steps)
     return recipe.with_changes({"ensemble.distil_steps": steps})
-
-
-def schedule(step: int, *, steps: int) -> float:
-    """Linear warm-up times half a cosine.
-
-    >>> [round(schedule(step, steps=100), 3) for step in (0, 19, 50)]
-    [0.05, 0.914, 0.5]
-    """
-    return min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def distil_loss(student: EncoderPair, teachers: Sequence[EncoderPair], mixed: dict[str, Tensor]) -> Tensor:

@@ -2,7 +2,7 @@
 
 Why: the loss is over classes that are trained on; what counts is retrieval of categories that are not. The figures are
 those that the published folder would get from an index of its images without calibration: the definitions and the order
-of ties of retrieval/evaluation/metrics.py, written again because `train` does not import `retrieval` (a test compares).
+of ties of retrieval/evaluation/metrics.py (ranks are computed here, on the device of the embeddings).
 
 Every rank embeds an equal number of rows through the forward of the prepared encoders, so that DDP and FSDP run the
 same number of calls everywhere; the rows are gathered, and the main process ranks. Best step and patience are read off
@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from retrieval.evaluation.metrics import SCORE_DECIMALS, rank_metrics
 from runtime.files import write_text
 from train.checkpoints.checkpoint import load_checkpoint
 from train.checkpoints.folder import torn_by
@@ -36,7 +37,6 @@ from train.parallel.collectives import gather_rows, on_main, rank, world_size
 
 EVALUATION_FILE = "evaluation.jsonl"
 DECIDES = "mrr_at_10"  # finer than recall at the sizes where it matters, and it rewards the first place most
-SCORE_DECIMALS = 6  # scores are compared after rounding, ties go by document id
 SCORES_AT_ONCE = 2**25
 
 
@@ -101,12 +101,7 @@ def ranking_figures(
         first_Q1 = place_N.masked_fill(~(right_QN & (score_QN == best_Q1)), len(place_N)).amin(1, keepdim=True)
         before_QN = (score_QN > best_Q1) | ((score_QN == best_Q1) & (place_N < first_Q1))
         ranks.append(1 + before_QN.sum(1))
-    rank_Q = torch.cat(ranks).cpu().numpy()
-    return {
-        "recall_at_1": float((rank_Q <= 1).mean()),
-        "recall_at_10": float((rank_Q <= 10).mean()),
-        "mrr_at_10": float(np.where(rank_Q <= 10, 1 / rank_Q, 0.0).mean()),
-    }
+    return {name: float(values_Q.mean()) for name, values_Q in rank_metrics(torch.cat(ranks).cpu().numpy()).items()}
 
 
 def embed_on_all_ranks(side: ImageSide, rows: np.ndarray, *, name: str) -> Tensor:

@@ -35,6 +35,7 @@ from train.class_weights.hard_classes import HardClasses
 from train.class_weights.shard import ClassShard, GatheredRows
 from train.encoders.ema import WeightAverage
 from train.encoders.pair import rows_of
+from train.image_stage.schedule import learning_rate_factor
 from train.inputs.sampler import StepRows, StepSampler, dropout_scale, piece
 from train.parallel.collectives import gather_rows, max_over_ranks, rank, sum_over_ranks, world_size
 from train.recipes.recipe import ProxyAnchorLoss, Recipe, SoftmaxLoss
@@ -75,17 +76,6 @@ class StepFigures:
     grad_norm: float
     head_grad_norm: float
     learning_rate: float
-
-
-def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:
-    """Linear warm-up to 1, then half a cosine down to 0 at `steps`.
-
-    >>> [round(learning_rate_factor(step, steps=4, warmup_steps=2), 2) for step in range(4)]
-    [0.5, 1.0, 1.0, 0.5]
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
 
 def optimiser_step(side: ImageSide, step: int) -> StepFigures:

@@ -28,7 +28,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from train.encoders.lora import add_text_adapters, text_layers, trained_and_all
-from train.image_stage.step import learning_rate_factor
+from train.image_stage.schedule import learning_rate_factor
 from train.inputs.cache import FeatureCache
 from train.recipes.recipe import Recipe
 from train.text_stage.fit import SentenceMap, centred_targets, sentence_vectors

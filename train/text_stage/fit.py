@@ -21,6 +21,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from train.encoders.pair import EncoderPair, embed_rows
+from train.image_stage.schedule import half_cosine
 from train.inputs.cache import FeatureCache
 from train.inputs.composites import half_weight
 from train.recipes.recipe import Recipe
@@ -149,7 +150,7 @@ def train_attention(fusion: Any, cache: FeatureCache, concepts_ND: Tensor, page_
     half_GP = torch.from_numpy(half_weight(cache.page_layouts.place, cache.grid)).float()
     for step in tqdm(range(ATTENTION_STEPS), desc="text-to-image attention", unit="step"):
         for group in optimizer.param_groups:
-            group["lr"] = ATTENTION_RATE * 0.5 * (1 + np.cos(np.pi * step / ATTENTION_STEPS))
+            group["lr"] = ATTENTION_RATE * half_cosine(step, steps=ATTENTION_STEPS)
         pages = generator.choice(page_rows, min(PAGES_PER_STEP, len(page_rows)), replace=False)
         concepts_BCD = concepts_ND[cache.page_layouts.named[pages]][:, None].expand(-1, fusion.config.num_concepts, -1)
         _, attention_BCP = fusion.read_evidence(

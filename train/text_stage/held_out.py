@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from retrieval.evaluation.metrics import RANK_METRICS, rank_metrics
+from retrieval.index.calibration import hubness
+from retrieval.index.imputation import NEIGHBOURS, shifted
 from train.inputs.cache import FeatureCache
 
-NEIGHBOURS_OF_SHIFT = 10
-NEIGHBOURS_OF_HUBS = 5
 CALIBRATION_ROWS = 4096
-FIGURES = ("recall_at_1", "recall_at_10", "mrr_at_10")
+FIGURES = RANK_METRICS
+NOT_FOUND = 11  # any rank beyond the ten answers
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,10 @@ def with_neighbours_shift(gallery: Gallery, embeds_ND: Tensor, shifts_ND: Tensor
     target = np.flatnonzero(gallery.has_image & ~gallery.has_text)
     if not len(source) or not len(target):
         return embeds_ND
-    near = (
-        (gallery.images[target] @ gallery.images[source].T).topk(min(NEIGHBOURS_OF_SHIFT, len(source)), dim=1).indices
-    )
+    score_TS = gallery.images[target] @ gallery.images[source].T
+    near_TK = score_TS.topk(min(NEIGHBOURS, len(source)), dim=1).indices
     filled = embeds_ND.clone()
-    filled[target] = functional.normalize(gallery.images[target] + shifts_ND[source][near].mean(1), dim=1)
+    filled[target] = shifted(gallery.images[target], shifts_ND[source], near_TK)
     return filled
 
 
@@ -73,15 +73,10 @@ def held_out_figures(gallery: Gallery, embeds_ND: Tensor, shifts_ND: Tensor) -> 
     if not gallery.has_queries:
         return np.zeros((0, len(FIGURES)))
     documents_ND = with_neighbours_shift(gallery, embeds_ND, shifts_ND)
-    count = min(NEIGHBOURS_OF_HUBS, len(gallery.calibration))
-    hubs_N = (documents_ND @ gallery.calibration.T).topk(count, dim=1).values.mean(1)
-    score_QN = gallery.queries @ documents_ND.T - 0.5 * hubs_N
+    score_QN = gallery.queries @ documents_ND.T - 0.5 * hubness(documents_ND, gallery.calibration)
     top_QK = score_QN.topk(min(10, score_QN.shape[1]), dim=1).indices.numpy()
     right_QK = gallery.labels[top_QK] == gallery.query_labels[:, None]
-    found = right_QK.any(1)
-    reciprocal = np.where(found, 1 / (1 + right_QK.argmax(1)), 0.0)
+    rank_Q = np.where(right_QK.any(1), 1 + right_QK.argmax(1), NOT_FOUND)
     _, inverse = np.unique(gallery.query_labels, return_inverse=True)
-
     size = np.bincount(inverse)
-    values = (right_QK[:, 0], found, reciprocal)
-    return np.stack([np.bincount(inverse, value.astype(float)) / size for value in values], axis=1)
+    return np.stack([np.bincount(inverse, value) / size for value in rank_metrics(rank_Q).values()], axis=1)

@@ -28,7 +28,7 @@ from train.encoders.pair import ROWS_PER_CHUNK, EncoderPair, rows_of, start_imag
 from train.encoders.parameter_groups import parameter_groups
 from train.ensemble.distil import DistilRows, cut_short, distil
 from train.ensemble.soup import mean_weights, member_seed
-from train.image_stage.step import learning_rate_factor
+from train.image_stage.schedule import learning_rate_factor
 from train.inputs.sampler import dropout_scale
 from train.recipes.recipe import Recipe
 

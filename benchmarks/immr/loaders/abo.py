@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.immr.loaders.assembling import Document, Query, assembled, checked_part, connected, existing, part_of
+from benchmarks.immr.loaders.assembling import Document, Query, assembled, checked_part, existing, part_of
 from benchmarks.immr.protocol.task import Task
+from retrieval.evaluation.judgements import connected
 
 MOST_LISTINGS = 20  # of one picture
 

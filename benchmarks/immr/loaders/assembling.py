@@ -72,23 +72,6 @@ def existing(path: Path, *, what: str) -> Path:
     return path
 
 
-def connected(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The smallest name of its connected component, for every name in a pair (union-find)."""
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        parent.setdefault(name, name)
-        while parent[name] != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    for one, other in pairs:
-        low, high = sorted((root(one), root(other)))
-        parent[high] = low
-    return {name: root(name) for name in list(parent)}
-
-
 def assembled(
     name: str,
     documents: Sequence[Document],

@@ -15,8 +15,9 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from retrieval.evaluation.intervals import intervals
+from retrieval.evaluation.metrics import RANK_METRICS, rank_metrics
 
-METRICS = ("recall_at_1", "recall_at_10", "mrr_at_10")
+METRICS = RANK_METRICS
 NO_PART = 0  # rank of a query that has nothing to find in a slice
 
 Ranks = NDArray[np.int64]
@@ -50,21 +51,21 @@ class Scores:
     @property
     def recall_at_1(self) -> NDArray[np.float64]:
         """(Q,) 1.0 where the first answer is relevant."""
-        return (self.rank <= 1).astype(np.float64)
+        return rank_metrics(self.rank)["recall_at_1"]
 
     @property
     def recall_at_10(self) -> NDArray[np.float64]:
         """(Q,) 1.0 where one of the first ten answers is relevant."""
-        return (self.rank <= 10).astype(np.float64)
+        return rank_metrics(self.rank)["recall_at_10"]
 
     @property
     def mrr_at_10(self) -> NDArray[np.float64]:
         """(Q,) 1 / rank of the first relevant answer, 0 beyond rank 10."""
-        return np.where(self.rank <= 10, 1.0 / np.maximum(self.rank, 1), 0.0)
+        return rank_metrics(self.rank)["mrr_at_10"]
 
     def values(self) -> NDArray[np.float64]:
         """(Q, 3): the metrics in the order of METRICS."""
-        return np.stack([getattr(self, name) for name in METRICS], axis=1)
+        return np.stack([*rank_metrics(self.rank).values()], axis=1)
 
     def subset(self, rows: ArrayLike) -> "Scores":
         """The scores of some queries; `rows` is a mask (Q,) or row numbers."""

@@ -17,7 +17,7 @@ from benchmarks.immr.protocol.scores import METRICS, NO_PART, Scores
 from benchmarks.immr.protocol.slices import document_slices, slices
 from benchmarks.immr.protocol.statistics import holm, paired
 from retrieval.evaluation.judgements import Gallery, build_gallery
-from retrieval.evaluation.metrics import SCORE_DECIMALS
+from retrieval.evaluation.metrics import ranking
 
 __all__ = ["METRICS", "Scores", "Task", "evaluate", "holm", "paired", "slices"]
 
@@ -167,8 +167,7 @@ def _places(query_QD: Matrix, document_ND: Matrix, asked: Sequence[int]) -> Iter
     indexed = np.flatnonzero(np.isfinite(document_ND).all(axis=1))
     for start in range(0, len(asked), QUERIES_AT_ONCE):
         rows = asked[start : start + QUERIES_AT_ONCE]
-        score_QN = np.round(query_QD[rows] @ document_ND[indexed].T, SCORE_DECIMALS)
-        order_QN = np.argsort(-score_QN, axis=1, kind="stable")
+        order_QN = ranking(query_QD[rows] @ document_ND[indexed].T)
         for row, order_N in zip(rows, order_QN, strict=True):
             place_N = np.full(len(document_ND), NEVER, dtype=np.int64)
             place_N[indexed[order_N]] = np.arange(len(indexed))

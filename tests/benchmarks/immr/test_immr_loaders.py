@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.immr.loaders import load_abo, load_inshop, load_laion_rvs_fashion, load_oven
-from benchmarks.immr.loaders.assembling import Document, Query, assembled, connected, part_of
+from benchmarks.immr.loaders.assembling import Document, Query, assembled, part_of
 from benchmarks.immr.protocol.export import write_tables
 from benchmarks.immr.protocol.task import Task, evaluate
-from retrieval.evaluation.judgements import build_gallery, read_judgements
+from retrieval.evaluation.judgements import build_gallery, connected, read_judgements
 from retrieval.tables import CATALOGUE, GALLERY, MERGE, QRELS, QUERIES, read_table
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from retrieval.index import vector_search
-from retrieval.index.calibration import calibrated_documents, calibrated_queries, hubness, load_calibration
+from retrieval.index import calibration, vector_search
+from retrieval.index.calibration import calibrated_documents, calibrated_queries, load_calibration
 from retrieval.index.imputation import impute
 
 
@@ -94,6 +95,10 @@ def test_queries_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.faiss").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="no readable FAISS index"):
         vector_search.read(str(tmp_path / "x.faiss"), width=7, kind="Flat", recall_at_10=1.0)
+
+
+def hubness(embeds: Any, sample: Any) -> Any:
+    return calibration.hubness(torch.from_numpy(embeds), torch.from_numpy(sample)).numpy()
 
 
 def test_hubness_is_the_mean_of_the_five_largest_products() -> None:

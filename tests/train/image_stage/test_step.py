@@ -9,7 +9,7 @@ import torch
 
 from tests.support.synthetic_run import TRAINED, small_cache, small_model, small_recipe, train_small
 from train.image_stage.loop import ImageResult, check_layout
-from train.image_stage.step import learning_rate_factor
+from train.image_stage.schedule import learning_rate_factor
 
 
 def figures(folder: Path) -> list[dict[str, float]]:
