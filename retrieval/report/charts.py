@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from markupsafe import Markup
+
 WIDTH = 560
 ROW = 24
 LABEL = 230
@@ -12,7 +14,7 @@ VALUE = 64
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: its label, its number, how the number is written, its style class, and whether it is a heading."""
+    """One bar: label, value, value as text, style class, and whether it is a heading without a bar."""
 
     label: str
     value: float
@@ -21,7 +23,7 @@ class Bar:
     heading: bool = False
 
 
-def horizontal(bars: Sequence[Bar], *, title: str) -> str:
+def horizontal(bars: Sequence[Bar], *, title: str) -> Markup:
     """Labelled bars from the top down; the longest fills the width, headings take a row of their own."""
     top = max((bar.value for bar in bars if not bar.heading), default=0.0) or 1.0
     room = WIDTH - LABEL - VALUE
@@ -52,7 +54,7 @@ class Column:
     parts: Sequence[tuple[int, str]]
 
 
-def columns(data: Sequence[Column], *, title: str) -> str:
+def columns(data: Sequence[Column], *, title: str) -> Markup:
     """Stacked columns with their total above."""
     height, base = 190, 158
     top = max((sum(count for count, _ in column.parts) for column in data), default=0) or 1
@@ -77,6 +79,6 @@ def _short(label: str) -> str:
     return label if len(label) <= 34 else label[:33] + "..."
 
 
-def _svg(parts: Sequence[str], height: float, title: str) -> str:
+def _svg(parts: Sequence[str], height: float, title: str) -> Markup:
     name = escape(title, quote=True)
-    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
+    return Markup(f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{name}">{"".join(parts)}</svg>')

@@ -4,9 +4,8 @@ A content security policy in the page forbids requests, so that this stays true 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from retrieval.encoder import Encoder
@@ -22,8 +22,9 @@ from retrieval.evaluation.scoring import PER_QUERY
 from retrieval.index.search import Answers
 from retrieval.index.store import Index
 from retrieval.pictures import PictureError, decode
-from retrieval.report.answer_cards import Shown, card, filters
-from retrieval.report.figures import BANDS, governance_panels, metric_rows, metric_table, tiles
+from retrieval.report.answer_cards import KINDS, Shown, card
+from retrieval.report.metric_tables import BANDS, governance_panels, metric_rows, metric_table, tiles
+from retrieval.report.templates import rendered
 from retrieval.tables import Table
 from runtime.environment import environment
 
@@ -76,22 +77,19 @@ def write_report(encoder: Encoder, sources: Sources, out: Path, *, shown: int, s
     sizes = _category_sizes(sources.governed) if sources.governed else None
     systems = metric_rows(metrics) or [("These queries", _means(sources.per_query, sources.index), True)]
     governance = governance_panels(ledger, metrics.get("governance"), sizes)
-    parts = [
-        "<h1>What the model finds</h1>",
-        '<p class="lead">A picture asks; documents of image and text answer. Nothing here was picked by hand.</p>',
-        tiles(systems),
-        "<h2>Figures</h2>",
-        '<p class="note">Per cent; small print: 95% intervals over categories. Recall@k: share of queries with a right '
-        "document among the first k.</p>",
-        f'<section class="panel">{metric_table(systems)}</section>',
-        f"<h2>From click log to categories</h2>{_simulated(metrics)}{governance}" if governance else "",
-        "<h2>Answers</h2>",
-        f'<p class="note">{_how_chosen(len(cards))}</p>',
-        filters(),
-        *cards,
-        _footer(metrics),
-    ]
-    _write(out, "Report: what the model finds", parts)
+    environment_record = metrics.get("environment") or environment()
+    _write(
+        out,
+        "report.html.j2",
+        title="Report: what the model finds",
+        tiles=tiles(systems),
+        metric_table=metric_table(systems),
+        governance=governance,
+        simulated=(metrics.get("data") or {}).get("simulated"),
+        kinds=KINDS,
+        cards=cards,
+        environment={name: value for name, value in environment_record.items() if isinstance(value, str | int | float)},
+    )
 
 
 def write_answers(answers: Sequence[Answers], index: Index, out: Path) -> None:
@@ -106,8 +104,7 @@ def write_answers(answers: Sequence[Answers], index: Index, out: Path) -> None:
         ids = [row["doc_id"] for row in documents]
         shown = Shown(Path(found.query).name, found.picture, ids, found.scores, None)
         cards.append(card(shown, {row["doc_id"]: row for row in documents}, _grid(index)))
-    lead = f'<p class="lead">{len(index.documents):,} documents were searched.</p>'
-    _write(out, "Answers", ["<h1>Answers</h1>", lead, *cards])
+    _write(out, "answers.html.j2", title="Answers", documents=len(index.documents), cards=cards)
 
 
 def read_per_query(path: Path, qrels: Table) -> list[Judged]:
@@ -148,7 +145,7 @@ def choose(rows: Sequence[Judged], *, count: int, seed: int) -> list[Judged]:
     return [in_turn[place] for place in generator.permutation(len(in_turn))]
 
 
-def _cards(encoder: Encoder, sources: Sources, chosen: Sequence[Judged]) -> list[str]:
+def _cards(encoder: Encoder, sources: Sources, chosen: Sequence[Judged]) -> list[Markup]:
     cells = query_cells(sources.queries, [row.query_id for row in chosen])
     documents = documents_of(sources.index, [name for row in chosen for name in row.doc_ids])
     cards = []
@@ -223,38 +220,11 @@ def _category_sizes(governed: Path) -> dict[str, NDArray[np.int64]]:
     return {band: size_N[np.asarray([name == band for name in band_N], dtype=np.bool_)] for band in BANDS}
 
 
-def _simulated(metrics: Mapping[str, Any] | None) -> str:
-    """Simulated behaviour is always called so."""
-    if not ((metrics or {}).get("data") or {}).get("simulated"):
-        return ""
-    return '<p class="note">The click log is simulated: clicks, popularity and noise were drawn, not observed.</p>'
-
-
-def _how_chosen(count: int) -> str:
-    return (
-        f"{count} queries drawn at random, as far as possible a third each right at the first answer, found later, and "
-        "missed; so their shares here are not the figures above. Pictures are shown as the model sees them. The heat "
-        "shows where the text of the first answer looked (mean over its concepts); the two bars are the gates that let "
-        "this evidence and the text itself add to the image, 0 shut, 1 open. Below an answer stands its text."
-    )
-
-
-def _footer(metrics: Mapping[str, Any]) -> str:
-    machine = metrics.get("environment") or environment()
-    words = ", ".join(f"{name} {value}" for name, value in machine.items() if isinstance(value, str | int | float))
-    return f"<footer><p>Measured with {escape(words)}.</p></footer>"
-
-
-def _write(out: Path, title: str, parts: Sequence[str]) -> None:
+def _write(out: Path, template: str, **values: Any) -> None:
     here = Path(__file__)
-    style, script = here.with_name("page.css").read_text(), here.with_name("page.js").read_text()
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style}</style></head>\n"
-        f"<body><main>{chr(10).join(parts)}</main><script>{script}</script></body></html>\n"
-    )
+    # The two files are ours and part of the page, so they are not escaped.
+    style, script = (Markup(here.with_name(name).read_text()) for name in ("page.css", "page.js"))
+    page = rendered(template, policy=POLICY, style=style, script=script, **values) + "\n"
     size = len(page.encode())
     if size > MAX_BYTES:
         raise ValueError(f"the page would have {size:,} bytes, over {MAX_BYTES:,}: show fewer queries or answers")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from retrieval.report.answer_cards import Shown, card
 from retrieval.report.charts import Bar, horizontal
-from retrieval.report.figures import governance_panels
+from retrieval.report.metric_tables import governance_panels
 from retrieval.report.page import Judged, choose
 from tests.support.tiny_retrieval import Evaluated, World, call
 
