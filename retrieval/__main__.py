@@ -1,12 +1,11 @@
-"""`python -m retrieval`: index, search, evaluate, page, picture."""
+"""Command line of retrieval: index, search, evaluate, page, picture."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-import pyarrow as pa
-
-from retrieval.index.vector_search import EXACT_BELOW
+from retrieval.index import EXACT_BELOW
+from runtime import logs
 
 EXAMPLES = {
     "index": "python -m retrieval index --model runs/x/hub --catalogue data/catalogue.parquet --out index",
@@ -20,15 +19,15 @@ EXAMPLES = {
 }
 HELP = {
     "index": "embed a catalogue and write its index folder",
-    "search": "answer query pictures, one JSON line per answer",
+    "search": "search with query pictures and print one JSON line per answer",
     "evaluate": "rank a gallery for test queries and write the metrics",
-    "page": "write the report: answers, where the text looked, figures; one file that opens without network",
+    "page": "write the report page: answers, attention maps, metrics; one HTML file that needs no network",
     "picture": "draw a contact sheet of answers as a PNG",
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line; a test freezes its flags."""
+    """The argument parser with all commands; a test freezes the flags."""
     parser = argparse.ArgumentParser(
         prog="python -m retrieval",
         description="Search a catalogue of image + text documents with a picture.",
@@ -49,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="FOLDER", help="published folder (runs/x/hub) or Hub id")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="default: the cores that are free")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="default: OCLEAR_THREADS, else the idle cores")
     parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="pictures per forward pass")
     parser.add_argument(
         "--bf16", action="store_true", help="compute in bfloat16: faster, embeddings differ by about .4%%"
@@ -59,8 +58,8 @@ def _model_flags(parser: argparse.ArgumentParser) -> None:
 def _document_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", choices=("keep", "remove", "shuffle"), default="keep", help="ablation of the texts")
     parser.add_argument("--images", choices=("keep", "remove"), default="keep", help="ablation of the pictures")
-    parser.add_argument("--seed", type=int, default=0, help="of --text shuffle")
-    parser.add_argument("--no-imputation", action="store_true", help="leave documents without text as they are")
+    parser.add_argument("--seed", type=int, default=0, help="seed of --text shuffle")
+    parser.add_argument("--no-imputation", action="store_true", help="no imputed text shift for documents without text")
     parser.add_argument(
         "--exact-below", type=_positive, default=EXACT_BELOW, metavar="N", help="approximate search from N documents on"
     )
@@ -103,13 +102,13 @@ def _page_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ledger", metavar="FILE", help="ledger.json of the governance run")
     parser.add_argument("--metrics", metavar="FILE", help="metrics.json with the systems to compare")
     parser.add_argument("--governed", metavar="FOLDER", help="governed folder, for the sizes of its categories")
-    parser.add_argument("--shown", type=_positive, default=60, metavar="N", help="queries on the page")
+    parser.add_argument("--shown", type=_positive, default=60, metavar="N", help="number of queries on the page")
     parser.add_argument("--html", required=True, metavar="FILE", help="the page to write")
 
 
 def _picture_flags(parser: argparse.ArgumentParser) -> None:
     _shown_flags(parser)
-    parser.add_argument("--rows", type=_positive, default=6, metavar="N", help="queries in the picture")
+    parser.add_argument("--rows", type=_positive, default=6, metavar="N", help="number of queries in the picture")
     parser.add_argument("--out", required=True, metavar="FILE", help="the PNG to write")
 
 
@@ -117,8 +116,8 @@ def _shown_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", required=True, metavar="FOLDER", help="index folder")
     parser.add_argument("--queries", required=True, metavar="TABLE", help="query_id, image")
     parser.add_argument("--qrels", required=True, metavar="TABLE", help="query_id, doc_id, relevance")
-    parser.add_argument("--per-query", required=True, metavar="FILE", help="what evaluate wrote")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of queries")
+    parser.add_argument("--per-query", required=True, metavar="FILE", help="per-query table written by evaluate")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of queries")
 
 
 def _positive(text: str) -> int:
@@ -132,13 +131,17 @@ def _positive(text: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; 0, or 2 after a caller's mistake."""
+    """Run one command; return 0, or 2 after an error of the caller."""
     options = build_parser().parse_args(arguments)
-    from retrieval import commands  # torch and transformers take seconds: --help and a wrong flag need neither
+    # torch and transformers take seconds to import: --help and a wrong flag need neither.
+    from pyarrow import ArrowException
 
+    from retrieval import commands
+
+    logs.configure()
     try:
         commands.COMMANDS[options.command](options)
-    except (ValueError, OSError, pa.ArrowException) as error:
+    except (ValueError, OSError, ArrowException) as error:
         lines = str(error).strip().split("\n")
         print(f"error: {lines[0] or type(error).__name__}", file=sys.stderr)
         return 2

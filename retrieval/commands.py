@@ -1,7 +1,8 @@
-"""What each command does, as a table of contents: read, compute, write."""
+"""The commands of `python -m retrieval`: each reads its inputs, computes and writes."""
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -9,20 +10,22 @@ import faiss
 import pyarrow.parquet
 import torch
 
-from retrieval.encoder import Encoder, load_encoder, load_query_encoder
-from retrieval.evaluation.evaluate import Judged
+from retrieval.encoder import RetrievalEncoder, load_encoder, load_query_encoder
+from retrieval.evaluation.evaluate import EvaluationTables
 from retrieval.evaluation.evaluate import evaluate as score_queries
 from retrieval.index.embed import Changes
-from retrieval.index.search import answer
-from retrieval.index.store import Index, build_index, load_index, report, save_index
+from retrieval.index.search import search as search_index
+from retrieval.index.store import Index, build_index, describe, load_index, save_index
 from retrieval.report.page import Sources, write_answers, write_report
 from retrieval.report.picture import write_sheet
 from retrieval.tables import CATALOGUE, GALLERY, MERGE, QRELS, QUERIES, Table, read_table
 from runtime.threads import num_threads
 
+logger = logging.getLogger(__name__)
+
 
 def index(options: argparse.Namespace) -> None:
-    """Embeds a catalogue and writes the index folder."""
+    """Embed a catalogue and write the index folder."""
     _set_threads(options.threads)
     catalogue = read_table(options.catalogue, CATALOGUE)
     encoder = load_encoder(options.model, bf16=options.bf16)
@@ -31,11 +34,11 @@ def index(options: argparse.Namespace) -> None:
 
 
 def search(options: argparse.Namespace) -> None:
-    """Prints one JSON line per answer."""
+    """Print one JSON line per answer."""
     _set_threads(options.threads)
     found = load_index(Path(options.index))
     encoder = load_query_encoder(options.model, bf16=options.bf16)
-    answers = answer(encoder, found, [Path(name) for name in options.image], k=options.k)
+    answers = search_index(encoder, found, [Path(name) for name in options.image], k=options.k)
     for one in answers:
         for line in one.lines(found):
             print(json.dumps(line, ensure_ascii=False))
@@ -44,11 +47,11 @@ def search(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Writes the metrics JSON and, if asked, the per-query table."""
+    """Write the metrics JSON and, on request, the per-query table."""
     _set_threads(options.threads)
     if options.index and (options.text != "keep" or options.images != "keep"):
         raise ValueError("--text and --images embed the documents again: leave --index out, or index with them")
-    tables = Judged(
+    tables = EvaluationTables(
         catalogue=read_table(options.catalogue, CATALOGUE),
         queries=read_table(options.queries, QUERIES),
         qrels=read_table(options.qrels, QRELS),
@@ -63,12 +66,12 @@ def evaluate(options: argparse.Namespace) -> None:
     out.write_text(json.dumps(metrics, indent=2) + "\n")
     if options.per_query:
         pyarrow.parquet.write_table(result.per_query, _writable(options.per_query), compression="zstd")
-    figures = ("recall_at_1", "recall_at_10", "mrr_at_10", "queries", "documents", "skipped")
-    print(", ".join(f"{name} {metrics[name]:.4g}" for name in figures), file=sys.stderr)
+    shown = ("recall_at_1", "recall_at_10", "mrr_at_10", "queries", "documents", "skipped")
+    print(", ".join(f"{name} {metrics[name]:.4g}" for name in shown), file=sys.stderr)
 
 
 def page(options: argparse.Namespace) -> None:
-    """Writes the report page."""
+    """Write the report page."""
     _set_threads(options.threads)
     sources = Sources(
         index=load_index(Path(options.index)),
@@ -84,7 +87,7 @@ def page(options: argparse.Namespace) -> None:
 
 
 def picture(options: argparse.Namespace) -> None:
-    """Writes the contact sheet."""
+    """Write the contact sheet."""
     write_sheet(
         index=load_index(Path(options.index)),
         queries=read_table(options.queries, QUERIES),
@@ -102,7 +105,7 @@ def _index_for(options: argparse.Namespace, catalogue: Table) -> Index:
     return _build(load_encoder(options.model, bf16=options.bf16), catalogue, options)
 
 
-def _build(encoder: Encoder, catalogue: Table, options: argparse.Namespace) -> Index:
+def _build(encoder: RetrievalEncoder, catalogue: Table, options: argparse.Namespace) -> Index:
     found = build_index(
         encoder,
         catalogue,
@@ -111,7 +114,7 @@ def _build(encoder: Encoder, catalogue: Table, options: argparse.Namespace) -> I
         imputation=not options.no_imputation,
         exact_below=options.exact_below,
     )
-    report(found)
+    logger.info(describe(found))
     return found
 
 
@@ -136,7 +139,7 @@ def _relative(word: str) -> str:
 
 
 def _writable(name: str) -> Path:
-    """A path whose folder exists from now on."""
+    """The path of a file to write; its folder is created."""
     path = Path(name)
     if path.is_dir():
         raise ValueError(f"{name} is a folder: name the file to write")

@@ -1,8 +1,8 @@
-"""The published folder, opened the way any user of the Hub opens it: AutoModel and AutoProcessor.
+"""Load a published model folder with AutoModel and AutoProcessor, and embed pictures and texts.
 
 Indexing needs the whole model; search and the query half of evaluation take the `query` subfolder alone, which holds no
 text weights. Loading runs the Python files of the folder (remote code) unless modeling_oclear is installed, whose
-registered classes win: name only folders and Hub repositories that you trust.
+registered classes are used instead: load only folders and Hub repositories that you trust.
 
 Letters: B batch, D width.
 """
@@ -29,7 +29,7 @@ THUMBNAIL_PIXELS = 96
 
 
 @dataclass(frozen=True)
-class Encoder:
+class RetrievalEncoder:
     """A model in evaluation mode with its processor."""
 
     model: Any
@@ -74,7 +74,7 @@ class Encoder:
         return found, self.seen(inputs["pixel_values"])
 
     def seen(self, pixel_values: torch.Tensor) -> list[Image.Image]:
-        """Pixel values back to pictures: an attention map fits these, not the uncropped original."""
+        """Convert pixel values back to pictures: an attention map fits these, not the uncropped original."""
         image_processor = getattr(self.processor, "image_processor", self.processor)
         mean = torch.as_tensor(image_processor.image_mean).view(1, -1, 1, 1)
         std = torch.as_tensor(image_processor.image_std).view(1, -1, 1, 1)
@@ -82,8 +82,8 @@ class Encoder:
         return [Image.fromarray(array) for array in level.permute(0, 2, 3, 1).numpy()]
 
 
-def load_encoder(name: str, *, bf16: bool = False) -> Encoder:
-    """The whole model of a published folder or Hub repository.
+def load_encoder(name: str, *, bf16: bool = False) -> RetrievalEncoder:
+    """Load the whole model of a published folder or Hub repository.
 
     Raises:
         ValueError: no such folder, no config, no weights, remote code missing, or the folder does not load.
@@ -91,13 +91,13 @@ def load_encoder(name: str, *, bf16: bool = False) -> Encoder:
     return _load(published_folder(name), {}, bf16)
 
 
-def load_query_encoder(name: str, *, bf16: bool = False) -> Encoder:
-    """The query side alone, from the `query` subfolder. Errors as in load_encoder."""
+def load_query_encoder(name: str, *, bf16: bool = False) -> RetrievalEncoder:
+    """Load the query side alone, from the `query` subfolder. Errors as in load_encoder."""
     return _load(published_folder(name, query_only=True), {"subfolder": "query"}, bf16)
 
 
-def _load(folder: Path, where: dict[str, str], bf16: bool) -> Encoder:
-    # The head's weights are not part of the bare model: transformers' load report would say so at length.
+def _load(folder: Path, where: dict[str, str], bf16: bool) -> RetrievalEncoder:
+    # The head's weights are not part of the bare model; transformers would print a long report about that.
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -114,7 +114,7 @@ def _load(folder: Path, where: dict[str, str], bf16: bool) -> Encoder:
             f"model {folder.name}: {type(model).__name__} has no get_query_embeds: not a folder of this kind"
         )
     # Channels last: the same numbers, and convolutions on a CPU run faster.
-    return Encoder(model.eval().to(memory_format=torch.channels_last), processor, folder, bf16)
+    return RetrievalEncoder(model.eval().to(memory_format=torch.channels_last), processor, folder, bf16)
 
 
 def published_folder(name: str, *, query_only: bool = False) -> Path:

@@ -1,7 +1,7 @@
-"""Image cells of a table: from bytes, a path or {bytes, path} to a decoded picture, or to a reason why not.
+"""Decode the image values of a table: bytes, a path or {bytes, path}.
 
-A cell may name a file only below the table's own folder: a table from a stranger must not be able to read the disk. The
-size is read from the header before anything is decoded, so that a picture of 50,000 x 50,000 costs nothing.
+A path must lie below the folder of its table, so that a table from elsewhere cannot read other files. The size is read
+from the header before anything is decoded, so that a picture of 50,000 x 50,000 pixels costs nothing.
 """
 
 import io
@@ -18,11 +18,11 @@ DAMAGE = (OSError, ValueError, SyntaxError, EOFError, OverflowError, IndexError,
 
 
 class PictureError(ValueError):
-    """An image cell that cannot be used; the text is the reason, fit for a list of skipped rows."""
+    """An image value that cannot be used; the text is the reason, for a list of skipped rows."""
 
 
 def decode(cell: Any, *, folder: Path | None, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image | None:
-    """Decodes one image cell.
+    """Decode one image value.
 
     Args:
         cell: None, bytes, a path below `folder`, {"bytes", "path"}, or a list of those (the first is the main image).
@@ -30,7 +30,7 @@ def decode(cell: Any, *, folder: Path | None, max_pixels: int = MAX_IMAGE_PIXELS
         max_pixels: the largest width x height that is decoded.
 
     Returns:
-        The picture, fully loaded, in its own mode and EXIF orientation (the processor turns it), or None if missing.
+        The picture, fully loaded, in its own mode and EXIF orientation (the processor rotates it), or None if missing.
 
     Raises:
         PictureError: a path outside the folder, no such file, not a picture, too large, damaged.
@@ -64,7 +64,7 @@ def _content(cell: Any, folder: Path | None) -> bytes | None:
         return _read_below(cell, folder) if cell else None
     if cell is None or isinstance(cell, bytes):
         return cell or None
-    raise PictureError(f"image cell of type {type(cell).__name__}: need bytes, a path or {{bytes, path}}")
+    raise PictureError(f"image value of type {type(cell).__name__}: need bytes, a path or {{bytes, path}}")
 
 
 def _read_below(name: str, folder: Path | None) -> bytes:
@@ -83,7 +83,7 @@ def _read_below(name: str, folder: Path | None) -> bytes:
 
 
 def read_picture(path: Path, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """Decodes a picture file that the user names on the command line, wherever it lies.
+    """Decode a picture file that the user names on the command line, in any folder.
 
     Raises:
         PictureError: no such file, or one that decode refuses; the message names the path.

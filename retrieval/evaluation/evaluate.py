@@ -1,8 +1,9 @@
-"""Evaluation through what is published: folder -> query side -> built index -> ranking -> metrics.
+"""Evaluate a published folder: embed test queries, rank the index, compute the metrics.
 
 Letters: Q queries, D width, K ranked documents.
 """
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from retrieval.encoder import Encoder
+from retrieval.encoder import RetrievalEncoder
 from retrieval.evaluation.judgements import (
     Gallery,
     Judgements,
@@ -32,11 +33,12 @@ APPROXIMATE_DEPTH = 1000  # answers fetched from an approximate index, whose who
 ANSWERS_AT_ONCE = 4_000_000  # (query, answer) pairs held at a time
 
 Array = NDArray[np.float32]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The tables of an evaluation, checked. `members` and `same` are None where not given."""
+class EvaluationTables:
+    """The checked tables of an evaluation; `members` (gallery) and `same` (merged ids) are optional."""
 
     catalogue: Table
     queries: Table
@@ -54,15 +56,15 @@ class Evaluation:
 
 
 def evaluate(
-    encoder: Encoder, index: Index, tables: Judged, *, calibrate: bool = True, batch_size: int = 64
+    encoder: RetrievalEncoder, index: Index, tables: EvaluationTables, *, calibrate: bool = True, batch_size: int = 64
 ) -> Evaluation:
-    """Ranks the gallery for every query and scores the rankings.
+    """Rank the gallery for every query and compute the metrics.
 
     Args:
         encoder: the query side.
         index: of the catalogue, or more; documents outside the gallery are left out before searching.
-        tables: what is asked and what is right.
-        calibrate: whether the index's calibration counts.
+        tables: queries, catalogue, judgements.
+        calibrate: whether to use the calibration of the index.
         batch_size: queries per forward pass.
 
     Raises:
@@ -72,7 +74,7 @@ def evaluate(
     index.check_model(encoder.folder)
     gallery, judgements = _judge(tables)
     for line in warnings_of(judgements):
-        print(f"warning: {line}", file=sys.stderr)
+        logger.warning("warning: %s", line)
     # The index may hold more than the gallery (another command built it), and lacks what it skipped.
     row_I = gallery.rows(index.doc_ids)
     inside = np.flatnonzero(row_I >= 0)
@@ -101,7 +103,7 @@ def evaluate(
     return Evaluation(metrics, best.per_query())
 
 
-def _judge(tables: Judged) -> tuple[Gallery, Judgements]:
+def _judge(tables: EvaluationTables) -> tuple[Gallery, Judgements]:
     catalogue_ids = tables.catalogue.read(["doc_id"])["doc_id"]
     members = None if tables.members is None else tables.members.read(["doc_id"])["doc_id"]
     same: Sequence[tuple[str, str]] = []
@@ -114,12 +116,12 @@ def _judge(tables: Judged) -> tuple[Gallery, Judgements]:
 
 
 def embed_queries(
-    encoder: Encoder, queries: Table, *, batch_size: int
+    encoder: RetrievalEncoder, queries: Table, *, batch_size: int
 ) -> tuple[list[str], Array, list[dict[str, str]]]:
-    """Embeds the query pictures.
+    """Embed the query pictures.
 
     Returns:
-        (ids, (Q, D) unit rows, unreadable queries with their reasons, which also go to stderr).
+        (ids, (Q, D) unit rows, unreadable queries with their reasons, which are also logged).
 
     Raises:
         ValueError: no picture can be read.
@@ -145,7 +147,7 @@ def embed_queries(
         bar.update(len(batch["query_id"]))
     bar.close()
     for row in unreadable:
-        print(f"skipped query {row['query_id']}: {row['reason']}", file=sys.stderr)
+        logger.warning("skipped query %s: %s", row["query_id"], row["reason"])
     if not parts:
         raise ValueError(f"{queries.name}: no query has a readable image: {unreadable[0]['reason']}")
     return ids, np.concatenate(parts), unreadable

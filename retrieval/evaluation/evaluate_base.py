@@ -1,4 +1,4 @@
-"""What the `evaluate` modules under metrics_hub/ share: inputs, description, and the call of the pure metric.
+"""Base class of the `evaluate` modules in metrics_hub/: inputs, description, call of the metric.
 
 Each module is loaded by path, offline: `evaluate.load("retrieval/evaluation/metrics_hub/recall_at_k")`. It names one
 metric of metrics.py and adds nothing to it.

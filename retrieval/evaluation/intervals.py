@@ -1,8 +1,8 @@
-"""Bootstrap intervals over categories: how far a metric may move with another draw of categories.
+"""Bootstrap confidence intervals over categories.
 
 Queries of one category (those that share the same relevant documents) are right or wrong together, so resampling single
-queries would promise too much: whole categories are drawn with replacement (cluster bootstrap; Davison and Hinkley,
-Bootstrap Methods and their Application, 1997, section 3.8).
+queries would give intervals that are too narrow: whole categories are drawn with replacement (cluster bootstrap;
+Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
 
 Letters: Q queries, G categories, M metrics, B bootstrap draws.
 """

@@ -1,4 +1,4 @@
-"""Judgements: which documents are right for which query, in which gallery, and which ids are one document."""
+"""Galleries and relevance judgements: read, check and group them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ MAX_SLICE_VALUES = 20  # a column with more distinct values is an id or free tex
 
 @dataclass(frozen=True)
 class Gallery:
-    """The documents that answers are drawn from: sorted ids, and for each the group of ids that are one document."""
+    """Documents that can be answers: sorted ids, and for each the group of ids that are one document."""
 
     doc_ids: list[str]
     group: NDArray[np.int64]
@@ -36,7 +36,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Judgements:
-    """Relevance of gallery documents by query, with what was set aside and why.
+    """Relevance of gallery documents by query, with the number of rejected rows by reason.
 
     relevance[query_id][doc_id] >= 1. `slices[column][value]` is the same, restricted to the qrels rows with that value.
     """
@@ -87,7 +87,7 @@ def connected(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def read_judgements(qrels: Table, *, queries: Iterable[str], catalogue: Iterable[str], gallery: Gallery) -> Judgements:
-    """Checks the qrels and keeps what concerns this gallery.
+    """Check the qrels and keep the rows of this gallery.
 
     Args:
         qrels: checked table of query_id, doc_id, relevance.
@@ -102,21 +102,21 @@ def read_judgements(qrels: Table, *, queries: Iterable[str], catalogue: Iterable
     known_queries, known_documents, members = set(queries), set(catalogue), set(gallery.doc_ids)
     relevance: dict[str, dict[str, int]] = {}
     slices: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
-    aside = {"query": 0, "document": 0, "gallery": 0}
+    rejected = {"query": 0, "document": 0, "gallery": 0}
     seen: set[tuple[str, str]] = set()
     for row, (query, document, value) in enumerate(
         zip(column["query_id"], column["doc_id"], column["relevance"], strict=True)
     ):
         _check_row(qrels.name, row, (query, document), value, seen)
-        reason = _set_aside(query in known_queries, document in known_documents, document in members)
+        reason = _rejected(query in known_queries, document in known_documents, document in members)
         if reason is not None:
-            aside[reason] += 1
+            rejected[reason] += 1
         elif value > 0:
             relevance.setdefault(query, {})[document] = value
             for name in column.keys() - QRELS_COLUMNS:
                 by_value = slices.setdefault(name, {}).setdefault(str(column[name][row]), {})
                 by_value.setdefault(query, {})[document] = value
-    return Judgements(relevance, slices, aside["query"], aside["document"], aside["gallery"])
+    return Judgements(relevance, slices, rejected["query"], rejected["document"], rejected["gallery"])
 
 
 QRELS_COLUMNS = frozenset({"query_id", "doc_id", "relevance"})
@@ -130,7 +130,7 @@ def _check_row(name: str, row: int, pair: tuple[str, str], value: Any, seen: set
     seen.add(pair)
 
 
-def _set_aside(query_known: bool, document_known: bool, member: bool) -> str | None:
+def _rejected(query_known: bool, document_known: bool, member: bool) -> str | None:
     if not query_known:
         return "query"
     if not document_known:
@@ -139,7 +139,7 @@ def _set_aside(query_known: bool, document_known: bool, member: bool) -> str | N
 
 
 def slice_columns(table: Table, besides: Iterable[str]) -> list[str]:
-    """Further columns of a table that cut it into few parts: strings, integers or booleans with 2 to 20 values."""
+    """Further columns that divide a table into few slices: strings, integers or booleans with 2 to 20 values."""
     found = []
     for name, kind in table.types.items():
         if name in besides or not str(kind).startswith(("string", "large_string", "int", "uint", "bool", "dictionary")):

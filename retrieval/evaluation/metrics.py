@@ -1,8 +1,8 @@
 """Ranking metrics as pure functions of arrays: no model, no index, no file.
 
-One query is two arrays. `ranked_N` holds the relevance of every answer in rank order (0 = not relevant). `judged_R`
-holds the relevance of every relevant document of the gallery, found or not, in any order. Keeping the second array
-apart makes a ranking that was cut off (approximate search) honest: what was not returned still counts as relevant.
+A query is given as two arrays. `ranked_N` holds the relevance of every answer in rank order (0 = not relevant).
+`judged_R` holds the relevance of every relevant document of the gallery, found or not, in any order: documents that a
+truncated ranking (approximate search) does not return still count as relevant.
 
 Letters: N answers in rank order, R relevant documents of the gallery.
 """
@@ -130,7 +130,7 @@ def ranking(scores_QN: ArrayLike) -> NDArray[np.int64]:
 def ranked_relevance(
     doc_ids: Sequence[str], scores: ArrayLike, relevance: Mapping[str, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sorts one query's answers (highest score first, ties by doc_id) and reads off their relevance.
+    """Sort the answers of one query (highest score first, ties by doc_id) and look up their relevance.
 
     Args:
         doc_ids: (N,) answers in any order, each once.

@@ -1,7 +1,7 @@
-"""From rankings to metrics: merged documents, slices, intervals, one row per query.
+"""Compute metrics from rankings: merged documents, slices, intervals, one row per query.
 
-A Tally is one way to score (merged or not, all qrels or one slice of them). Rankings stream through all tallies one
-query at a time, so that a full ranking of a large gallery is never kept.
+A Tally is one way to score (merged or not, all qrels or one slice of them). Rankings pass through all tallies one query
+at a time, so that the full ranking of a large gallery is never stored.
 
 Letters: K answers of one query in rank order, U gallery rows, Q queries, M metrics.
 """
@@ -30,8 +30,8 @@ class Tally:
     Args:
         gallery: documents and their groups; a group is one document.
         relevance: relevance by query and document; the relevance of a group is the largest of its members.
-        hidden: per query, documents that leave the ranking before it is scored (a slice of the qrels must count the
-            query's other relevant documents neither as right nor as wrong).
+        hidden: per query, documents that are removed from the ranking before it is scored (a slice of the qrels counts
+            the query's other relevant documents neither as right nor as wrong).
     """
 
     gallery: Gallery
@@ -47,7 +47,7 @@ class Tally:
         self._categories: dict[frozenset[int], int] = {}
 
     def add(self, query_id: str, rows_K: NDArray[np.int64], scores_K: NDArray[np.float64]) -> None:
-        """Scores one query; `rows_K` are gallery rows in rank order, each at most once."""
+        """Score one query; `rows_K` are gallery rows in rank order, each at most once."""
         judged = self._by_group(self.relevance.get(query_id, {}))
         if not judged:
             self.skipped += 1

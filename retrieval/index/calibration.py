@@ -1,15 +1,15 @@
-"""Calibration against hubs: documents that are near to everything give up some of their score (CSLS).
+"""Hub calibration (CSLS): reduce the scores of documents that are close to most queries.
 
-A few documents are close to a great many queries whatever these show. Cross-domain similarity local scaling (Conneau et
-al., ICLR 2018, section 2.3) subtracts from each product half the mean product of the document with its nearest queries.
-The published folder carries a sample of training queries for that. Only the document's half is used, because the
-query's half moves all answers alike; so one extra dimension does it, and search stays one inner product:
+Some documents (hubs) are close to many queries whatever these show. Cross-domain similarity local scaling (Conneau et
+al., ICLR 2018, section 2.3) subtracts from each product half the mean product of the document with its nearest queries,
+here a sample of training queries from the published folder. Only the document's half is used, because the query's half
+moves all answers alike; so one extra dimension is enough, and search stays one inner product:
 
     r(z) = mean of the 5 largest <z, q> over training queries q;   document [z, -r/2],   query [q, 1]
 
-A document without image stands elsewhere: what its text says lacks all that pictures have in common, so that it is far
-from every query, and any document with an image would come before it. Such documents are made longer by one factor
-(ours), the mean r of documents with image over their own mean r; among themselves nothing changes.
+Embeddings of documents without image lack what all pictures have in common: they are far from every query, and any
+document with an image would be ranked before them. Their vectors are scaled by one factor (ours), the mean r of
+documents with image over their own mean r; the order among them does not change.
 
 Letters: N documents, D model width, S sample of training queries.
 """
@@ -31,7 +31,7 @@ Array = NDArray[np.float32]
 
 
 def load_calibration(folder: Path, *, width: int) -> Array | None:
-    """The (S, D) training queries of a published folder, or None when it carries none.
+    """The (S, D) training queries of a published folder; None if it has none.
 
     Raises:
         ValueError: the file is damaged, lacks "query_embeds", or does not fit the model's width.
@@ -63,10 +63,10 @@ def hubness(embeds_ND: Tensor, sample_SD: Tensor) -> Tensor:
 
 
 def calibrated_documents(embeds_ND: Array, sample_SD: Array | None, *, has_image: NDArray[np.bool_]) -> Array:
-    """Index vectors: [z, -r(z)/2], longer where there is no image; z as it is without a sample.
+    """Index vectors [z, -r(z)/2], scaled where there is no image; z itself without a sample.
 
     Args:
-        has_image: (N,). Lengths stay where all documents have an image or none has, or a mean is not above 0.
+        has_image: (N,). No vector is scaled if all documents have an image or none has, or a mean is not above 0.
     """
     if sample_SD is None:
         return embeds_ND

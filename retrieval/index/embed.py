@@ -1,12 +1,13 @@
-"""Documents to vectors, batch by batch: decode, process, embed, keep what search and the report page will show.
+"""Embed a catalogue batch by batch, and keep what search and the report page show.
 
-A document without a usable image or text is skipped with its reason instead of stopping the run: catalogues are large.
-The ablations of the evaluation (documents without text, with another document's text, without images) happen here.
+A document without usable image or text is skipped with its reason: one bad row must not stop a large catalogue. The
+ablations of the evaluation (documents without text, with another document's text, without images) are applied here.
 
-Letters: N documents, D width, C concepts, P image cells.
+Letters: N documents, D width, C concepts, P image patches.
 """
 
 import io
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,22 +18,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from retrieval.encoder import THUMBNAIL_PIXELS, Encoder
+from retrieval.encoder import THUMBNAIL_PIXELS, RetrievalEncoder
 from retrieval.pictures import PictureError, decode
 from retrieval.tables import Table
 
-MAX_TEXT_CHARACTERS = 10_000  # far beyond any tokenizer limit here, and ten megabytes of text cost nothing
-# Batches are formed by length of text within this many of them: one long text slows its whole batch down.
+MAX_TEXT_CHARACTERS = 10_000  # longer than any tokenizer limit, so that a text of ten megabytes costs nothing
+# Within this many batches, documents are sorted by length of text: one long text slows its whole batch down.
 CHUNK_BATCHES = 16
 NEITHER = "neither image nor text"
 NO_IMAGE = "no image, and this model reads no text"
 
 Array = NDArray[np.float32]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What happens to documents before they are embedded: the ablations of the evaluation.
+    """Changes to documents before they are embedded: the ablations of the evaluation.
 
     Args:
         text: "keep", "remove", or "shuffle" (the text of a random document of another leaf).
@@ -43,6 +45,9 @@ class Changes:
     text: str = "keep"
     images: str = "keep"
     seed: int = 0
+
+
+NO_CHANGES = Changes()
 
 
 @dataclass
@@ -69,8 +74,8 @@ class Embedded:
         return np.concatenate(getattr(self, name)).astype(np.float32)
 
 
-def embed_documents(encoder: Encoder, catalogue: Table, *, changes: Changes, batch_size: int) -> Embedded:
-    """Embeds a catalogue.
+def embed_documents(encoder: RetrievalEncoder, catalogue: Table, *, changes: Changes, batch_size: int) -> Embedded:
+    """Embed a catalogue.
 
     Args:
         encoder: the whole model.
@@ -79,19 +84,19 @@ def embed_documents(encoder: Encoder, catalogue: Table, *, changes: Changes, bat
         batch_size: documents per forward pass.
 
     Returns:
-        The embedded documents, in no particular order; `skipped` names the others and says why, as does
-        stderr.
+        The embedded documents, in no particular order; `skipped` lists the others with their reasons, which are also
+        logged.
 
     Raises:
         ValueError: no document is left.
     """
     found = Embedded()
-    given = shuffled_texts(catalogue, seed=changes.seed) if changes.text == "shuffle" else None
+    shuffled = shuffled_texts(catalogue, seed=changes.seed) if changes.text == "shuffle" else None
     start = 0
     bar = tqdm(total=catalogue.num_rows, desc="documents", unit="doc", file=sys.stderr)
     for batch in catalogue.batches(CHUNK_BATCHES * batch_size):
         ids = batch["doc_id"]
-        texts = batch["text"] if given is None else given[start : start + len(ids)]
+        texts = batch["text"] if shuffled is None else shuffled[start : start + len(ids)]
         texts = [""] * len(ids) if changes.text == "remove" else [text or "" for text in texts]
         cells = [None] * len(ids) if changes.images == "remove" else batch["image"]
         leaves = batch.get("leaf", [None] * len(ids))
@@ -102,7 +107,7 @@ def embed_documents(encoder: Encoder, catalogue: Table, *, changes: Changes, bat
         start += len(ids)
     bar.close()
     for row in found.skipped:
-        print(f"skipped document {row['doc_id']}: {row['reason']}", file=sys.stderr)
+        logger.warning("skipped document %s: %s", row["doc_id"], row["reason"])
     if not found.doc_id:
         raise ValueError(
             f"{catalogue.name}: all {len(found.skipped)} documents were skipped: {found.skipped[0]['reason']}"
@@ -111,7 +116,7 @@ def embed_documents(encoder: Encoder, catalogue: Table, *, changes: Changes, bat
 
 
 def _embed_batch(
-    encoder: Encoder, found: Embedded, rows: Sequence[tuple[str, Any, str, Any]], catalogue: Table
+    encoder: RetrievalEncoder, found: Embedded, rows: Sequence[tuple[str, Any, str, Any]], catalogue: Table
 ) -> None:
     pictures: list[Image.Image | None] = []
     kept: list[tuple[str, str, str | None]] = []
@@ -132,7 +137,10 @@ def _embed_batch(
 
 
 def _append(
-    encoder: Encoder, found: Embedded, pictures: list[Image.Image | None], kept: list[tuple[str, str, str | None]]
+    encoder: RetrievalEncoder,
+    found: Embedded,
+    pictures: list[Image.Image | None],
+    kept: list[tuple[str, str, str | None]],
 ) -> None:
     output, seen = encoder.documents(pictures, [text for _, text, _ in kept])
     for (doc_id, text, leaf), picture, view in zip(kept, pictures, seen, strict=True):
@@ -147,15 +155,15 @@ def _append(
     found.gate.append(output.gate.float().mean(dim=1).numpy())
     if any(picture is not None for picture in pictures):
         found.grid = (int(output.grid[0]), int(output.grid[1]))
-    for looked_P in output.attention.float().mean(dim=1).numpy():
-        looked = bool(looked_P.any())  # 0 everywhere where image or text is missing
-        found.attention.append(attention_bytes(looked_P) if looked else None)
+    for attention_P in output.attention.float().mean(dim=1).numpy():
+        # All zero where image or text is missing.
+        found.attention.append(attention_bytes(attention_P) if attention_P.any() else None)
 
 
-def attention_bytes(looked_P: Array) -> bytes:
-    """Attention over the cells, one byte a cell, the largest at 255: for pictures only."""
-    peak = float(looked_P.max())
-    return np.round(looked_P * (255.0 / peak if peak > 0 else 0.0)).astype(np.uint8).tobytes()
+def attention_bytes(attention_P: Array) -> bytes:
+    """Attention over the patches, one byte per patch, scaled so that the largest is 255; for display only."""
+    peak = float(attention_P.max())
+    return np.round(attention_P * (255.0 / peak if peak > 0 else 0.0)).astype(np.uint8).tobytes()
 
 
 def thumbnail(picture: Image.Image) -> bytes:
@@ -170,8 +178,8 @@ def thumbnail(picture: Image.Image) -> bytes:
 def shuffled_texts(catalogue: Table, *, seed: int) -> list[str]:
     """A permutation of the texts among documents that have one, each from another leaf where there are several leaves.
 
-    Documents without text stay without, so that only the content of text changes, not how much there is. Where no leaf
-    is known, a document gets the text of any other document.
+    Documents without text stay without, so that only the content of text changes and not its amount. Without leaves, a
+    document gets the text of any other document.
 
     Raises:
         ValueError: fewer than two documents have text.

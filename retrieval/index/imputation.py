@@ -1,7 +1,7 @@
-"""What text would have added to documents that have none, guessed from their nearest neighbours by image.
+"""Impute the text shift of documents without text from their nearest neighbours by image.
 
-When text moves most documents, one without text stays behind and sinks in the ranking for that alone. Its shift is
-therefore imputed: the mean `text_shift` of the documents that look most like it and do have text (ours).
+If text moves most documents towards their queries, a document without text is ranked lower for that reason alone. Its
+shift is therefore imputed: the mean `text_shift` of the most similar documents by image that have text (ours).
 
 Letters: N documents, D model width.
 """

@@ -1,4 +1,4 @@
-"""Answers to query pictures, as JSON lines and as a page."""
+"""Search an index with query pictures."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from retrieval.encoder import Encoder
+from retrieval.encoder import RetrievalEncoder
 from retrieval.index.store import Index
 from retrieval.pictures import read_picture
 
@@ -24,8 +24,11 @@ class Answers:
         """One JSON-ready object per answer: query, rank, doc_id, score, text, leaf."""
         found = index.documents.select(["doc_id", "text", "leaf"]).take(self.rows).to_pylist()
         return [
-            {"query": self.query, "rank": rank, "doc_id": row["doc_id"], "score": score}
-            | {
+            {
+                "query": self.query,
+                "rank": rank,
+                "doc_id": row["doc_id"],
+                "score": score,
                 "text": row["text"],
                 "leaf": row["leaf"],
             }
@@ -33,14 +36,14 @@ class Answers:
         ]
 
 
-def answer(encoder: Encoder, index: Index, images: list[Path], *, k: int) -> list[Answers]:
-    """Searches with every picture.
+def search(encoder: RetrievalEncoder, index: Index, images: list[Path], *, k: int) -> list[Answers]:
+    """Search with every picture.
 
     Args:
         encoder: the query side.
         index: built with the same weights.
         images: picture files.
-        k: answers per picture; an index of fewer documents gives them all.
+        k: answers per picture; all documents if the index has fewer.
 
     Raises:
         ValueError: a picture is missing or undecodable, k is below 1, or the index belongs to another model.

@@ -1,11 +1,10 @@
-"""The index folder: vectors, string ids, what to show, and how it came about.
+"""The index folder: build it from a catalogue, save it, load it, search it.
 
-index.faiss holds one vector a document, in the order of documents.parquet, which is sorted by doc_id: ties by row are
-ties by doc_id. index.json says which model, calibration, imputation and ablations made it, and lists what was skipped.
+index.faiss holds one vector per document, in the order of documents.parquet, which is sorted by doc_id: ties by row are
+ties by doc_id. index.json records the model, calibration, imputation and ablations, and lists the skipped documents.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from retrieval.encoder import Encoder, fingerprint
-from retrieval.index import vector_search
+from retrieval.encoder import RetrievalEncoder, fingerprint
+from retrieval.index import EXACT_BELOW, vector_search
 from retrieval.index.calibration import calibrated_documents, calibrated_queries, load_calibration
-from retrieval.index.embed import Changes, Embedded, embed_documents
+from retrieval.index.embed import NO_CHANGES, Changes, Embedded, embed_documents
 from retrieval.index.imputation import impute
-from retrieval.index.vector_search import EXACT_BELOW, Searcher
+from retrieval.index.vector_search import Searcher
 from retrieval.tables import Table
 from runtime.environment import environment
 from runtime.files import atomic_folder, write_json
@@ -34,7 +33,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Index:
-    """Vectors with their documents. `info` is index.json."""
+    """Vectors with their documents; `info` is the content of index.json."""
 
     searcher: Searcher
     documents: pa.Table
@@ -64,30 +63,30 @@ class Index:
         return Index(searcher, self.documents.take(np.sort(rows)), self.info)
 
     def check_model(self, folder: Path) -> None:
-        """Raises ValueError when this index was built with other weights than those in `folder`."""
+        """Raise ValueError if this index was built with other weights than those in `folder`."""
         theirs = fingerprint(folder)
         if theirs and self.info["model"] and theirs != self.info["model"]:
             raise ValueError(f"the index was built with another model than {folder.name}: build it again with this one")
 
 
 def build_index(
-    encoder: Encoder,
+    encoder: RetrievalEncoder,
     catalogue: Table,
     *,
-    changes: Changes,
+    changes: Changes = NO_CHANGES,
     batch_size: int = 64,
     imputation: bool = True,
     exact_below: int = EXACT_BELOW,
 ) -> Index:
-    """Embeds a catalogue and builds its index in memory.
+    """Embed a catalogue and build its index in memory.
 
     Args:
         encoder: the whole model; its folder may carry calibration.safetensors.
         catalogue: checked table.
-        changes: ablations of text and images.
+        changes: ablations of text and images; none by default.
         batch_size: documents per forward pass.
         imputation: whether documents without text get the text shift of their neighbours.
-        exact_below: number of documents from which the search is approximate.
+        exact_below: number of documents from which search is approximate.
 
     Raises:
         ValueError: nothing to index, damaged calibration.
@@ -152,10 +151,10 @@ def _documents(found: Embedded, imputed: NDArray[np.bool_], order: Sequence[int]
 
 
 def save_index(index: Index, folder: Path) -> None:
-    """Writes the three files next to their place and renames the folder into it: never half an index.
+    """Write the index folder atomically; an older index is replaced.
 
     Raises:
-        ValueError: the place is taken by something that is not an index.
+        ValueError: the folder holds something that is not an index.
     """
     if folder.exists() and (not folder.is_dir() or any(file.name not in FILES for file in folder.iterdir())):
         raise ValueError(f"--out {folder}: holds something that is not an index: name a new or an index folder")
@@ -166,7 +165,7 @@ def save_index(index: Index, folder: Path) -> None:
 
 
 def load_index(folder: Path, *, columns: Sequence[str] | None = None) -> Index:
-    """Reads an index folder; `columns` restricts the documents' columns.
+    """Load an index folder; `columns` restricts the columns of the documents.
 
     Raises:
         ValueError: not an index folder, damaged, or its files do not belong together.
@@ -189,7 +188,7 @@ def load_index(folder: Path, *, columns: Sequence[str] | None = None) -> Index:
 
 
 def describe(index: Index) -> str:
-    """One line about an index, for stderr."""
+    """One line about an index: size, kind, calibration, imputed and skipped documents."""
     info = index.info
     calibration = "CSLS" if info["calibration"] else "no calibration"
     recall = "" if index.searcher.exact else f", recall@10 {index.searcher.recall_at_10:.3f} of exact search"
@@ -197,8 +196,3 @@ def describe(index: Index) -> str:
         f"{info['documents']} documents, {info['kind']}{recall}, {calibration}, {info['imputed']} texts imputed, "
         f"{len(info['skipped'])} skipped"
     )
-
-
-def report(index: Index) -> None:
-    """Prints describe() to stderr."""
-    print(describe(index), file=sys.stderr)

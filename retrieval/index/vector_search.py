@@ -1,9 +1,9 @@
-"""Inner-product search over plain arrays with FAISS: exact when small, a quantised inverted file when large.
+"""Inner-product search with FAISS: exact when small, a quantised inverted file when large.
 
 Below EXACT_BELOW vectors every product is computed. Above, an inverted file with 4-bit product quantisation finds ten
 times as many candidates as wanted and the stored full vectors order them again (`IVF,PQx4fsr,RFlat`, k_factor 10;
-Andre et al., "Quicker ADC", TPAMI 2019; Douze et al., "The Faiss library", 2024). How many lists are probed is not
-guessed: it doubles until a sample of queries finds 95% of the exact ten best, and what was reached is reported.
+Andre et al., "Quicker ADC", TPAMI 2019; Douze et al., "The Faiss library", 2024). The number of probed lists doubles
+until a sample of queries finds 95% of the exact ten best; the recall reached is reported.
 
 Letters: N vectors, E their width (model width, plus one for the calibration), Q queries, K answers.
 """
@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.evaluation.metrics import SCORE_DECIMALS
+from retrieval.index import EXACT_BELOW
 
-EXACT_BELOW = 100_000
-REFINE_FACTOR = 10  # at the default of 1 recall stops near 0.7
+REFINE_FACTOR = 10  # with the default of 1, recall stays near 0.7
 WANTED_RECALL = 0.95
 SAMPLE_QUERIES = 256
 SLACK = 64  # fetched beyond k, so that ties at the cut are broken by row
@@ -73,11 +73,11 @@ class Searcher:
 
 
 def build(vectors_NE: Array, *, exact_below: int = EXACT_BELOW, sample_QE: Array | None = None) -> Searcher:
-    """Builds the exact index below `exact_below` vectors, the quantised one from there on.
+    """Build the exact index below `exact_below` vectors, the quantised one from there on.
 
     Args:
         vectors_NE: finite float32 vectors.
-        exact_below: where the switch is; at least 1,000 vectors are needed to train the quantiser.
+        exact_below: size from which the quantised index is used; its training needs at least 1,000 vectors.
         sample_QE: typical queries to tune the number of probed lists with; None takes some of the vectors themselves.
 
     Raises:
@@ -120,12 +120,12 @@ def _quantised(vectors_NE: Array, exact: Searcher, sample_QE: Array) -> Searcher
 
 
 def write(searcher: Searcher, path: str) -> None:
-    """Writes the FAISS file (recall and kind are kept by index.py in index.json)."""
+    """Write the FAISS file; recall and kind are stored in index.json."""
     faiss.write_index(searcher.index, path)
 
 
 def read(path: str, *, width: int, kind: str, recall_at_10: float) -> Searcher:
-    """Reads a FAISS file that write() made.
+    """Read a FAISS file that write() wrote.
 
     Raises:
         ValueError: the file is missing, damaged, or of another width.
@@ -140,7 +140,7 @@ def read(path: str, *, width: int, kind: str, recall_at_10: float) -> Searcher:
 
 
 def _padded(rows: Array, width: int) -> Array:
-    """Zero columns up to a width that the product quantiser can divide; products do not change."""
+    """Add zero columns up to a width that the product quantiser can divide; products do not change."""
     return np.ascontiguousarray(np.pad(rows, ((0, 0), (0, width - rows.shape[1]))), dtype=np.float32)
 
 

@@ -1,6 +1,6 @@
-"""The report page: one HTML file with everything inside, which opens from disk and asks the network for nothing.
+"""Write the report page: one HTML file that contains everything and needs no network.
 
-A content security policy in the page forbids requests, so that this stays true whatever a table's text holds.
+A content security policy in the page forbids requests, whatever the text of a table contains.
 """
 
 import json
@@ -16,7 +16,7 @@ import pyarrow.parquet
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from retrieval.encoder import Encoder
+from retrieval.encoder import RetrievalEncoder
 from retrieval.evaluation.metrics import METRICS
 from retrieval.evaluation.scoring import PER_QUERY
 from retrieval.index.search import Answers
@@ -34,7 +34,7 @@ MAX_BYTES = 5_000_000
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the report comes from; `metrics`, `ledger` and `governed` may be None."""
+    """Inputs of the report; `metrics`, `ledger` and `governed` are optional."""
 
     index: Index
     queries: Table
@@ -46,7 +46,7 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedAnswers:
     """One row of the per-query table with its right answers marked."""
 
     query_id: str
@@ -55,15 +55,15 @@ class Judged:
     right: list[bool]
 
 
-def write_report(encoder: Encoder, sources: Sources, out: Path, *, shown: int, seed: int) -> None:
-    """Writes the report.
+def write_report(encoder: RetrievalEncoder, sources: Sources, out: Path, *, shown: int, seed: int) -> None:
+    """Write the report.
 
     Args:
         encoder: the query side, for the pictures as the model saw them.
         sources: see Sources.
         out: the file to write.
         shown: number of queries on the page.
-        seed: of their choice.
+        seed: of the choice of queries.
 
     Raises:
         ValueError: a file is missing or not what it should be, the per-query table belongs to another index, or the
@@ -93,7 +93,7 @@ def write_report(encoder: Encoder, sources: Sources, out: Path, *, shown: int, s
 
 
 def write_answers(answers: Sequence[Answers], index: Index, out: Path) -> None:
-    """Writes the answers of a search as a page of the same kind, nothing marked.
+    """Write the answers of a search as a page of the same kind, without marks.
 
     Raises:
         ValueError: the page would be over 5 MB.
@@ -107,7 +107,7 @@ def write_answers(answers: Sequence[Answers], index: Index, out: Path) -> None:
     _write(out, "answers.html.j2", title="Answers", documents=len(index.documents), cards=cards)
 
 
-def read_per_query(path: Path, qrels: Table) -> list[Judged]:
+def read_per_query(path: Path, qrels: Table) -> list[JudgedAnswers]:
     """Rows of the per-query table; right answers are those the evaluation found relevant (merged ids included).
 
     Raises:
@@ -121,7 +121,7 @@ def read_per_query(path: Path, qrels: Table) -> list[Judged]:
         raise ValueError(f"per-query table {path}: not written by evaluate --per-query")
     known = set(qrels.read(["query_id"])["query_id"])
     rows = [
-        Judged(row["query_id"], row["doc_ids"], row["scores"], [value > 0 for value in row["relevance"]])
+        JudgedAnswers(row["query_id"], row["doc_ids"], row["scores"], [value > 0 for value in row["relevance"]])
         for row in table.to_pylist()
         if row["query_id"] in known
     ]
@@ -130,13 +130,13 @@ def read_per_query(path: Path, qrels: Table) -> list[Judged]:
     return rows
 
 
-def choose(rows: Sequence[Judged], *, count: int, seed: int) -> list[Judged]:
-    """Draws queries, a third each right at 1, found later and missed (others fill up where one kind is short).
+def choose(rows: Sequence[JudgedAnswers], *, count: int, seed: int) -> list[JudgedAnswers]:
+    """Choose queries at random, a third each right at 1, found later and missed.
 
-    The result is in random order, the same for the same seed.
+    If one kind has too few queries, the others fill up. The result is in random order, the same for the same seed.
     """
     generator = np.random.default_rng(seed)
-    kinds: dict[str, list[Judged]] = {"first": [], "later": [], "missed": []}
+    kinds: dict[str, list[JudgedAnswers]] = {"first": [], "later": [], "missed": []}
     for row in sorted(rows, key=lambda one: one.query_id):
         kinds["first" if row.right[:1] == [True] else "later" if any(row.right) else "missed"].append(row)
     shuffled = [[group[place] for place in generator.permutation(len(group))] for group in kinds.values()]
@@ -145,7 +145,7 @@ def choose(rows: Sequence[Judged], *, count: int, seed: int) -> list[Judged]:
     return [in_turn[place] for place in generator.permutation(len(in_turn))]
 
 
-def _cards(encoder: Encoder, sources: Sources, chosen: Sequence[Judged]) -> list[Markup]:
+def _cards(encoder: RetrievalEncoder, sources: Sources, chosen: Sequence[JudgedAnswers]) -> list[Markup]:
     cells = query_cells(sources.queries, [row.query_id for row in chosen])
     documents = documents_of(sources.index, [name for row in chosen for name in row.doc_ids])
     cards = []
@@ -163,7 +163,7 @@ def _cards(encoder: Encoder, sources: Sources, chosen: Sequence[Judged]) -> list
 
 
 def query_cells(queries: Table, wanted: Sequence[str]) -> dict[str, Any]:
-    """Image cells of some queries by id."""
+    """Image values of some queries by id."""
     names = set(wanted)
     cells: dict[str, Any] = {}
     for batch in queries.batches():

@@ -1,4 +1,4 @@
-"""A contact sheet of real answers as one PNG: query left, ten answers, right and wrong framed."""
+"""Draw a contact sheet as a PNG: each query with ten answers, framed as right or wrong."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ from PIL import Image, ImageDraw
 
 from retrieval.index.store import Index
 from retrieval.pictures import PictureError, decode
-from retrieval.report.page import Judged, choose, documents_of, query_cells, read_per_query
+from retrieval.report.page import JudgedAnswers, choose, documents_of, query_cells, read_per_query
 from retrieval.tables import Table
 
-CELL = 64
+TILE = 64
 GAP = 10
 FRAME = 3
 ANSWERS = 10
@@ -24,7 +24,7 @@ RIGHT, WRONG, NEUTRAL = (18, 128, 92), (201, 42, 75), (200, 202, 208)
 def write_sheet(
     *, index: Index, queries: Table, qrels: Table, per_query: Path, out: Path, rows: int, seed: int
 ) -> None:
-    """Draws the sheet.
+    """Draw the sheet.
 
     Args:
         index: the index that evaluate used.
@@ -33,7 +33,7 @@ def write_sheet(
         per_query: what evaluate wrote.
         out: the PNG.
         rows: number of queries, a third each right at 1, found later, missed.
-        seed: of their choice.
+        seed: of the choice of queries.
 
     Raises:
         ValueError: files that do not fit together, a query without picture, or a sheet over 300 kB.
@@ -41,7 +41,7 @@ def write_sheet(
     chosen = choose(read_per_query(per_query, qrels), count=rows, seed=seed)
     cells = query_cells(queries, [row.query_id for row in chosen])
     documents = documents_of(index, [name for row in chosen for name in row.doc_ids[:ANSWERS]])
-    step = CELL + GAP
+    step = TILE + GAP
     sheet = Image.new("RGB", (GAP + step * (ANSWERS + 1) + GAP, GAP + step * len(chosen)), PAPER)
     for line, row in enumerate(chosen):
         top = GAP + line * step
@@ -53,7 +53,7 @@ def write_sheet(
     out.write_bytes(content)
 
 
-def _query(cell: Any, row: Judged, queries: Table) -> Image.Image:
+def _query(cell: Any, row: JudgedAnswers, queries: Table) -> Image.Image:
     try:
         picture = decode(cell, folder=queries.folder)
     except PictureError as error:
@@ -63,36 +63,36 @@ def _query(cell: Any, row: Judged, queries: Table) -> Image.Image:
     return picture
 
 
-def _answers(sheet: Image.Image, row: Judged, documents: Mapping[str, Mapping[str, Any]], top: int) -> None:
+def _answers(sheet: Image.Image, row: JudgedAnswers, documents: Mapping[str, Mapping[str, Any]], top: int) -> None:
     pairs: Sequence[tuple[str, bool]] = list(zip(row.doc_ids, row.right, strict=True))[:ANSWERS]
     for place, (name, right) in enumerate(pairs):
         content = documents[name]["thumbnail"]
         picture = Image.open(io.BytesIO(content)) if content else _no_image()
-        left = 2 * GAP + (CELL + GAP) * (place + 1)
+        left = 2 * GAP + (TILE + GAP) * (place + 1)
         _place(sheet, picture, (left, top), RIGHT if right else WRONG)
 
 
 def _no_image() -> Image.Image:
-    blank = Image.new("RGB", (CELL, CELL), (240, 240, 240))
-    ImageDraw.Draw(blank).text((CELL / 2, CELL / 2), "text\nonly", fill=INK, anchor="mm", align="center")
+    blank = Image.new("RGB", (TILE, TILE), (240, 240, 240))
+    ImageDraw.Draw(blank).text((TILE / 2, TILE / 2), "text\nonly", fill=INK, anchor="mm", align="center")
     return blank
 
 
 def _place(sheet: Image.Image, picture: Image.Image, corner: tuple[int, int], colour: tuple[int, int, int]) -> None:
     flat = Image.new("RGBA", picture.size, (*PAPER, 255))
     flat.alpha_composite(picture.convert("RGBA"))
-    flat.thumbnail((CELL - 2 * FRAME, CELL - 2 * FRAME))
+    flat.thumbnail((TILE - 2 * FRAME, TILE - 2 * FRAME))
     left, top = corner
     draw = ImageDraw.Draw(sheet)
     draw.rounded_rectangle(
-        (left, top, left + CELL - 1, top + CELL - 1), radius=7, fill=PAPER, outline=colour, width=FRAME
+        (left, top, left + TILE - 1, top + TILE - 1), radius=7, fill=PAPER, outline=colour, width=FRAME
     )
-    # Small drawings are centred, and grown to the cell when the thumbnail was smaller than it.
-    scale = (CELL - 2 * FRAME - 2) / max(flat.size)
+    # Small drawings are centred, and enlarged where the thumbnail is smaller than the tile.
+    scale = (TILE - 2 * FRAME - 2) / max(flat.size)
     fitted = flat.resize(
         (max(1, round(flat.width * scale)), max(1, round(flat.height * scale))), Image.Resampling.LANCZOS
     )
-    sheet.paste(fitted.convert("RGB"), (left + (CELL - fitted.width) // 2, top + (CELL - fitted.height) // 2))
+    sheet.paste(fitted.convert("RGB"), (left + (TILE - fitted.width) // 2, top + (TILE - fitted.height) // 2))
 
 
 def _png(sheet: Image.Image) -> bytes:

@@ -1,4 +1,4 @@
-"""A tiny published model with random weights, and tables of tiny drawings, made once for all tests of this folder."""
+"""Fixtures: a tiny published model with random weights, tables of tiny drawings, an index, an evaluation."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.support.tiny_retrieval import (
     COLOURS,
     SHAPES,
     Evaluated,
-    World,
+    TinyTask,
     drawing,
     image_column,
     png,
@@ -21,13 +21,13 @@ from tests.support.tiny_retrieval import (
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A published folder with calibration, and a catalogue with holes: no text, no image, neither, damaged."""
+def task(tmp_path_factory: pytest.TempPathFactory) -> TinyTask:
+    """A published folder with calibration, and a catalogue with incomplete and damaged documents."""
     from safetensors.numpy import save_file
 
     import modeling_oclear
 
-    folder = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("task")
     model, processor = tiny_model()
     modeling_oclear.publish(model, processor, folder / "hub")
     sample = np.random.default_rng(0).normal(size=(31, 24))
@@ -58,22 +58,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     write(folder, "queries", query_id=ids, image=image_column(images), warmth=warmth)
     names, answers, values = zip(*qrels, strict=True)
     write(folder, "qrels", query_id=names, doc_id=answers, relevance=values)
-    return World(folder, folder / "hub")
+    return TinyTask(folder, folder / "hub")
 
 
 @pytest.fixture(scope="session")
-def built(world: World) -> Path:
-    """The world's index, made by the command."""
-    out = world.folder / "index"
-    done = retrieval("index", "--model", world.model, "--catalogue", world.table("catalogue"), "--out", out)
+def built(task: TinyTask) -> Path:
+    """The index of the task, written by the command."""
+    out = task.folder / "index"
+    done = retrieval("index", "--model", task.model, "--catalogue", task.table("catalogue"), "--out", out)
     assert done.returncode == 0, done.stderr
     return out
 
 
 @pytest.fixture(scope="session")
-def evaluated(world: World, built: Path) -> Evaluated:
-    """Metrics JSON and the per-query table of the world, made by the command."""
-    out, table = world.folder / "metrics.json", world.folder / "per_query.parquet"
-    done = retrieval("evaluate", *world.question, "--index", built, "--out", out, "--per-query", table)
+def evaluated(task: TinyTask, built: Path) -> Evaluated:
+    """Metrics and the per-query table of the task, written by the command."""
+    out, table = task.folder / "metrics.json", task.folder / "per_query.parquet"
+    done = retrieval("evaluate", *task.flags, "--index", built, "--out", out, "--per-query", table)
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text()), table

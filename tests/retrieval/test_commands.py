@@ -13,10 +13,10 @@ from retrieval.evaluation.metrics import METRICS
 from retrieval.index.embed import Changes, shuffled_texts
 from retrieval.index.store import build_index, load_index
 from retrieval.tables import CATALOGUE, read_table
-from tests.support.tiny_retrieval import Evaluated, World, call, drawing, retrieval
+from tests.support.tiny_retrieval import Evaluated, TinyTask, call, drawing, retrieval
 
 
-def test_the_index_folder_says_what_it_holds_and_what_it_left_out(built: Path) -> None:
+def test_the_index_folder_records_its_documents_and_the_skipped_ones(built: Path) -> None:
     info = json.loads((built / "index.json").read_text())
     documents = pa.parquet.read_table(built / "documents.parquet")
     ids = documents.column("doc_id").to_pylist()
@@ -32,9 +32,9 @@ def test_the_index_folder_says_what_it_holds_and_what_it_left_out(built: Path) -
     assert "x-text" in ids
 
 
-def test_index_vectors_are_what_the_model_says_document_by_document(world: World) -> None:
-    encoder = load_encoder(str(world.model))
-    catalogue = read_table(world.table("catalogue"), CATALOGUE)
+def test_index_vectors_equal_the_embeddings_of_single_documents(task: TinyTask) -> None:
+    encoder = load_encoder(str(task.model))
+    catalogue = read_table(task.table("catalogue"), CATALOGUE)
     index = build_index(encoder, catalogue, changes=Changes(), batch_size=5, imputation=False)
     row = index.doc_ids.index("d037-1")
     text = index.documents.column("text")[row].as_py()
@@ -43,9 +43,9 @@ def test_index_vectors_are_what_the_model_says_document_by_document(world: World
     np.testing.assert_allclose(index.searcher.vectors()[row, :24], output.embeds[0].numpy(), atol=1e-5)
 
 
-def test_a_document_without_text_moves_by_imputation_and_others_do_not(world: World) -> None:
-    encoder = load_encoder(str(world.model))
-    catalogue = read_table(world.table("catalogue"), CATALOGUE)
+def test_imputation_changes_only_documents_without_text(task: TinyTask) -> None:
+    encoder = load_encoder(str(task.model))
+    catalogue = read_table(task.table("catalogue"), CATALOGUE)
     plain = build_index(encoder, catalogue, changes=Changes(), imputation=False)
     filled = build_index(encoder, catalogue, changes=Changes())
     # The length of a document without image follows the others (calibration.py); where it points does not.
@@ -58,7 +58,7 @@ def test_a_document_without_text_moves_by_imputation_and_others_do_not(world: Wo
     assert plain.info["imputed"] == 0
 
 
-def test_where_the_text_looked_is_kept_for_documents_with_both_only(built: Path) -> None:
+def test_attention_maps_are_stored_for_documents_with_image_and_text_only(built: Path) -> None:
     index = load_index(built)
     rows, columns = index.info["grid"]
     for document in index.documents.to_pylist():
@@ -68,12 +68,12 @@ def test_where_the_text_looked_is_kept_for_documents_with_both_only(built: Path)
         assert (document["thumbnail"] is not None) == document["has_image"]
 
 
-def test_search_prints_one_json_line_per_answer(world: World, built: Path, tmp_path: Path) -> None:
+def test_search_prints_one_json_line_per_answer(task: TinyTask, built: Path, tmp_path: Path) -> None:
     drawing("teal", "wedge").save(tmp_path / "one.png")
     drawing("red", "box").save(tmp_path / "two.png")
     images = ["--image", tmp_path / "one.png", "--image", tmp_path / "two.png"]
     page = tmp_path / "answers.html"
-    done = retrieval("search", "--model", world.model, "--index", built, *images, "--k", 3, "--html", page)
+    done = retrieval("search", "--model", task.model, "--index", built, *images, "--k", 3, "--html", page)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(lines) == 6
@@ -84,26 +84,26 @@ def test_search_prints_one_json_line_per_answer(world: World, built: Path, tmp_p
 
 
 def test_more_answers_than_documents_gives_all_documents(
-    world: World, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task: TinyTask, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawing("teal", "wedge").save(tmp_path / "one.png")
-    assert call("search", "--model", world.model, "--index", built, "--image", tmp_path / "one.png", "--k", 999) == 0
+    assert call("search", "--model", task.model, "--index", built, "--image", tmp_path / "one.png", "--k", 999) == 0
     assert len(capsys.readouterr().out.splitlines()) == 57
 
 
 def test_search_needs_only_the_query_side_of_the_folder(
-    world: World, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task: TinyTask, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import shutil
 
-    shutil.copytree(world.model, tmp_path / "hub", ignore=shutil.ignore_patterns("tokenizer*"))
+    shutil.copytree(task.model, tmp_path / "hub", ignore=shutil.ignore_patterns("tokenizer*"))
     (tmp_path / "hub" / "model.safetensors").unlink()
     drawing("teal", "wedge").save(tmp_path / "one.png")
     assert call("search", "--model", tmp_path / "hub", "--index", built, "--image", tmp_path / "one.png") == 0
     assert len(capsys.readouterr().out.splitlines()) == 10
 
 
-def test_metrics_hold_everything_that_the_cards_and_the_page_read(evaluated: Evaluated) -> None:
+def test_metrics_contain_all_keys_that_cards_and_page_read(evaluated: Evaluated) -> None:
     metrics, table = evaluated
     assert set(METRICS) < set(metrics)
     assert set(metrics["intervals"]) == set(METRICS)
@@ -118,21 +118,21 @@ def test_metrics_hold_everything_that_the_cards_and_the_page_read(evaluated: Eva
     assert all(len(row["doc_ids"]) == 10 for row in rows)
 
 
-def test_results_say_nothing_about_where_they_were_made(evaluated: Evaluated, world: World) -> None:
+def test_results_do_not_identify_the_machine_or_the_user(evaluated: Evaluated, task: TinyTask) -> None:
     import getpass
     import platform
 
     metrics, _ = evaluated
     words = json.dumps(metrics)
     assert metrics["command"].startswith("python -m retrieval evaluate --model hub")
-    assert str(world.folder) not in words
+    assert str(task.folder) not in words
     assert platform.node() not in words
     assert f"/{getpass.getuser()}/" not in words
 
 
-def test_metrics_equal_a_plain_ranking_of_all_documents(evaluated: Evaluated, world: World, built: Path) -> None:
+def test_metrics_equal_a_plain_ranking_of_all_documents(evaluated: Evaluated, task: TinyTask, built: Path) -> None:
     index = load_index(built)
-    encoder = load_query_encoder(str(world.model))
+    encoder = load_query_encoder(str(task.model))
     vectors, ids = index.searcher.vectors(), index.doc_ids
     found = []
     for place in range(28):
@@ -154,12 +154,12 @@ def index_of(place: int) -> tuple[str, str]:
     return COLOURS[place // len(SHAPES)], SHAPES[place % len(SHAPES)]
 
 
-def test_a_gallery_restricts_what_is_searched(world: World, built: Path, tmp_path: Path) -> None:
+def test_a_gallery_restricts_what_is_searched(task: TinyTask, built: Path, tmp_path: Path) -> None:
     ids = [f"d{(place * 37) % 101:03d}-1" for place in range(5)]
     pa.parquet.write_table(pa.table({"doc_id": ids}), tmp_path / "gallery.parquet")
     out, table = tmp_path / "m.json", tmp_path / "p.parquet"
     gallery = ["--gallery", tmp_path / "gallery.parquet", "--index", built]
-    assert call("evaluate", *world.question, *gallery, "--out", out, "--per-query", table) == 0
+    assert call("evaluate", *task.flags, *gallery, "--out", out, "--per-query", table) == 0
     metrics = json.loads(out.read_text())
     assert (metrics["documents"], metrics["queries"], metrics["skipped"]) == (5, 5, 23)
     assert metrics["qrels"]["outside_gallery"] == 51
@@ -168,12 +168,12 @@ def test_a_gallery_restricts_what_is_searched(world: World, built: Path, tmp_pat
         assert set(row["doc_ids"]) == set(ids)
 
 
-def test_merging_reports_the_unmerged_figures_beside(world: World, built: Path, tmp_path: Path) -> None:
+def test_merging_also_reports_unmerged_metrics(task: TinyTask, built: Path, tmp_path: Path) -> None:
     pairs = {"doc_id": ["d000-1", "d037-1"], "same_as": ["d000-2", "d037-2"]}
     pa.parquet.write_table(pa.table(pairs), tmp_path / "merged.parquet")
     out = tmp_path / "m.json"
     flags = ["--merge", tmp_path / "merged.parquet", "--index", built, "--out", out]
-    assert call("evaluate", *world.question, *flags) == 0
+    assert call("evaluate", *task.flags, *flags) == 0
     metrics = json.loads(out.read_text())
     assert metrics["documents"] == 57
     assert metrics["unmerged"]["documents"] == 59
@@ -181,22 +181,22 @@ def test_merging_reports_the_unmerged_figures_beside(world: World, built: Path, 
     assert metrics["map"] != metrics["unmerged"]["map"]
 
 
-def test_no_calibration_ranks_by_the_plain_product(world: World, built: Path, tmp_path: Path) -> None:
+def test_no_calibration_ranks_by_the_plain_product(task: TinyTask, built: Path, tmp_path: Path) -> None:
     table = tmp_path / "p.parquet"
     flags = ["--no-calibration", "--index", built, "--out", tmp_path / "m.json", "--per-query", table]
-    assert call("evaluate", *world.question, *flags) == 0
+    assert call("evaluate", *task.flags, *flags) == 0
     assert json.loads((tmp_path / "m.json").read_text())["index"]["calibration"] is None
-    index, encoder = load_index(built), load_query_encoder(str(world.model))
+    index, encoder = load_index(built), load_query_encoder(str(task.model))
     row = pa.parquet.read_table(table).to_pylist()[0]
     query = encoder.queries([drawing("red", "ring")])[0][0]
     best = index.searcher.vectors()[index.doc_ids.index(row["doc_ids"][0]), :24] @ query
     assert row["scores"][0] == pytest.approx(float(best), abs=1e-5)
 
 
-def test_removed_text_and_images_leave_what_the_other_says(world: World, tmp_path: Path) -> None:
+def test_text_or_images_can_be_removed(task: TinyTask, tmp_path: Path) -> None:
     for flags in (["--text", "remove"], ["--images", "remove"]):
         out = tmp_path / "".join(flags)
-        assert call("index", *world.question[:4], *flags, "--out", out) == 0
+        assert call("index", *task.flags[:4], *flags, "--out", out) == 0
         documents = pa.parquet.read_table(out / "documents.parquet")
         column = "has_text" if "--text" in flags else "has_image"
         assert not any(documents.column(column).to_pylist())
@@ -205,8 +205,8 @@ def test_removed_text_and_images_leave_what_the_other_says(world: World, tmp_pat
     assert {row["reason"] for row in info["skipped"]} == {"neither image nor text"}
 
 
-def test_shuffled_text_comes_from_another_leaf_and_empty_stays_empty(world: World) -> None:
-    catalogue = read_table(world.table("catalogue"), CATALOGUE)
+def test_shuffled_text_comes_from_another_leaf_and_empty_stays_empty(task: TinyTask) -> None:
+    catalogue = read_table(task.table("catalogue"), CATALOGUE)
     column = catalogue.read(["text", "leaf"])
     shuffled = shuffled_texts(catalogue, seed=3)
     assert sorted(shuffled) == sorted(column["text"])
@@ -216,27 +216,27 @@ def test_shuffled_text_comes_from_another_leaf_and_empty_stays_empty(world: Worl
         assert not new or leaf not in new.split()  # the texts name their leaf
 
 
-def test_an_approximate_index_evaluates_like_an_exact_one(world: World, tmp_path: Path) -> None:
+def test_an_approximate_index_can_be_evaluated(task: TinyTask, tmp_path: Path) -> None:
     import shutil
 
-    catalogue = pa.parquet.read_table(world.table("catalogue")).slice(0, 56)
+    catalogue = pa.parquet.read_table(task.table("catalogue")).slice(0, 56)
     copies = [catalogue]
     for turn in range(18):
         ids = [f"{name}~{turn:02d}" for name in catalogue.column("doc_id").to_pylist()]
         copies.append(catalogue.set_column(0, "doc_id", pa.array(ids)))
     pa.parquet.write_table(pa.concat_tables(copies), tmp_path / "catalogue.parquet")
-    names = ["--model", world.model, "--catalogue", tmp_path / "catalogue.parquet"]
+    names = ["--model", task.model, "--catalogue", tmp_path / "catalogue.parquet"]
     assert call("index", *names, "--exact-below", 1000, "--out", tmp_path / "index") == 0
     info = json.loads((tmp_path / "index" / "index.json").read_text())
     assert info["kind"].startswith("IVF")
     assert info["recall_at_10_against_exact"] >= 0.95
-    shutil.copy(world.table("queries"), tmp_path)
-    tables = ["--queries", world.table("queries"), "--qrels", world.table("qrels"), "--index", tmp_path / "index"]
+    shutil.copy(task.table("queries"), tmp_path)
+    tables = ["--queries", task.table("queries"), "--qrels", task.table("qrels"), "--index", tmp_path / "index"]
     assert call("evaluate", *names, *tables, "--out", tmp_path / "m.json") == 0
     assert json.loads((tmp_path / "m.json").read_text())["index"]["ranking_depth"] == 1000
 
 
-def test_bf16_changes_embeddings_only_a_little(world: World) -> None:
-    exact, fast = (load_query_encoder(str(world.model), bf16=flag) for flag in (False, True))
+def test_bf16_changes_embeddings_only_a_little(task: TinyTask) -> None:
+    exact, fast = (load_query_encoder(str(task.model), bf16=flag) for flag in (False, True))
     difference = exact.queries([drawing("red", "box")])[0] - fast.queries([drawing("red", "box")])[0]
     assert 0 < np.abs(difference).max() < 0.05

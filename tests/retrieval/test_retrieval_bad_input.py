@@ -1,4 +1,4 @@
-"""Whatever a user may get wrong ends in one `error:` line and exit 2, or in a skipped row with its reason."""
+"""A mistake of the user ends in one `error:` line and exit code 2, or in a skipped row with its reason."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from PIL import Image
 
 from retrieval.pictures import PictureError, decode, read_picture
 from retrieval.tables import CATALOGUE, GALLERY, QRELS, QUERIES, read_table
-from tests.support.tiny_retrieval import World, call, drawing, image_column, png, retrieval
+from tests.support.tiny_retrieval import TinyTask, call, drawing, image_column, png, retrieval
 
 
 def giant_png() -> bytes:
@@ -36,7 +36,7 @@ def png_end() -> bytes:
     return struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: Any) -> str:
+def rejected(capsys: pytest.CaptureFixture[str], *words: Any) -> str:
     """The error line of a command that must fail."""
     assert call(*words) == 2
     error = capsys.readouterr().err
@@ -65,7 +65,7 @@ def parquet(folder: Path, name: str, **columns: Any) -> Path:
         ({"doc_id": pa.array([], pa.string())}, GALLERY, "no rows"),
     ],
 )
-def test_a_table_that_is_not_what_it_should_be_is_refused_with_its_place(
+def test_a_wrong_table_is_rejected_with_column_and_row(
     tmp_path: Path, columns: Any, declared: Any, message: str
 ) -> None:
     path = parquet(tmp_path, "table.parquet", **columns)
@@ -79,7 +79,7 @@ def test_ids_may_be_integers_and_a_qrels_table_may_repeat_them(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "folder", "datasets"])
-def test_every_form_of_table_reads_alike(tmp_path: Path, form: str) -> None:
+def test_every_table_format_gives_the_same_rows(tmp_path: Path, form: str) -> None:
     (tmp_path / "pictures").mkdir()
     drawing("red", "box").save(tmp_path / "pictures" / "1.png")
     rows = [{"doc_id": "007", "image": "pictures/1.png", "text": "a, b"}, {"doc_id": "8", "image": "", "text": "nan"}]
@@ -114,7 +114,7 @@ def test_every_form_of_table_reads_alike(tmp_path: Path, form: str) -> None:
         ("t.xls", b"", ".csv"),
     ],
 )
-def test_a_damaged_table_is_refused_without_the_words_of_a_library(
+def test_a_damaged_table_is_rejected_with_a_clear_message(
     tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -122,7 +122,7 @@ def test_a_damaged_table_is_refused_without_the_words_of_a_library(
         read_table(tmp_path / name, GALLERY)
 
 
-def test_a_table_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+def test_a_missing_file_is_not_looked_up_on_the_hub(tmp_path: Path) -> None:
     for name in (tmp_path / "none.parquet", tmp_path / "none", "data_governance/none"):
         with pytest.raises(ValueError, match="no such file or folder"):
             read_table(name, GALLERY)
@@ -152,7 +152,7 @@ def test_an_image_that_cannot_be_used_gives_its_reason(tmp_path: Path, cell: Any
         decode(cell, folder=folder)
 
 
-def test_every_usual_picture_is_decoded_and_the_first_of_a_list_is_the_main_one(tmp_path: Path) -> None:
+def test_common_picture_modes_are_decoded_and_the_first_of_a_list_counts(tmp_path: Path) -> None:
     for mode in ("1", "L", "P", "RGBA", "LA", "I;16", "CMYK"):
         path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
         Image.new(mode, (5, 4)).save(path)
@@ -163,13 +163,13 @@ def test_every_usual_picture_is_decoded_and_the_first_of_a_list_is_the_main_one(
 
 
 def test_bad_documents_are_skipped_with_reasons_and_the_rest_is_indexed(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task: TinyTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "t").mkdir()
     contents = [png(drawing("red", "box")), giant_png(), b"no", None]
     columns = {"image": image_column(contents), "text": ["a red box" * 1_200_000, "x", "x", " "]}
     path = parquet(tmp_path / "t", "c.parquet", doc_id=["good", "giant", "damaged", "empty"], **columns)
-    assert call("index", "--model", world.model, "--catalogue", path, "--out", tmp_path / "index") == 0
+    assert call("index", "--model", task.model, "--catalogue", path, "--out", tmp_path / "index") == 0
     info = json.loads((tmp_path / "index" / "index.json").read_text())
     assert sorted(row["doc_id"] for row in info["skipped"]) == ["damaged", "empty", "giant"]
     assert info["texts_cut"] == 1
@@ -177,45 +177,45 @@ def test_bad_documents_are_skipped_with_reasons_and_the_rest_is_indexed(
     assert "skipped document giant: image is over 50000000 pixels" in error
 
 
-def test_a_catalogue_of_bad_documents_only_is_refused(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_catalogue_of_bad_documents_only_is_rejected(
+    task: TinyTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = parquet(tmp_path, "c.parquet", doc_id=["a"], image=image_column([None]), text=[""])
-    words = ["index", "--model", world.model, "--catalogue", path, "--out", tmp_path / "index"]
-    assert "all 1 documents were skipped" in refused(capsys, *words)
+    words = ["index", "--model", task.model, "--catalogue", path, "--out", tmp_path / "index"]
+    assert "all 1 documents were skipped" in rejected(capsys, *words)
     assert not (tmp_path / "index").exists()
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "modeling_oclear.py", "fusion_oclear.py"])
-def test_a_model_folder_that_lacks_a_file_is_refused_by_name(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str
+def test_a_model_folder_without_a_file_is_rejected_with_its_name(
+    task: TinyTask, tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str
 ) -> None:
-    shutil.copytree(world.model, tmp_path / "hub")
+    shutil.copytree(task.model, tmp_path / "hub")
     (tmp_path / "hub" / missing).unlink()
-    words = ["index", "--model", tmp_path / "hub", "--catalogue", world.table("catalogue"), "--out", tmp_path / "index"]
-    assert missing in refused(capsys, *words)
+    words = ["index", "--model", tmp_path / "hub", "--catalogue", task.table("catalogue"), "--out", tmp_path / "index"]
+    assert missing in rejected(capsys, *words)
 
 
-def test_damaged_weights_are_refused(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(world.model, tmp_path / "hub")
+def test_damaged_weights_are_rejected(task: TinyTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(task.model, tmp_path / "hub")
     (tmp_path / "hub" / "model.safetensors").write_bytes(b"no")
-    words = ["index", "--model", tmp_path / "hub", "--catalogue", world.table("catalogue"), "--out", tmp_path / "index"]
-    assert "does not load" in refused(capsys, *words)
+    words = ["index", "--model", tmp_path / "hub", "--catalogue", task.table("catalogue"), "--out", tmp_path / "index"]
+    assert "does not load" in rejected(capsys, *words)
 
 
-def test_a_query_picture_that_is_not_there_or_no_picture_is_refused(
-    world: World, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_missing_or_undecodable_query_picture_is_rejected(
+    task: TinyTask, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["search", "--model", world.model, "--index", built, "--image"]
-    assert "none.png: No such file" in refused(capsys, *words, tmp_path / "none.png")
+    words = ["search", "--model", task.model, "--index", built, "--image"]
+    assert "none.png: No such file" in rejected(capsys, *words, tmp_path / "none.png")
     (tmp_path / "x.png").write_bytes(b"no")
-    assert "x.png: image cannot be decoded" in refused(capsys, *words, tmp_path / "x.png")
+    assert "x.png: image cannot be decoded" in rejected(capsys, *words, tmp_path / "x.png")
     (tmp_path / "e.png").write_bytes(b"")
-    assert "e.png: the file is empty" in refused(capsys, *words, tmp_path / "e.png")
+    assert "e.png: the file is empty" in rejected(capsys, *words, tmp_path / "e.png")
 
 
-def test_an_index_of_another_model_or_half_an_index_is_refused(
-    world: World, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_index_of_another_model_or_an_incomplete_index_is_rejected(
+    task: TinyTask, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import modeling_oclear
     from tests.support.tiny_retrieval import tiny_model
@@ -225,72 +225,80 @@ def test_an_index_of_another_model_or_half_an_index_is_refused(
     model.image_head.projection.weight.data.neg_()
     modeling_oclear.publish(model, processor, tmp_path / "other")
     words = ["--image", tmp_path / "x.png", "--model"]
-    assert "another model" in refused(capsys, "search", "--index", built, *words, tmp_path / "other")
+    assert "another model" in rejected(capsys, "search", "--index", built, *words, tmp_path / "other")
     shutil.copytree(built, tmp_path / "index")
     (tmp_path / "index" / "documents.parquet").write_bytes(b"no")
-    assert "damaged" in refused(capsys, "search", "--index", tmp_path / "index", *words, world.model)
+    assert "damaged" in rejected(capsys, "search", "--index", tmp_path / "index", *words, task.model)
     (tmp_path / "index" / "index.faiss").unlink()
-    assert "no index.faiss" in refused(capsys, "search", "--index", tmp_path / "index", *words, world.model)
+    assert "no index.faiss" in rejected(capsys, "search", "--index", tmp_path / "index", *words, task.model)
 
 
-def test_an_index_never_replaces_what_is_not_an_index(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_folder_that_is_no_index_is_never_replaced(
+    task: TinyTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose")
-    words = ["index", "--model", world.model, "--catalogue", world.table("catalogue"), "--out", tmp_path / "mine"]
-    assert "not an index" in refused(capsys, *words)
+    words = ["index", "--model", task.model, "--catalogue", task.table("catalogue"), "--out", tmp_path / "mine"]
+    assert "not an index" in rejected(capsys, *words)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not lose"
 
 
 def test_unknown_ids_in_the_qrels_are_counted_and_warned_about(
-    world: World, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task: TinyTask, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    qrels = pa.parquet.read_table(world.table("qrels"))
+    qrels = pa.parquet.read_table(task.table("qrels"))
     extra = pa.table({"query_id": ["q00", "gone"], "doc_id": ["lost", "d000-1"], "relevance": [1, 1]})
     pa.parquet.write_table(pa.concat_tables([qrels, extra]), tmp_path / "qrels.parquet")
-    words = [*world.question[:6], "--qrels", tmp_path / "qrels.parquet", "--index", built, "--out", tmp_path / "m.json"]
+    words = [
+        *task.flags[:6],
+        "--qrels",
+        tmp_path / "qrels.parquet",
+        "--index",
+        built,
+        "--out",
+        tmp_path / "m.json",
+    ]
     assert call("evaluate", *words) == 0
     metrics = json.loads((tmp_path / "m.json").read_text())
     assert metrics["qrels"] == {"unknown_queries": 1, "unknown_documents": 1, "outside_gallery": 0}
     assert "1 rows name a document that the catalogue lacks" in capsys.readouterr().err
 
 
-def test_qrels_that_fit_nothing_are_refused(
-    world: World, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_qrels_without_any_known_document_are_rejected(
+    task: TinyTask, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = parquet(tmp_path, "qrels.parquet", query_id=["q00"], doc_id=["lost"], relevance=[1])
-    words = [*world.question[:6], "--qrels", path, "--index", built, "--out", tmp_path / "m.json"]
-    assert "no readable query has a relevant document" in refused(capsys, "evaluate", *words)
+    words = [*task.flags[:6], "--qrels", path, "--index", built, "--out", tmp_path / "m.json"]
+    assert "no readable query has a relevant document" in rejected(capsys, "evaluate", *words)
 
 
-def test_unreadable_queries_are_left_out_by_name(world: World, built: Path, tmp_path: Path) -> None:
-    queries = pa.parquet.read_table(world.table("queries")).to_pylist()
+def test_unreadable_queries_are_left_out_and_listed(task: TinyTask, built: Path, tmp_path: Path) -> None:
+    queries = pa.parquet.read_table(task.table("queries")).to_pylist()
     queries[0]["image"], queries[1]["image"] = {"bytes": b"no", "path": None}, None
     pa.parquet.write_table(pa.Table.from_pylist(queries), tmp_path / "queries.parquet")
-    words = [*world.question[:4], "--queries", tmp_path / "queries.parquet", "--qrels", world.table("qrels")]
+    words = [*task.flags[:4], "--queries", tmp_path / "queries.parquet", "--qrels", task.table("qrels")]
     assert call("evaluate", *words, "--index", built, "--out", tmp_path / "m.json") == 0
     metrics = json.loads((tmp_path / "m.json").read_text())
     assert metrics["queries"] == 26
     assert [row["query_id"] for row in metrics["unreadable_queries"]] == ["q00", "q01"]
 
 
-def test_ablations_do_not_mix_with_a_finished_index(
-    world: World, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_ablations_cannot_be_combined_with_a_saved_index(
+    task: TinyTask, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [*world.question, "--index", built, "--text", "remove", "--out", tmp_path / "m.json"]
-    assert "leave --index out" in refused(capsys, "evaluate", *words)
+    words = [*task.flags, "--index", built, "--text", "remove", "--out", tmp_path / "m.json"]
+    assert "leave --index out" in rejected(capsys, "evaluate", *words)
 
 
-def test_a_command_line_mistake_is_one_error_and_exit_two(tmp_path: Path) -> None:
+def test_a_wrong_flag_is_one_error_and_exit_code_two(tmp_path: Path) -> None:
     done = retrieval("search", "--model", tmp_path, "--index", tmp_path, "--image", "x.png", "--k", "0")
     assert done.returncode == 2
     assert "must be at least 1" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_weights_that_are_not_finite_are_named(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_weights_that_are_not_finite_are_rejected(
+    task: TinyTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import modeling_oclear
     from tests.support.tiny_retrieval import tiny_model
@@ -298,5 +306,5 @@ def test_weights_that_are_not_finite_are_named(
     model, processor = tiny_model()
     model.image_head.projection.weight.data.fill_(np.nan)
     modeling_oclear.publish(model, processor, tmp_path / "hub")
-    words = ["index", "--model", tmp_path / "hub", "--catalogue", world.table("catalogue"), "--out", tmp_path / "index"]
-    assert "not finite" in refused(capsys, *words)
+    words = ["index", "--model", tmp_path / "hub", "--catalogue", task.table("catalogue"), "--out", tmp_path / "index"]
+    assert "not finite" in rejected(capsys, *words)

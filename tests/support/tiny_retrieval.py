@@ -1,4 +1,4 @@
-"""Tiny drawings, a tiny random model, and the command line as a user or a test calls it."""
+"""Tiny drawings, a tiny random model, and calls of the retrieval command."""
 
 import io
 import os
@@ -75,18 +75,19 @@ def tiny_model(*, text_strength: float = 1.0) -> Any:
         text_strength=text_strength,
     )
     model = modeling_oclear.OclearModel(config).eval()
-    with torch.no_grad():  # at start the text adds next to nothing: make it count
+    # An untrained text side adds almost nothing to an embedding: scale it up.
+    with torch.no_grad():
         for linear in (model.fusion.evidence_projection, model.fusion.concept_projection):
             linear.weight.mul_(2e3)
     processor = modeling_oclear.OclearProcessor(modeling_oclear.OclearImageProcessor(size=32), tokenizer, max_length=16)
     return model, processor
 
 
-Evaluated = tuple[dict[str, Any], Path]  # metrics, the per-query table
+Evaluated = tuple[dict[str, Any], Path]  # metrics, path of the per-query table
 
 
 @dataclass(frozen=True)
-class World:
+class TinyTask:
     """Folders and tables of a small task: 28 categories, two documents each, one query each."""
 
     folder: Path
@@ -96,8 +97,8 @@ class World:
         return self.folder / f"{name}.parquet"
 
     @property
-    def question(self) -> list[str]:
-        """The flags of evaluate that every call here shares."""
+    def flags(self) -> list[str]:
+        """Flags of evaluate that all calls share."""
         names = {"--model": self.model, "--catalogue": self.table("catalogue")}
         names |= {"--queries": self.table("queries"), "--qrels": self.table("qrels")}
         return [str(word) for pair in names.items() for word in pair]
@@ -108,14 +109,14 @@ def write(folder: Path, name: str, **columns: Any) -> None:
 
 
 def retrieval(*words: Any, cwd: Any = ROOT) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m retrieval` as a user does."""
+    """Run `python -m retrieval` in a subprocess."""
     command = [sys.executable, "-m", "retrieval", *map(str, words)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
 def call(*words: Any) -> int:
-    """The same in this process, which is faster: the exit code."""
+    """Run the command in this process, which is faster; return its exit code."""
     from retrieval.__main__ import main
 
     return main([str(word) for word in words])

@@ -37,7 +37,7 @@ def test_a_ranking_worked_by_hand() -> None:
     assert ndcg_at_10(ranked, judged) == pytest.approx((3 / log2(3) + 1 / log2(5)) / best)
 
 
-def test_the_cut_at_ten_is_exact() -> None:
+def test_the_cutoff_is_exactly_ten() -> None:
     tenth, eleventh = [0] * 9 + [1], [0] * 10 + [1]
     assert mrr_at_10(tenth, [1]) == pytest.approx(0.1)
     assert mrr_at_10(eleventh, [1]) == 0.0
@@ -67,12 +67,12 @@ def test_no_answer_at_all_scores_zero(name: str) -> None:
         ([[1]], [1], "one row per query"),
     ],
 )
-def test_relevance_that_cannot_be_is_refused(ranked: Any, judged: Any, message: str) -> None:
+def test_impossible_relevance_is_rejected(ranked: Any, judged: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         average_precision(ranked, judged)
 
 
-def test_k_below_one_is_refused() -> None:
+def test_k_below_one_is_rejected() -> None:
     with pytest.raises(ValueError, match="k is 0"):
         recall_at_k([1], [1], k=0)
 
@@ -93,7 +93,7 @@ def test_a_query_without_relevant_documents_has_no_judged_ones() -> None:
     ("doc_ids", "scores", "message"),
     [(["a", "a"], [1, 2], "twice"), (["a"], [1, 2], "one score"), (["a"], [float("nan")], "NaN")],
 )
-def test_answers_that_cannot_be_are_refused(doc_ids: Any, scores: Any, message: str) -> None:
+def test_impossible_answers_are_rejected(doc_ids: Any, scores: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ranked_relevance(doc_ids, scores, {"a": 1})
 
@@ -102,7 +102,7 @@ def test_intervals_of_a_constant_have_no_width() -> None:
     assert intervals(np.ones((6, 2)), [0, 0, 1, 1, 2, 2]) == [(1.0, 1.0), (1.0, 1.0)]
 
 
-def test_whole_categories_are_drawn() -> None:
+def test_the_bootstrap_draws_whole_categories() -> None:
     # Two categories, all right and all wrong, of unequal size: a draw of one kind only gives exactly 0 or 1.
     means = bootstrap_means([[1.0]] * 3 + [[0.0]], [7, 7, 7, 9], draws=500)[:, 0]
     assert set(np.round(means, 6)) == {0.0, 0.75, 1.0}

@@ -107,12 +107,12 @@ def test_further_columns_of_the_qrels_become_slices(tmp_path: Path) -> None:
     ("rows", "message"),
     [([("q", "a", 1), ("q", "a", 2)], "again in row 1"), ([("q", "a", -1)], "row 0 has relevance -1")],
 )
-def test_judgements_that_contradict_are_refused(tmp_path: Path, rows: Any, message: str) -> None:
+def test_contradicting_judgements_are_rejected(tmp_path: Path, rows: Any, message: str) -> None:
     gallery = build_gallery(["a"], None, [])
     with pytest.raises(ValueError, match=message):
         read_judgements(write_qrels(tmp_path, rows), queries=["q"], catalogue=["a"], gallery=gallery)
 
 
-def test_a_gallery_without_known_documents_is_refused() -> None:
+def test_a_gallery_without_known_documents_is_rejected() -> None:
     with pytest.raises(ValueError, match="no document of the catalogue"):
         build_gallery(["a"], ["b"], [])

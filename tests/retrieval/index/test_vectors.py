@@ -49,7 +49,7 @@ def large() -> Any:
     return vectors, vector_search.build(vectors, exact_below=2000)
 
 
-def test_the_index_is_approximate_from_the_threshold_on_and_finds_what_exact_search_finds(large: Any) -> None:
+def test_search_is_approximate_from_the_threshold_and_finds_the_exact_answers(large: Any) -> None:
     vectors, approximate = large
     exact = vector_search.build(vectors, exact_below=3002)
     assert exact.exact
@@ -63,7 +63,7 @@ def test_the_index_is_approximate_from_the_threshold_on_and_finds_what_exact_sea
     assert overlap >= 0.9
 
 
-def test_an_approximate_index_keeps_full_vectors_and_survives_the_disk(large: Any, tmp_path: Path) -> None:
+def test_an_approximate_index_stores_full_vectors_and_can_be_saved(large: Any, tmp_path: Path) -> None:
     vectors, approximate = large
     np.testing.assert_array_equal(approximate.vectors(), vectors)
     path = str(tmp_path / "index.faiss")
@@ -73,7 +73,7 @@ def test_an_approximate_index_keeps_full_vectors_and_survives_the_disk(large: An
     assert again.search(query, 10)[0].tolist() == approximate.search(query, 10)[0].tolist()
 
 
-def test_a_small_catalogue_stays_exact_whatever_the_threshold() -> None:
+def test_a_small_catalogue_is_always_searched_exactly() -> None:
     assert vector_search.build(clustered(500, 8), exact_below=1).exact
 
 
@@ -81,12 +81,12 @@ def test_a_small_catalogue_stays_exact_whatever_the_threshold() -> None:
     ("vectors", "message"),
     [(np.zeros((0, 3), np.float32), "no document"), (np.full((2, 3), np.nan, np.float32), "finite")],
 )
-def test_vectors_that_cannot_be_indexed_are_refused(vectors: Any, message: str) -> None:
+def test_empty_or_infinite_vectors_are_rejected(vectors: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         vector_search.build(vectors)
 
 
-def test_queries_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_queries_of_another_width_are_rejected(tmp_path: Path) -> None:
     searcher = vector_search.build(clustered(5, 7))
     with pytest.raises(ValueError, match="width 7"):
         searcher.search(clustered(1, 8), 3)
@@ -142,7 +142,7 @@ def test_without_a_calibration_nothing_changes(tmp_path: Path) -> None:
         calibrated_queries(document, index_width=9)
 
 
-def test_a_calibration_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_a_calibration_of_another_width_is_rejected(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     save_file({"query_embeds": np.zeros((3, 5), np.float16)}, tmp_path / "calibration.safetensors")

@@ -1,4 +1,4 @@
-"""The report page: what it shows, that it opens without network, that its filter works in a real browser."""
+"""The report page: its content, no network access, and its filter in a real browser."""
 
 import json
 import re
@@ -16,8 +16,8 @@ from PIL import Image
 from retrieval.report.answer_cards import Shown, card
 from retrieval.report.charts import Bar, horizontal
 from retrieval.report.metric_tables import governance_panels
-from retrieval.report.page import Judged, choose
-from tests.support.tiny_retrieval import Evaluated, World, call
+from retrieval.report.page import JudgedAnswers, choose
+from tests.support.tiny_retrieval import Evaluated, TinyTask, call
 
 BROWSER = shutil.which("chromium") or ""
 # The proxy is a closed port: whatever the browser itself would like to fetch, it cannot leave this machine.
@@ -29,9 +29,9 @@ FLAGS = [
 
 
 @pytest.fixture(scope="session")
-def report(world: World, built: Path, evaluated: Evaluated) -> Path:
+def report(task: TinyTask, built: Path, evaluated: Evaluated) -> Path:
     """A report with every optional part."""
-    folder = world.folder
+    folder = task.folder
     metrics, table = evaluated
     governance = {"label_accuracy_before": 0.8, "label_accuracy_after": 0.96, "kept_share": 0.9}
     whole = {"unseen": {"full_gallery": metrics}, "seen": {"full_gallery": metrics}, "governance": governance}
@@ -43,14 +43,14 @@ def report(world: World, built: Path, evaluated: Evaluated) -> Path:
     (folder / "governed").mkdir()
     sizes = pa.table({"size": [40, 9, 8, 2, 2], "band": ["head", "body", "body", "tail", "tail"]})
     pa.parquet.write_table(sizes, folder / "governed" / "categories.parquet")
-    words = ["--model", world.model, "--index", built, "--queries", world.table("queries"), "--qrels"]
-    words += [world.table("qrels"), "--per-query", table, "--metrics", folder / "all.json"]
+    words = ["--model", task.model, "--index", built, "--queries", task.table("queries"), "--qrels"]
+    words += [task.table("qrels"), "--per-query", table, "--metrics", folder / "all.json"]
     words += ["--ledger", folder / "ledger.json", "--governed", folder / "governed", "--shown", "20"]
     assert call("page", *words, "--html", folder / "report.html") == 0
     return folder / "report.html"
 
 
-def test_the_page_is_one_file_that_names_nothing_outside_itself(report: Path) -> None:
+def test_the_page_is_one_file_without_external_references(report: Path) -> None:
     text = report.read_text()
     assert len(text.encode()) < 5_000_000
     assert re.findall(r"(?:src|href)=\"(?!data:)[^\"]*", text) == []
@@ -58,7 +58,7 @@ def test_the_page_is_one_file_that_names_nothing_outside_itself(report: Path) ->
     assert "default-src 'none'" in text
 
 
-def test_the_page_shows_queries_marks_figures_and_governance(report: Path, evaluated: Evaluated) -> None:
+def test_the_page_shows_queries_marks_metrics_and_governance(report: Path, evaluated: Evaluated) -> None:
     text = report.read_text()
     assert text.count('<article class="query"') == 20
     assert text.count('<li class="answer') == 200
@@ -75,7 +75,7 @@ def test_the_page_shows_queries_marks_figures_and_governance(report: Path, evalu
     assert "<b>odd</b>" not in text
 
 
-def test_a_second_round_of_governance_stands_beside_the_first() -> None:
+def test_a_second_round_of_governance_is_shown_beside_the_first() -> None:
     first = {"label_accuracy_before": 0.8, "label_accuracy_after": 0.96, "kept_share": 0.9, "category_pair_f1": 0.912}
     second = {"label_accuracy_after": 0.985, "kept_share": 0.93, "category_pair_f1": 0.934}
     alone = governance_panels(None, first, None)
@@ -85,7 +85,7 @@ def test_a_second_round_of_governance_stands_beside_the_first() -> None:
         assert words in both
 
 
-def test_text_from_a_table_cannot_become_markup() -> None:
+def test_text_from_a_table_is_escaped() -> None:
     document = {"text": "<script>alert(1)</script>", "thumbnail": None, "attention": None, "has_image": False}
     html = card(
         Shown("q", Image.new("RGB", (4, 4)), ["a"], [0.5], [False]), {"a": document | {"imputed": False}}, (1, 1)
@@ -104,7 +104,7 @@ def test_kinds_follow_from_the_answers() -> None:
 
 
 def test_the_choice_of_queries_is_seeded_and_mixes_right_and_wrong() -> None:
-    rows = [Judged(f"q{place}", ["a", "b"], [1, 0], [place % 3 == 0, place % 3 == 1]) for place in range(90)]
+    rows = [JudgedAnswers(f"q{place}", ["a", "b"], [1, 0], [place % 3 == 0, place % 3 == 1]) for place in range(90)]
     chosen = choose(rows, count=30, seed=1)
     assert [row.query_id for row in chosen] == [row.query_id for row in choose(rows[::-1], count=30, seed=1)]
     assert [row.query_id for row in chosen] != [row.query_id for row in choose(rows, count=30, seed=2)]
@@ -146,7 +146,7 @@ def test_the_filter_works_in_a_browser_and_nothing_is_requested(report: Path, tm
 
 @pytest.mark.slow
 @pytest.mark.skipif(not BROWSER, reason="no chromium on this machine (Debian: apt install chromium)")
-def test_a_page_that_does_ask_the_network_would_be_caught(report: Path, tmp_path: Path) -> None:
+def test_a_page_that_requests_something_would_be_noticed(report: Path, tmp_path: Path) -> None:
     outside = '<img src="https://example.invalid/x.png">'
     open_page, closed_page = tmp_path / "open.html", tmp_path / "closed.html"
     open_page.write_text(f"<html><body>{outside}</body></html>")
@@ -157,28 +157,28 @@ def test_a_page_that_does_ask_the_network_would_be_caught(report: Path, tmp_path
     assert browse(closed_page.as_uri(), tmp_path / "b")[1] == []  # the page's own policy forbids it
 
 
-def test_a_report_needs_no_optional_part(world: World, built: Path, evaluated: Evaluated, tmp_path: Path) -> None:
-    words = ["--model", world.model, "--index", built, "--queries", world.table("queries"), "--qrels"]
-    words += [world.table("qrels"), "--per-query", evaluated[1], "--shown", "3", "--html", tmp_path / "r.html"]
+def test_a_report_needs_no_optional_part(task: TinyTask, built: Path, evaluated: Evaluated, tmp_path: Path) -> None:
+    words = ["--model", task.model, "--index", built, "--queries", task.table("queries"), "--qrels"]
+    words += [task.table("qrels"), "--per-query", evaluated[1], "--shown", "3", "--html", tmp_path / "r.html"]
     assert call("page", *words) == 0
     text = (tmp_path / "r.html").read_text()
     assert "These queries" in text
     assert "From click log" not in text
 
 
-def test_a_per_query_table_of_another_index_is_refused(
-    world: World, built: Path, evaluated: Evaluated, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_per_query_table_of_another_index_is_rejected(
+    task: TinyTask, built: Path, evaluated: Evaluated, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = pa.parquet.read_table(evaluated[1]).to_pylist()
     rows[0]["doc_ids"][0] = "lost"
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
-    words = ["--index", built, "--queries", world.table("queries"), "--qrels", world.table("qrels"), "--per-query"]
+    words = ["--index", built, "--queries", task.table("queries"), "--qrels", task.table("qrels"), "--per-query"]
     page = [
         "page",
         *words,
         tmp_path / "p.parquet",
         "--model",
-        world.model,
+        task.model,
         "--shown",
         "28",
         "--html",
@@ -186,14 +186,14 @@ def test_a_per_query_table_of_another_index_is_refused(
     ]
     assert call(*page) == 2
     assert "names document 'lost', which the index lacks" in capsys.readouterr().err
-    assert call("picture", *words, world.table("queries"), "--out", tmp_path / "x.png") == 2
+    assert call("picture", *words, task.table("queries"), "--out", tmp_path / "x.png") == 2
     assert "evaluate --per-query" in capsys.readouterr().err
 
 
 def test_the_contact_sheet_is_a_small_picture_with_green_and_red_frames(
-    world: World, built: Path, evaluated: Evaluated, tmp_path: Path
+    task: TinyTask, built: Path, evaluated: Evaluated, tmp_path: Path
 ) -> None:
-    words = ["--index", built, "--queries", world.table("queries"), "--qrels", world.table("qrels")]
+    words = ["--index", built, "--queries", task.table("queries"), "--qrels", task.table("qrels")]
     out = tmp_path / "answers.png"
     assert call("picture", *words, "--per-query", evaluated[1], "--rows", 4, "--out", out) == 0
     assert out.stat().st_size < 300_000
