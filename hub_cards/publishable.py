@@ -167,10 +167,10 @@ def _check_remote_code(folder: Path, config_path: Path, required: set[str]) -> N
         raise ValueError(
             f"{config_path}: auto_map lacks {sorted(missing)}, so no Auto class finds the code. Export again."
         )
-    _, missing = code_modules(folder, _remote_modules(config, config_path))
-    if missing:
+    _, lost = code_modules(folder, _remote_modules(config, config_path))
+    if lost:
         raise ValueError(
-            f"{folder}: remote code '{missing[0]}.py' is missing, but {config_path.name} needs it. Export again."
+            f"{folder}: remote code '{lost[0]}.py' is missing, but {config_path.name} needs it. Export again."
         )
 
 
