@@ -95,8 +95,9 @@ def measured(folder: Path, *, steps: int, seed: int) -> dict[str, Any]:
     """
     from accelerate import Accelerator
 
+    from train.context import RunContext
     from train.encoders.backbones import build_model
-    from train.image_stage.loop import train_image_side
+    from train.image_stage.loop import train_image_stage
     from train.inputs.feature_stream import stream_features
     from train.inputs.samples import read_samples
 
@@ -107,17 +108,10 @@ def measured(folder: Path, *, steps: int, seed: int) -> dict[str, Any]:
     model, processor = build_model(recipe, seed=seed)
     cache = stream_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
     begun = time.process_time()
-    image = train_image_side(
-        model,
-        cache,
-        samples,
-        recipe=recipe,
-        accelerator=Accelerator(cpu=True),
-        folder=folder / "run",
-        seed=seed,
-        max_steps=None,
-        resume=False,
+    context = RunContext(
+        recipe=recipe, accelerator=Accelerator(cpu=True), folder=folder / "run", features=folder, seed=seed
     )
+    image = train_image_stage(context, model, cache, samples)
     trained = time.process_time() - begun
     cache.query_inputs.decoder.close()
     workers = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -27,7 +27,7 @@ from modeling_oclear.partial_softmax_oclear import sample_classes
 from train.class_weights.shard import ClassShard
 from train.encoders.pair import EncoderPair
 from train.encoders.parameter_groups import parameter_groups
-from train.image_stage.step import ImageSide, _global_loss, optimiser_step
+from train.image_stage.step import ImageStage, _global_loss, optimiser_step
 from train.inputs.sampler import StepSampler
 from train.planner.plan import GPUS, Run, memory
 from train.planner.plan_encoder import measure
@@ -74,7 +74,7 @@ def recipe_of(said: Any) -> Recipe:
     )
 
 
-def image_side(said: Any, accelerator: Accelerator) -> ImageSide:
+def image_side(said: Any, accelerator: Accelerator) -> ImageStage:
     """Encoders, class weights and random pixels as training has them."""
     recipe, rng = recipe_of(said), np.random.default_rng(said.seed)
     torch.manual_seed(said.seed)
@@ -97,10 +97,10 @@ def image_side(said: Any, accelerator: Accelerator) -> ImageSide:
     pixels = rng.normal(size=(PICTURES, 1, 3, said.image_size, said.image_size)).astype(np.float16)
     rows = (np.arange(PICTURES), rng.integers(0, said.classes, PICTURES), np.ones(PICTURES))
     sampler = StepSampler(rows, rows, query_views=0, document_views=0, balance=1.0)
-    return ImageSide(accelerator, encoders, optimizer, shard, sampler, pixels, pixels, recipe, said.seed)
+    return ImageStage(accelerator, encoders, optimizer, shard, sampler, pixels, pixels, recipe, said.seed)
 
 
-def encoder_step(side: ImageSide, step: int) -> None:
+def encoder_step(side: ImageStage, step: int) -> None:
     """Forward, backward and update of the encoders alone, on a loss that costs nothing."""
     recipe, like = side.recipe, side.shard.like
     count = recipe.image.queries_per_step, recipe.image.documents_per_step
@@ -111,7 +111,7 @@ def encoder_step(side: ImageSide, step: int) -> None:
     side.optimizer.zero_grad()
 
 
-def head_step(side: ImageSide, step: int) -> None:
+def head_step(side: ImageStage, step: int) -> None:
     """Draw, gather, loss, backward and update of the class weights alone, on random embeddings."""
     recipe, like = side.recipe, side.shard.like
     count = recipe.image.queries_per_step + recipe.image.documents_per_step

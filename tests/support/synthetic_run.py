@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 
 from modeling_oclear import EfficientNetLiteConfig, EfficientNetLiteModel, OclearModel
-from train.image_stage.loop import ImageResult, train_image_side
+from train.context import RunContext
+from train.image_stage.loop import ImageResult, train_image_stage
 from train.inputs.samples import GovernedSamples, Labels
 from train.recipes.recipe import Recipe
 from train.recipes.registry import recipe_by_name
@@ -98,16 +99,8 @@ def small_samples() -> GovernedSamples:
     )
 
 
-def train_small(recipe: Recipe, folder: Path, **options: Any) -> ImageResult:
-    """Train the image side on the made features."""
+def train_small(recipe: Recipe, folder: Path, *, cache: Any = None, **options: Any) -> ImageResult:
+    """Train the image stage on the synthetic features; `options` are fields of `RunContext`."""
     folder.mkdir(exist_ok=True)
-    settings: dict[str, Any] = {"seed": 0, "max_steps": None, "resume": False, **options}
-    return train_image_side(
-        small_model(recipe),
-        options.get("cache") or small_cache(),
-        small_samples(),
-        recipe=recipe,
-        accelerator=Accelerator(cpu=True),
-        folder=folder,
-        **{name: value for name, value in settings.items() if name != "cache"},
-    )
+    context = RunContext(recipe=recipe, accelerator=Accelerator(cpu=True), folder=folder, features=folder, **options)
+    return train_image_stage(context, small_model(recipe), cache or small_cache(), small_samples())

@@ -29,9 +29,9 @@ from train.checkpoints.row_blocks import (
     saved_tensors,
     without_group_warning,
 )
+from train.class_weights.class_table import ClassTable
 from train.class_weights.shard import ClassShard
-from train.image_stage.class_table import ClassTable
-from train.image_stage.step import ImageSide
+from train.image_stage.step import ImageStage
 from train.parallel.collectives import barrier, on_main
 from train.recipes.flat import is_flat, recipe_from_flat
 from train.recipes.recipe import difference, recipe_from_json
@@ -41,7 +41,7 @@ DEFAULT_KEEP = 2
 
 
 def save_checkpoint(
-    side: ImageSide,
+    side: ImageStage,
     folder: Path,
     *,
     step: int,
@@ -159,7 +159,7 @@ def _as_written_today(recipe: dict[str, Any]) -> dict[str, Any]:
         return recipe
 
 
-def load_checkpoint(side: ImageSide, path: Path, *, with_classes: bool = True) -> None:
+def load_checkpoint(side: ImageStage, path: Path, *, with_classes: bool = True) -> None:
     """Take over encoders, optimiser and class weights; all ranks call it, in any number.
 
     Args:
@@ -205,7 +205,7 @@ def check_rows(path: Path, shard: ClassShard, *, with_classes: bool = True) -> d
     return {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
 
 
-def tensors_to_save(side: ImageSide, history: dict[str, torch.Tensor]) -> dict[str, Any]:
+def tensors_to_save(side: ImageStage, history: dict[str, torch.Tensor]) -> dict[str, Any]:
     """What torch's own planner saves and loads; the rows of classes go in blocks beside it."""
     encoders, optimizer = get_state_dict(side.encoders, side.optimizer.optimizer)
     average = {} if side.average is None else {"average": side.average.state()}  # is read into where it stands

@@ -27,8 +27,8 @@ from train.checkpoints.checkpoint import (
     told_if_not_written,
 )
 from train.checkpoints.row_blocks import BlockSavePlanner, RowBlocks
-from train.image_stage.class_table import ClassTable
-from train.image_stage.step import ImageSide
+from train.class_weights.class_table import ClassTable
+from train.image_stage.step import ImageStage
 from train.parallel.collectives import barrier, on_main, rank
 from train.parallel.topology import group_timeout
 
@@ -42,7 +42,7 @@ class Checkpointer:
         folder: `checkpoints/` of the run. identity, classes: see `save_checkpoint`.
     """
 
-    def __init__(self, side: ImageSide, folder: Path, *, identity: dict[str, Any], classes: ClassTable) -> None:
+    def __init__(self, side: ImageStage, folder: Path, *, identity: dict[str, Any], classes: ClassTable) -> None:
         self.side, self.folder, self.identity, self.classes = side, folder, identity, classes
         self.recipe = side.recipe
         self.saved_at = time.monotonic()

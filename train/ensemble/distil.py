@@ -73,7 +73,7 @@ def distil(
 
 
 def cut_short(recipe: Recipe, max_steps: int | None) -> Recipe:
-    """The recipe with at most `max_steps` of distillation: a run that is cut short has a student that is too."""
+    """The recipe with at most `max_steps` of distillation: a shortened run trains a shortened student."""
     steps = recipe.ensemble.distil_steps if max_steps is None else min(max_steps, recipe.ensemble.distil_steps)
     return recipe.with_changes({"ensemble.distil_steps": steps})
 

@@ -31,7 +31,7 @@ from runtime.files import write_text
 from train.checkpoints.checkpoint import load_checkpoint
 from train.checkpoints.folder import torn_by
 from train.class_weights.initialization import while_running
-from train.image_stage.step import ImageSide
+from train.image_stage.step import ImageStage
 from train.inputs.samples import GovernedSamples
 from train.parallel.collectives import gather_rows, on_main, rank, world_size
 
@@ -104,7 +104,7 @@ def ranking_figures(
     return {name: float(values_Q.mean()) for name, values_Q in rank_metrics(torch.cat(ranks).cpu().numpy()).items()}
 
 
-def embed_on_all_ranks(side: ImageSide, rows: np.ndarray, *, name: str) -> Tensor:
+def embed_on_all_ranks(side: ImageStage, rows: np.ndarray, *, name: str) -> Tensor:
     """(len(rows), D) unit rows of one side on every rank, each of which embeds an equal share; all ranks call it.
 
     Args:
@@ -119,7 +119,7 @@ def embed_on_all_ranks(side: ImageSide, rows: np.ndarray, *, name: str) -> Tenso
 
 
 @contextlib.contextmanager
-def _as_published(side: ImageSide) -> Iterator[None]:
+def _as_published(side: ImageStage) -> Iterator[None]:
     """While inside, the encoders compute as the published folder will: averaged weights, no reduced precision."""
     bare = getattr(side.encoders, "module", side.encoders)
     precision, bare.mixed_precision = bare.mixed_precision, "no"
@@ -173,7 +173,7 @@ def summary(folder: Path, *, done: int) -> dict[str, Any] | None:
     return None if best is None else {"best": next(x for x in lines if x["step"] == best), "evaluations": len(lines)}
 
 
-def load_best(side: ImageSide, folder: Path, *, done: int) -> None:
+def load_best(side: ImageStage, folder: Path, *, done: int) -> None:
     """Take over the checkpoint of the run's best evaluation, unless it is that of the last step; all ranks call it.
 
     Raises:
@@ -206,7 +206,7 @@ class Evaluator:
         ValueError: nothing is held out.
     """
 
-    def __init__(self, side: ImageSide, samples: GovernedSamples, *, folder: Path, start: int) -> None:
+    def __init__(self, side: ImageStage, samples: GovernedSamples, *, folder: Path, start: int) -> None:
         self.side, self.path = side, folder / EVALUATION_FILE
         self.every, self.patience = side.recipe.image.evaluate_every, side.recipe.image.early_stopping
         self.lines: list[dict[str, Any]] = []

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from train.checkpoints.checkpoint import CLASSES_FILE, check_rows, load_checkpoint
 from train.checkpoints.row_blocks import read_rows
+from train.class_weights.class_table import ClassTable
 from train.class_weights.initialization import SideRowsOfClass, start_from_means, while_running
 from train.class_weights.shard import ClassShard
-from train.image_stage.class_table import ClassTable
-from train.image_stage.step import ImageSide
+from train.image_stage.step import ImageStage
 from train.parallel.collectives import on_main, rank
 
 EVENTS = ("kept", "renamed", "merged", "split", "retired", "new")
@@ -106,7 +106,7 @@ def _some(keys: Sequence[str]) -> str:
 
 
 def resume_classes(
-    side: ImageSide, path: Path, table: ClassTable, *, events: Sequence[Event], rows: dict[str, SideRowsOfClass]
+    side: ImageStage, path: Path, table: ClassTable, *, events: Sequence[Event], rows: dict[str, SideRowsOfClass]
 ) -> None:
     """Take over a checkpoint of another table of classes; all ranks call it.
 

@@ -1,12 +1,12 @@
-"""One optimiser step of the image side: the same numbers for any number of ranks and micro-steps.
+"""One optimiser step of the image stage, with equal results for any number of ranks and micro-steps.
 
     rows of the whole step, from (seed, step)  ->  sampled classes  ->  rows of this rank's classes
     each micro-step: embed local rows -> gather over ranks -> three scalars per row against local classes (with
     ProxyAnchor four sums over them), combined over ranks -> its share of the loss of the GLOBAL batch -> backward
     then: two gradient norms, clipped apart; AdamW on the encoders, the row optimiser on the class weights.
 
-The labels of the whole step are known to every rank before its first micro-step, since `batches.py` composes them from
-(seed, step); so the class set and the mean are those of the whole step.
+Every rank knows the labels of the whole step before its first micro-step, because inputs/sampler.py composes them from
+(seed, step). So the class set and the mean are those of the whole step.
 """
 
 import contextlib
@@ -42,16 +42,16 @@ from train.recipes.recipe import ProxyAnchorLoss, Recipe, SoftmaxLoss
 
 
 @dataclass(frozen=True)
-class ImageSide:
-    """What a step works on.
+class ImageStage:
+    """The state that a training step reads and changes.
 
     Attributes:
         encoders, optimizer: the `EncoderPair` and its AdamW, prepared by `accelerator`.
         shard: this rank's class weights. sampler: composes the rows of a step.
         query_inputs, document_inputs: (N, V, ...) cached inputs.
-        hard: finds classes that take part beside the drawn ones; None = none do.
-        leaf_N: from `leaf_ids`, for label smoothing within a coarse category; None = over all that take part.
-        average: average of the encoders' weights over the steps; None = none is kept.
+        hard: finds hard classes that take part beside the drawn ones; None for none.
+        leaf_N: from `leaf_ids`, for label smoothing within a coarse category; None smooths over all sampled classes.
+        average: average of the encoders' weights over the steps; None keeps none.
     """
 
     accelerator: Accelerator
@@ -69,8 +69,8 @@ class ImageSide:
 
 
 @dataclass(frozen=True)
-class StepFigures:
-    """Loss of the global batch, the two gradient norms before clipping, learning rate of the head."""
+class StepMetrics:
+    """Loss of the global batch, both gradient norms before clipping, learning rate of the projection."""
 
     loss: float
     grad_norm: float
@@ -78,7 +78,7 @@ class StepFigures:
     learning_rate: float
 
 
-def optimiser_step(side: ImageSide, step: int) -> StepFigures:
+def optimiser_step(side: ImageStage, step: int) -> StepMetrics:
     """Run step `step` (0-based) and update encoders and class weights.
 
     Raises:
@@ -114,7 +114,7 @@ def optimiser_step(side: ImageSide, step: int) -> StepFigures:
     head_norm = side.shard.update(
         gathered, learning_rate=recipe.head.learning_rate * factor, max_grad_norm=recipe.head.max_grad_norm
     )
-    return StepFigures(
+    return StepMetrics(
         loss=loss,
         grad_norm=norm,
         head_grad_norm=head_norm,
@@ -130,7 +130,7 @@ def _diverged(what: str, step: int) -> ValueError:
     )
 
 
-def _micro_step(side: ImageSide, rows: StepRows, gathered: GatheredRows, *, step: int, micro: int) -> float:
+def _micro_step(side: ImageStage, rows: StepRows, gathered: GatheredRows, *, step: int, micro: int) -> float:
     """Forward and backward of one micro-step; returns its share of the loss of the step."""
     recipe = side.recipe
     ranks, parts = world_size(), recipe.image.gradient_accumulation * world_size()
@@ -155,7 +155,7 @@ def _micro_step(side: ImageSide, rows: StepRows, gathered: GatheredRows, *, step
     return float(loss.detach())
 
 
-def _embed(side: ImageSide, rows: StepRows, query: slice, document: slice, *, step: int) -> Tensor:
+def _embed(side: ImageStage, rows: StepRows, query: slice, document: slice, *, step: int) -> Tensor:
     """(B, D) unit rows of this rank's pieces, queries first."""
     recipe = side.recipe
     like = side.shard.like
@@ -224,7 +224,7 @@ def _global_loss(
     return loss_from_scalars(scalars, labels_B, form=form)
 
 
-def _update_encoders(side: ImageSide, factor: float, *, step: int) -> float:
+def _update_encoders(side: ImageStage, factor: float, *, step: int) -> float:
     """Clip, step and clear the encoders' gradients; returns the norm before clipping."""
     most = side.recipe.image.max_grad_norm
     parameters = [value for value in side.encoders.parameters() if value.requires_grad]

@@ -1,10 +1,10 @@
-"""From a trained model to the folder that is published: `runs/x/hub`.
+"""Writes the published folder `runs/x/hub` of a trained model.
 
-Why: what is evaluated is what is published, so the folder holds everything that retrieval needs: model and query side,
-processor, class prototypes as far as they fit there (hub_head.py), the queries that calibrate scores, and what each
-category is.
+It holds everything that retrieval needs: model and query side, processor, class prototypes as far as they fit
+(class_weights/published_size.py), the queries that calibrate scores, and a line per category.
 """
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from modeling_oclear import publish
+from modeling_oclear import OclearForCategoryClassification, publish
 from runtime.files import atomic_folder
 from train.encoders.pair import EncoderPair, embed_rows
 from train.inputs.samples import GovernedSamples
-from train.publish.hub_head import with_head
-from train.recipes.recipe import Recipe
+from train.recipes.recipe import Recipe, SoftmaxLoss
 
 CALIBRATION_FILE = "calibration.safetensors"
 CATEGORIES_FILE = "categories.jsonl"
@@ -47,6 +46,25 @@ def export_hub(
         publish(model if prototypes is None else with_head(model, prototypes, recipe), processor, partial)
         save_file({"query_embeds": calibration.to(torch.float16).contiguous()}, partial / CALIBRATION_FILE)
         _write_categories(categories, partial / CATEGORIES_FILE)
+
+
+def with_head(model: Any, prototypes: Tensor, recipe: Recipe) -> Any:
+    """The classification model around `model`; its class weights are the tensor `prototypes` itself, not a copy."""
+    config = copy.deepcopy(model.config)
+    config.num_classes = 1  # the head of as many rows as there are categories would be made only to be thrown away
+    loss = recipe.head.loss
+    config.head_scale, config.head_sample_rate = loss.scale, recipe.head.sample_rate
+    if isinstance(loss, SoftmaxLoss):
+        config.head_margin, config.head_margin_type = loss.margin_value, loss.margin
+        config.head_label_smoothing = loss.label_smoothing
+        config.head_conflict_delta, config.head_conflict_tau = loss.conflict_delta, loss.conflict_tau
+    else:
+        config.head_margin = loss.margin
+    head = OclearForCategoryClassification(config)
+    head.oclear.load_state_dict(model.state_dict())
+    head.config.num_classes = head.head.out_features = len(prototypes)
+    head.head.weight = nn.Parameter(prototypes)
+    return head.eval()
 
 
 def calibration_queries(encoders: EncoderPair, query_inputs: Any, samples: GovernedSamples, *, most: int) -> Tensor:

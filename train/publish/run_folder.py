@@ -1,34 +1,34 @@
-"""The run folder: whose it is, what it says about itself at the start, and what came out at the end.
+"""The run folder: claims it at the start, writes training.json at the end.
 
-Why: a folder that holds another run must never be written over by accident, and a reader of a finished run must find
-recipe, environment, timings and counts in files of fixed names.
+A folder that holds another run is never written over; a reader of a finished run finds recipe, environment, timings and
+counts in files of fixed names.
 """
 
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from runtime.files import write_json
 from train.checkpoints.checkpoint import check_identity
 from train.checkpoints.folder import newest_checkpoint
+from train.context import RunContext
 from train.image_stage.loop import ImageResult, trained_rows
 from train.inputs.samples import GovernedSamples
+from train.journal import STEPS_FILE, Stopwatch, environment
 from train.parallel.collectives import on_main
-from train.publish.journal import STEPS_FILE, Stopwatch, environment
 from train.recipes.recipe import Recipe, learned_settings
 
 
-def open_run(folder: Path, recipe: Recipe, accelerator: Accelerator, *, resume: bool, seed: int) -> None:
+def open_run(context: RunContext) -> None:
     """Claim the folder and write recipe.json and environment.json; all ranks call it.
 
     Raises:
         ValueError: the folder holds a run already and `resume` is off, or it is on and the run is one of another recipe
             or seed; nothing has been written then.
     """
-    on_main(lambda: _claim(folder, recipe, resume=resume, seed=seed))
+    folder, accelerator = context.folder, context.accelerator
+    on_main(lambda: _claim(folder, context.recipe, resume=context.resume, seed=context.seed))
     if accelerator.is_main_process:
-        write_json(folder / "recipe.json", recipe.to_json())
+        write_json(folder / "recipe.json", context.recipe.to_json())
         write_json(folder / "environment.json", environment(accelerator))
     if accelerator.log_with:
         accelerator.init_trackers("tracker")
@@ -50,16 +50,9 @@ def _claim(folder: Path, recipe: Recipe, *, resume: bool, seed: int) -> None:
 
 
 def close_run(
-    folder: Path,
-    *,
-    recipe: Recipe,
-    samples: GovernedSamples,
-    image: ImageResult,
-    text: dict[str, Any],
-    stopwatch: Stopwatch,
-    seed: int,
+    context: RunContext, *, samples: GovernedSamples, image: ImageResult, text: dict[str, Any], stopwatch: Stopwatch
 ) -> None:
-    """Write training.json: counts, timings of all calls and what the text side chose. Main process only."""
+    """Write training.json: counts, timings of all calls and the report of the text stage. Main process only."""
     rows = trained_rows(samples)
     counts = {
         "categories": samples.num_categories,
@@ -69,10 +62,10 @@ def close_run(
         "documents": len(samples.labels.document),
         "trained_documents": len(rows["document"].rows),
         "steps": image.steps,
-        "recipe_steps": recipe.image.steps,
+        "recipe_steps": context.recipe.image.steps,
     }
     seconds = {"seconds": stopwatch.totals, "calls": stopwatch.calls}
-    training = {"recipe": recipe.name, "seed": seed, "counts": counts, **seconds, "text": text}
+    training = {"recipe": context.recipe.name, "seed": context.seed, "counts": counts, **seconds, "text": text}
     if image.evaluation is not None:
         training["evaluation"] = image.evaluation
-    write_json(folder / "training.json", training)
+    write_json(context.folder / "training.json", training)

@@ -31,7 +31,7 @@ from train.encoders.lora import add_text_adapters, text_layers, trained_and_all
 from train.image_stage.schedule import learning_rate_factor
 from train.inputs.cache import FeatureCache
 from train.recipes.recipe import Recipe
-from train.text_stage.fit import SentenceMap, centred_targets, sentence_vectors
+from train.text_stage.sentence_map import SentenceMap, centred_targets, sentence_vectors
 
 MAP_RATE = 1e-3
 WARM_UP = 0.1  # of the steps
@@ -128,7 +128,7 @@ def _train(
     rates = ((encoder, recipe.text.learning_rate), ([map_HD], MAP_RATE))
     optimizer = torch.optim.AdamW(
         [{"params": values, "lr": rate, "initial_lr": rate} for values, rate in rates],
-        weight_decay=recipe.image.weight_decay,
+        weight_decay=recipe.text.weight_decay,
     )
     losses = []
     for step in tqdm(range(recipe.text.steps), desc="text encoder", unit="step"):

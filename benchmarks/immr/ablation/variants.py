@@ -12,7 +12,6 @@ the folder that they publish. The exception is text inside the loss, which has n
 Letters: C classes, D width.
 """
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
@@ -23,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from accelerate import Accelerator
 
-import train.run
 from benchmarks.immr.baselines.baselines import Method, Rival, train_rival
 from benchmarks.immr.runner.cell import Cell, Desk, trained_rival
 from benchmarks.immr.runner.context import Stand
@@ -32,11 +31,13 @@ from benchmarks.immr.runner.features_of_task import SAMPLES
 from benchmarks.immr.runner.systems import System, published_system, train_product
 from retrieval.index.calibration import calibrated_queries
 from runtime.files import write_json
-from train.command import Options
+from train.context import RunContext
+from train.encoders.backbones import build_model
 from train.image_stage.loop import ImageResult
 from train.inputs.cache import FeatureCache
 from train.inputs.samples import read_samples
-from train.publish.journal import Stopwatch
+from train.journal import Stopwatch
+from train.pipeline import publish_run
 from train.recipes.recipe import Recipe
 
 STAGE = "heads"
@@ -138,27 +139,22 @@ def _trained(part: str, stand: Stand, desk: Desk, home: Path, seed: int) -> Path
         cache = write_raw(governed, stand)
     words = home / "given.json"
     write_json(words, recipe.to_json())
-    with _one_transform() if part == "transforms" else contextlib.nullcontext():
-        return train_product(
-            home / "run", governed=governed, recipe=str(words), cache=cache, seed=seed, max_steps=desk.max_steps
-        )
+    return train_product(
+        home / "run",
+        governed=governed,
+        recipe=str(words),
+        cache=cache,
+        seed=seed,
+        max_steps=desk.max_steps,
+        build=with_one_transform if part == "transforms" else build_model,
+    )
 
 
-@contextlib.contextmanager
-def _one_transform() -> Iterator[None]:
-    """While inside, `train.run` trains one residual for queries and documents; the published model holds it twice."""
-    usual = vars(train.run)["build_model"]
-
-    def shared(recipe: Recipe, *, seed: int) -> tuple[Any, Any]:
-        model, processor = usual(recipe, seed=seed)
-        model.image_head.document_transform = model.image_head.query_transform
-        return model, processor
-
-    vars(train.run)["build_model"] = shared
-    try:
-        yield
-    finally:
-        vars(train.run)["build_model"] = usual
+def with_one_transform(recipe: Recipe, *, seed: int) -> tuple[Any, Any]:
+    """A model that trains one residual for queries and documents; the published model holds it twice."""
+    model, processor = build_model(recipe, seed=seed)
+    model.image_head.document_transform = model.image_head.query_transform
+    return model, processor
 
 
 def _contrasted(part: str, stand: Stand, desk: Desk, home: Path, *, seed: int) -> Path:
@@ -179,10 +175,11 @@ def _contrasted(part: str, stand: Stand, desk: Desk, home: Path, *, seed: int) -
     run = home / "run"
     run.mkdir(exist_ok=True)
     image = ImageResult(rival.encoders.state_dict(), _class_means(rival, stand), recipe.image.steps, 0.0)
-    options = Options(
-        stand.world.governed, run, recipe.name, seed, desk.max_steps, False, run / "features", None, "none"
-    )
-    train.run.finish(options, recipe, learned.samples, learned.cache, image, Stopwatch(run, resume=False))
+    context = RunContext(
+        recipe=recipe, accelerator=Accelerator(cpu=True), folder=run, features=run / "features", seed=seed,
+        max_steps=desk.max_steps,
+    )  # fmt: skip
+    publish_run(context, stand.world.governed, learned.samples, learned.cache, image, Stopwatch(run, resume=False))
     return run / "hub"
 
 

@@ -23,11 +23,12 @@ from benchmarks.immr.baselines.documents import DOCUMENTS, DocumentForm, TextHea
 from benchmarks.immr.baselines.labels import LABELS, ClassSampler, Drawn, Labelled, PairSampler, restricted
 from benchmarks.immr.baselines.losses import CLASSIFYING, LOSSES, Classifying, Contrastive, Triplet
 from benchmarks.immr.runner.training_features import TrainingFeatures
+from train.context import member_seed
 from train.encoders.lora import add_adapters
 from train.encoders.pair import ROWS_PER_CHUNK, EncoderPair, rows_of, start_image_head
 from train.encoders.parameter_groups import parameter_groups
 from train.ensemble.distil import DistilRows, cut_short, distil
-from train.ensemble.soup import mean_weights, member_seed
+from train.ensemble.ensemble import mean_weights
 from train.image_stage.schedule import learning_rate_factor
 from train.inputs.sampler import dropout_scale
 from train.recipes.recipe import Recipe

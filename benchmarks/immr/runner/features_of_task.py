@@ -25,9 +25,9 @@ from benchmarks.immr.protocol.task import Task
 from runtime.files import atomic_file
 from train.encoders.pair import ROWS_PER_CHUNK, EncoderPair
 from train.inputs.cache import FeatureCache
+from train.inputs.features import features_of
 from train.inputs.samples import read_samples
 from train.recipes.recipe import Recipe
-from train.text_stage.stage import features_of
 
 Row = tuple[str, str, bytes | None, str]  # sample_id, side, picture, text
 MISSING = -1

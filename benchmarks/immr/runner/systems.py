@@ -8,9 +8,8 @@ frozen part of the encoders comes from a cache.
 Letters: Q queries, N documents, S calibration queries, D width.
 """
 
-import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import train.run
 from benchmarks.immr.baselines.baselines import Rival
 from benchmarks.immr.baselines.labels import Labelled
 from retrieval.encoder import load_encoder
 from retrieval.index.calibration import calibrated_documents, calibrated_queries, load_calibration
 from retrieval.index.imputation import impute
 from train.command import read_options
+from train.encoders.backbones import build_model
 from train.encoders.pair import EncoderPair, embed_rows
 from train.inputs.cache import FeatureCache
-from train.recipes.recipe import Recipe
-from train.text_stage.fit import embed_documents, sentence_vectors
+from train.inputs.samples import GovernedSamples
+from train.pipeline import Parts, train
+from train.run import context_of
+from train.text_stage.fit import embed_documents
+from train.text_stage.sentence_map import sentence_vectors
 
 MOST_CALIBRATION = 4096
 
@@ -132,7 +134,14 @@ def _fused(model: Any, cache: FeatureCache, images_ND: Tensor, *, imputes: bool)
 
 
 def train_product(
-    folder: Path, *, governed: Path, recipe: str, cache: FeatureCache, seed: int, max_steps: int | None
+    folder: Path,
+    *,
+    governed: Path,
+    recipe: str,
+    cache: FeatureCache,
+    seed: int,
+    max_steps: int | None,
+    build: Callable[..., tuple[Any, Any]] = build_model,
 ) -> Path:
     """What `accelerate launch train/run.py` does with these options, on features that are cached already.
 
@@ -140,7 +149,7 @@ def train_product(
 
     Args:
         recipe: a name, or a recipe.json.
-        cache: features of the governed samples at the stage of the recipe.
+        cache: features of the governed samples at the stage of the recipe. build: makes the untrained model.
 
     Returns:
         The published folder, the run's record beside it; checkpoints are removed.
@@ -149,23 +158,11 @@ def train_product(
     words = ["--data", str(governed), "--out", str(folder), "--recipe", recipe, "--seed", str(seed)]
     options = read_options(words + ([] if max_steps is None else ["--max-steps", str(max_steps)]))
     assert options is not None
-    with _features_given(cache):
-        train.run.train(options)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return folder / "hub"
 
-
-@contextlib.contextmanager
-def _features_given(cache: FeatureCache) -> Iterator[None]:
-    """While inside, `train.run` takes these features instead of looking for those of its own seed."""
-    usual = vars(train.run)["features_of"]
-
-    def given(model: Any, processor: Any, samples: Any, *, recipe: Recipe, folder: Path, seed: int) -> FeatureCache:
+    def cached(model: Any, processor: Any, samples: GovernedSamples, **_: Any) -> FeatureCache:
         assert len(samples.labels.document) == len(cache.document_inputs), "features are those of the governed folder"
         return cache
 
-    vars(train.run)["features_of"] = given
-    try:
-        yield
-    finally:
-        vars(train.run)["features_of"] = usual
+    train(context_of(options), options.data, parts=Parts(build_model=build, features_of=cached))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return folder / "hub"

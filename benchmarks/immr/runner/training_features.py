@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from benchmarks.immr.protocol.splits import World
 from benchmarks.immr.runner.features_of_task import Row, embedded, pooled_features
 from train.inputs.cache import FeatureCache
+from train.inputs.features import features_of
 from train.inputs.samples import GovernedSamples, read_samples
 from train.recipes.recipe import Recipe
-from train.text_stage.fit import sentence_vectors
-from train.text_stage.stage import features_of
+from train.text_stage.sentence_map import sentence_vectors
 
 Lacking = tuple[str, bytes | None, str]  # id, picture, text
 

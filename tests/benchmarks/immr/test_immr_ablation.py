@@ -26,7 +26,7 @@ STEPS = 3
 @pytest.fixture(scope="module", autouse=True)
 def few_attention_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.text_stage.fit.ATTENTION_STEPS", 3)
+        patch.setattr("train.text_stage.attention.ATTENTION_STEPS", 3)
         yield
 
 

@@ -16,7 +16,9 @@ from train.checkpoints.folder import (
     put_in_place,
     torn_by,
 )
+from train.context import RunContext
 from train.publish.run_folder import open_run
+from train.recipes.recipe import Recipe
 
 
 def written(folder: Path, step: int, *, figure: float | None = None, keep: int = 2) -> Path:
@@ -122,6 +124,13 @@ def test_a_state_of_an_older_version_counts_as_todays_defaults(trained: Path, tm
         train_small(small_recipe({"head.sub_centres": 2}), tmp_path, resume=True)
 
 
+def resumed_context(folder: Path, recipe: Recipe, *, seed: int) -> RunContext:
+    """A run that continues in `folder`."""
+    return RunContext(
+        recipe=recipe, accelerator=Accelerator(cpu=True), folder=folder, features=folder, seed=seed, resume=True
+    )
+
+
 def test_another_recipe_or_seed_is_refused_before_anything_is_written(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "checkpoints")
     for recipe, seed, said in (
@@ -129,7 +138,7 @@ def test_another_recipe_or_seed_is_refused_before_anything_is_written(trained: P
         (small_recipe(), 1, r"seed differs .1, 0.; resume with the seed it was started with"),
     ):
         with pytest.raises(ValueError, match=said):
-            open_run(tmp_path, recipe, Accelerator(cpu=True), resume=True, seed=seed)
+            open_run(resumed_context(tmp_path, recipe, seed=seed))
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
-    open_run(tmp_path, small_recipe({"runtime.checkpoint_minutes": 5.0}), Accelerator(cpu=True), resume=True, seed=0)
+    open_run(resumed_context(tmp_path, small_recipe({"runtime.checkpoint_minutes": 5.0}), seed=0))
     assert (tmp_path / "recipe.json").is_file()

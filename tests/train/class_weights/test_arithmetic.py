@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from tests.support.synthetic_run import small_cache, small_model, small_recipe, small_samples, train_small
+from train.context import RunContext
 from train.encoders.pair import EncoderPair
-from train.image_stage.loop import train_image_side
+from train.image_stage.loop import train_image_stage
 
 INPUTS = torch.randn(4, 5, 3, 3, generator=torch.Generator().manual_seed(0))
 ONES = torch.ones(4, 6)
@@ -63,11 +64,9 @@ def test_double_precision_and_a_launch_that_says_otherwise_are_refused(tmp_path:
         small_recipe({"model.mixed_precision": "fp16"})
     recipe = small_recipe({"model.dtype": "float32"})
     launched: Any = types.SimpleNamespace(mixed_precision="fp16")
+    context = RunContext(recipe=recipe, accelerator=launched, folder=tmp_path, features=tmp_path)
     with pytest.raises(ValueError, match="launch asks for mixed precision fp16, the recipe for no"):
-        train_image_side(
-            small_model(recipe), small_cache(), small_samples(), recipe=recipe, accelerator=launched, folder=tmp_path,
-            seed=0, max_steps=None, resume=False,
-        )  # fmt: skip
+        train_image_stage(context, small_model(recipe), small_cache(), small_samples())
 
 
 def test_a_compiled_backbone_with_recomputed_blocks_keeps_its_numbers_and_names(

@@ -1,5 +1,6 @@
 """Several trainings become one model: the mean of their weights, and a student that answers as they do together."""
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,16 +17,17 @@ from modeling_oclear import OclearModel
 from tests.support.ranks import finished as finished_on_ranks
 from tests.support.synthetic_governed import write_governed
 from train.command import read_options
+from train.context import RunContext, member_seed
 from train.encoders.backbones import build_model, with_image_weights
 from train.encoders.pair import EncoderPair
 from train.ensemble import ensemble as stage
 from train.ensemble.distil import DistilRows, distil, distil_loss
-from train.ensemble.ensemble import recipe_of_weights, train_members
-from train.ensemble.soup import mean_weights, member_seed, soup_recipe
-from train.image_stage.loop import train_image_side
+from train.ensemble.ensemble import mean_weights, recipe_of_mean, recipe_of_result, train_ensemble
+from train.image_stage.loop import train_image_stage
+from train.pipeline import train
 from train.recipes.recipe import Recipe
 from train.recipes.registry import recipe_by_name
-from train.run import train
+from train.run import context_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,7 +65,7 @@ def test_the_mean_of_adapters_is_the_mean_of_the_layers_that_they_make(alpha: fl
     recipe = small({"image.lora.rank": 2, "image.lora.alpha": alpha, "ensemble.num_members": 3})
     states = [moved(recipe, number=number) for number in range(3)]
     plain = [with_image_weights(recipe, state, seed=0)[0].state_dict() for state in states]
-    soup = with_image_weights(soup_recipe(recipe), mean_weights(states, recipe), seed=0)[0].state_dict()
+    soup = with_image_weights(recipe_of_mean(recipe), mean_weights(states, recipe), seed=0)[0].state_dict()
     differ = 0
     for name, value in soup.items():
         if value.is_floating_point() and name.startswith(("vision_model.", "image_head.")):
@@ -139,7 +142,7 @@ def run(folder: Path, recipe: Recipe, governed: Path, *options: object) -> Path:
     ]
     said = read_options(list(map(str, line)))
     assert said is not None
-    train(said)
+    train(context_of(said), said.data)
     return folder
 
 
@@ -169,16 +172,16 @@ def test_a_killed_run_goes_on_with_the_member_that_it_was_at_and_ends_equal(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    usual, calls = train_image_side, []
+    usual, calls = train_image_stage, []
 
-    def killed(*args: Any, **given: Any) -> Any:
-        calls.append(given["member"])
-        if given["member"] == 1 and not given["resume"]:
-            usual(*args, **{**given, "max_steps": 2})
+    def killed(context: RunContext, *args: Any, **options: Any) -> Any:
+        calls.append(context.member)
+        if context.member == 1 and not context.resume:
+            usual(dataclasses.replace(context, max_steps=2), *args, **options)
             raise KeyboardInterrupt
-        return usual(*args, **given)
+        return usual(context, *args, **options)
 
-    monkeypatch.setattr(stage, "train_image_side", killed)
+    monkeypatch.setattr(stage, "train_image_stage", killed)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run", small({"image.lora.rank": 2}), governed)
     assert calls == [0, 1]
@@ -206,7 +209,7 @@ def test_a_run_that_takes_the_image_side_over_trains_neither_members_nor_student
 def test_members_differ_and_the_student_is_published_without_adapters(finished: Path, governed: Path) -> None:
     assert (finished / "members" / "1" / "checkpoints").is_dir()
     assert not (finished / "adapter").exists()
-    assert recipe_of_weights(small({"image.lora.rank": 2})).image.lora.rank == 0
+    assert recipe_of_result(small({"image.lora.rank": 2})).image.lora.rank == 0
     first, second = (losses(finished / part) for part in (".", "members/1"))
     assert len(first) == len(second) == 4
     assert all(one != other for one, other in zip(first, second, strict=True))
@@ -223,16 +226,18 @@ def test_without_distillation_the_mean_of_the_members_is_published_with_its_adap
 
 
 def test_one_member_is_a_plain_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "train_image_side", lambda *_, **given: given)
-    asked: dict[str, Any] = {
-        "recipe": small({"ensemble.num_members": 1}),
-        "accelerator": None,
-        "folder": Path("x"),
-        "seed": 5,
-    }
-    found: Any = train_members(None, None, None, trained=Path("y"), **asked)  # type: ignore[arg-type]
-    assert (found["folder"], found["trained"], found["member"]) == (Path("x"), Path("y"), 0)
-    assert recipe_of_weights(small({"ensemble.num_members": 1, "image.lora.rank": 2})).image.lora.rank == 2
+    monkeypatch.setattr(stage, "train_image_stage", lambda context, *_, **__: context)
+    context = RunContext(
+        recipe=small({"ensemble.num_members": 1}),
+        accelerator=Accelerator(cpu=True),
+        folder=Path("x"),
+        features=Path("x"),
+        seed=5,
+        reused_run=Path("y"),
+    )
+    found: Any = train_ensemble(context, None, None, None)  # type: ignore[arg-type]
+    assert (found.folder, found.reused_run, found.member, found.draw_seed) == (Path("x"), Path("y"), 0, 5)
+    assert recipe_of_result(small({"ensemble.num_members": 1, "image.lora.rank": 2})).image.lora.rank == 2
 
 
 def test_what_several_members_cannot_honour_is_refused() -> None:

@@ -16,9 +16,10 @@ from tests.support.synthetic_run import (
 )
 from train.encoders.backbones import build_model
 from train.encoders.pair import EncoderPair
+from train.image_stage.category_prototypes import category_prototypes
 from train.publish.hub import calibration_queries
 from train.recipes.registry import recipe_by_name
-from train.text_stage.stage import category_prototypes, fit_text
+from train.text_stage.fit import fit_text_stage
 
 
 def test_held_out_categories_get_the_mean_of_their_documents(tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_calibration_takes_evenly_spaced_training_queries() -> None:
 
 
 def test_without_text_nothing_is_fitted() -> None:
-    report = fit_text(None, small_cache(), small_samples(), torch.zeros(1), recipe=small_recipe(), seed=0).report
+    report = fit_text_stage(None, small_cache(), small_samples(), torch.zeros(1), recipe=small_recipe(), seed=0).report
     assert report == {"text": False, "strength": 0.0}
 
 

@@ -14,13 +14,14 @@ from transformers import AutoModel
 from modeling_oclear import OclearForCategoryClassification
 from tests.support.synthetic_governed import CATEGORIES, write_governed
 from train.class_weights.prototypes import PrototypeFolder
+from train.class_weights.published_size import check_head, is_head_published, prototypes_gib
 from train.command import read_options
 from train.encoders.backbones import build_model
-from train.publish.hub import CATEGORIES_FILE, export_hub
-from train.publish.hub_head import check_head, is_head_published, prototypes_gib, with_head
+from train.pipeline import train
+from train.publish.hub import CATEGORIES_FILE, export_hub, with_head
 from train.recipes.recipe import Recipe
 from train.recipes.registry import recipe_by_name
-from train.run import train
+from train.run import context_of
 
 TINY_GIB = 12 * 20 * 4 / 2**30  # 12 categories, width 20, four bytes
 BEYOND: dict[str, Any] = {
@@ -44,7 +45,7 @@ def run(folder: Path, recipe: Recipe) -> Path:
     options = read_options([str(word) for word in words])
     assert options is not None
     try:
-        train(options)
+        train(context_of(options), options.data)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     return folder
@@ -84,7 +85,7 @@ def test_beyond_the_limit_nothing_is_gathered_and_the_shards_hold_what_hub_would
 ) -> None:
     whole = run(tmp_path / "whole", small())
     monkeypatch.delattr("train.image_stage.loop.whole_prototypes")
-    monkeypatch.delattr("train.run.category_prototypes")
+    monkeypatch.delattr("train.pipeline.category_prototypes")
     beside = run(tmp_path / "beside", small(BEYOND))
     assert f"published folder: {beside / 'hub'}; prototypes: {beside / 'prototypes'}" in capsys.readouterr().out
     pixels = torch.randn(3, 3, 37, 37)

@@ -21,10 +21,11 @@ from transformers import (
 from tests.support.synthetic_governed import write_governed
 from train.command import read_options
 from train.encoders.parameter_groups import parameter_groups
+from train.pipeline import train
 from train.recipes.catalogue import CATALOGUE_RECIPES, MULTILINGUAL
 from train.recipes.recipe import Recipe
 from train.recipes.registry import RECIPES
-from train.run import train
+from train.run import context_of
 
 SIZES: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
 PIXELS = 28
@@ -89,7 +90,7 @@ def test_a_recipe_trains_a_step_through_the_command_and_publishes_a_model(
     words = ["--data", governed, "--out", out, "--recipe", tmp_path / "given.json", "--max-steps", 1]
     options = read_options([str(word) for word in words])
     assert options is not None
-    train(options)
+    train(context_of(options), options.data)
     AcceleratorState._reset_state(reset_partial_state=True)
     (step,) = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
     assert step["loss"] > 0

@@ -10,7 +10,7 @@ from torch import Tensor
 from train.inputs.cache import FeatureCache
 from train.inputs.composites import PageLayout
 from train.inputs.samples import Labels
-from train.text_stage.held_out import FIGURES, Gallery, held_out_figures, with_neighbours_shift
+from train.text_stage.weight import METRICS, ValidationGallery, held_out_metrics, with_neighbours_shift
 
 
 def gallery(
@@ -22,10 +22,10 @@ def gallery(
     calibration: Tensor | None = None,
     has_image: list[bool] | None = None,
     has_text: list[bool] | None = None,
-) -> Gallery:
+) -> ValidationGallery:
     """A gallery whose documents all have images and texts and whose calibration pushes nothing, unless given."""
     count = len(labels)
-    return Gallery(
+    return ValidationGallery(
         queries=torch.tensor(queries),
         query_labels=np.array(query_labels),
         images=images,
@@ -42,29 +42,29 @@ QUERIES = [[0.9, 0.2, 0.1], [0.1, 0.5, 0.9], [0.9, 0.5, 0.1]]
 def test_three_documents_by_hand_with_the_mean_over_categories() -> None:
     # Ranks of the right document: 1 and 3 for the queries of category 0, 2 for the query of category 1.
     found = gallery(QUERIES, [0, 0, 1], torch.eye(3), [0, 1, 2])
-    figures = held_out_figures(found, torch.eye(3), torch.zeros(3, 3))
-    assert FIGURES == ("recall_at_1", "recall_at_10", "mrr_at_10")
+    figures = held_out_metrics(found, torch.eye(3), torch.zeros(3, 3))
+    assert METRICS == ("recall_at_1", "recall_at_10", "mrr_at_10")
     np.testing.assert_allclose(figures, [[1 / 2, 1.0, (1 + 1 / 3) / 2], [0.0, 1.0, 1 / 2]])
 
 
 def test_a_document_near_to_every_training_query_is_pushed_back_by_half_of_that() -> None:
     # Document 0 loses 0.5 * 1: the third query then finds 0.5 at document 1 against 0.4.
     found = gallery([QUERIES[2]], [1], torch.eye(3), [0, 1, 2], calibration=torch.eye(3)[:1])
-    assert held_out_figures(found, torch.eye(3), torch.zeros(3, 3))[0, 0] == 1.0
+    assert held_out_metrics(found, torch.eye(3), torch.zeros(3, 3))[0, 0] == 1.0
     free = gallery([QUERIES[2]], [1], torch.eye(3), [0, 1, 2])
-    assert held_out_figures(free, torch.eye(3), torch.zeros(3, 3))[0, 0] == 0.0
+    assert held_out_metrics(free, torch.eye(3), torch.zeros(3, 3))[0, 0] == 0.0
 
 
 def test_the_eleventh_document_is_not_found() -> None:
     scores = [[float(12 - place) for place in range(12)]]
     for right, expected in ((9, (1.0, 0.1)), (10, (0.0, 0.0))):
         found = gallery(scores, [1], torch.eye(12), [int(place == right) for place in range(12)])
-        figures = held_out_figures(found, torch.eye(12), torch.zeros(12, 12))
+        figures = held_out_metrics(found, torch.eye(12), torch.zeros(12, 12))
         assert figures[0, 1:].tolist() == pytest.approx(expected)
 
 
 def test_nothing_held_out_gives_no_category() -> None:
-    found = Gallery(
+    found = ValidationGallery(
         queries=torch.zeros(0, 3),
         query_labels=np.zeros(0, dtype=int),
         images=torch.eye(3),
@@ -74,7 +74,7 @@ def test_nothing_held_out_gives_no_category() -> None:
         calibration=torch.eye(3),
     )
     assert not found.has_queries
-    assert held_out_figures(found, torch.eye(3), torch.zeros(3, 3)).shape == (0, 3)
+    assert held_out_metrics(found, torch.eye(3), torch.zeros(3, 3)).shape == (0, 3)
 
 
 def test_a_document_without_text_is_shifted_as_its_neighbours_are_and_no_other_row_moves() -> None:
@@ -124,7 +124,7 @@ def test_the_gallery_asks_with_held_out_queries_and_calibrates_with_the_others()
         page_cells=nowhere,
         page_layouts=PageLayout(none, none, none),
     )
-    found = Gallery.of(labels, queries=torch.eye(4), images=torch.eye(3, 4), cache=cache)
+    found = ValidationGallery.of(labels, queries=torch.eye(4), images=torch.eye(3, 4), cache=cache)
     assert torch.equal(found.queries, torch.eye(4)[[0, 2]])
     assert torch.equal(found.calibration, torch.eye(4)[[1, 3]])
     assert found.query_labels.tolist() == [5, 5]

@@ -20,11 +20,12 @@ from train.encoders.lora import is_adapter_alone, text_layers
 from train.inputs.cache import FeatureCache, cache_features, cache_texts
 from train.inputs.samples import GovernedSamples, read_samples
 from train.inputs.views import Side
+from train.pipeline import train
 from train.recipes.recipe import Recipe
 from train.recipes.registry import recipe_by_name
-from train.run import train
+from train.run import context_of
 from train.text_stage.adapters import adapt_text, unit_sentences
-from train.text_stage.fit import SentenceMap, centred_targets, sentence_vectors
+from train.text_stage.sentence_map import SentenceMap, centred_targets, sentence_vectors
 
 BOTH: dict[str, Any] = {"image.lora.rank": 2, "text.lora.rank": 3, "text.steps": 30, "text.learning_rate": 0.02}
 
@@ -148,7 +149,7 @@ def run(folder: Path, recipe: Recipe) -> Path:
     words = ["--data", folder / "governed", "--out", folder / "run", "--recipe", folder / "given.json"]
     options = read_options([str(word) for word in words])
     assert options is not None
-    train(options)
+    train(context_of(options), options.data)
     AcceleratorState._reset_state(reset_partial_state=True)
     return folder / "run"
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train.text_stage.weight import SURE, figure_means, largest_harmless, least_z
+from train.text_stage.weight import SIGNIFICANT_Z, largest_harmless, least_z, metric_means
 
 
 def test_z_is_the_mean_paired_difference_over_its_standard_error_of_the_worst_figure() -> None:
@@ -30,7 +30,7 @@ def test_the_largest_strength_is_taken_unless_a_figure_surely_loses() -> None:
     assert largest_harmless(found(0.05, -0.039))[0] == 0.4
     strength, z = largest_harmless(found(0.05, -0.041))
     assert (strength, z[0.0]) == (0.2, 0.0)
-    assert z[0.4] < -SURE < z[0.2]
+    assert z[0.4] < -SIGNIFICANT_Z < z[0.2]
     assert largest_harmless(found(-0.1, -0.1))[0] == 0.0
 
 
@@ -49,5 +49,5 @@ def test_the_order_of_the_strengths_does_not_matter_and_none_may_be_missing() ->
 def test_without_categories_the_weakest_strength_and_zeros() -> None:
     nothing = {strength: np.zeros((0, 3)) for strength in (0.6, 0.2, 0.4)}
     assert largest_harmless(nothing) == (0.2, {0.6: 0.0, 0.2: 0.0, 0.4: 0.0})
-    assert figure_means(nothing[0.2]) == [0.0, 0.0, 0.0]
-    assert figure_means(np.array([[1.0, 0.0, 0.5], [0.0, 0.0, 1.0]])) == [0.5, 0.0, 0.75]
+    assert metric_means(nothing[0.2]) == [0.0, 0.0, 0.0]
+    assert metric_means(np.array([[1.0, 0.0, 0.5], [0.0, 0.0, 1.0]])) == [0.5, 0.0, 0.75]

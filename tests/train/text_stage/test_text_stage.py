@@ -16,30 +16,29 @@ from torch.nn import functional
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
 from tests.support.synthetic_governed import write_governed
+from train.context import RunContext
 from train.encoders.backbones import build_model, with_image_weights
 from train.encoders.pair import EncoderPair
-from train.image_stage.loop import train_image_side
+from train.image_stage.category_prototypes import category_prototypes
+from train.image_stage.loop import train_image_stage
 from train.inputs.cache import FeatureCache
 from train.inputs.composites import PageLayout, half_weight
 from train.inputs.feature_stream import StreamedInputs
+from train.inputs.features import features_of
 from train.inputs.samples import GovernedSamples, Labels, read_samples
 from train.recipes.emoji import tiny
-from train.text_stage import fit
-from train.text_stage.fit import (
+from train.text_stage.attention import TRAINED_PARTS, mass_in_named_half, pointing_loss, train_attention
+from train.text_stage.fit import choose_weight, fit_fusion, fit_text_stage
+from train.text_stage.sentence_map import (
     TextRows,
     centred_targets,
-    choose_strength,
-    fit_text_side,
     folds_of,
     install_map,
     out_of_fold_concepts,
-    pointing_loss,
     ridge_map,
     sentence_vectors,
-    train_attention,
 )
-from train.text_stage.held_out import Gallery
-from train.text_stage.stage import category_prototypes, features_of, fit_text
+from train.text_stage.weight import ValidationGallery
 
 CELL_WIDTH, TOKEN_WIDTH, WIDTH = 10, 12, 20  # of the tiny recipe
 NO_PAGES = PageLayout(*(np.zeros(0, dtype=int) for _ in range(3)))
@@ -210,7 +209,7 @@ def test_attention_learns_to_point_at_the_half_that_the_text_names() -> None:
     mass = torch.einsum("bcp,bp->bc", attention, torch.from_numpy(half[80:]).float()).mean()
     assert float(mass) >= 0.8
     moved = {name for name, value in model.fusion.state_dict().items() if not torch.equal(value, still[name])}
-    assert {name.split(".")[0] for name in moved} == set(fit.PARTS_THAT_POINT)
+    assert {name.split(".")[0] for name in moved} == set(TRAINED_PARTS)
 
 
 def test_the_mass_in_the_named_half_is_the_mean_over_pages_and_concepts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,12 +224,12 @@ def test_the_mass_in_the_named_half_is_the_mean_over_pages_and_concepts(monkeypa
     attention[0, :, 0] = 1.0  # upper left cell: inside the left half
     attention[1, :, 1] = attention[1, :, 2] = 0.5  # upper right and lower left: half inside the bottom
     monkeypatch.setattr(model.fusion, "read_evidence", lambda concepts, cells: (concepts, attention[: len(cells)]))
-    assert fit.mass_in_named_half(model.fusion, cache, np.arange(2)) == 0.75
+    assert mass_in_named_half(model.fusion, cache, np.arange(2)) == 0.75
 
 
-def made_gallery(count: int, queries: Tensor, images: Tensor) -> Gallery:
+def made_gallery(count: int, queries: Tensor, images: Tensor) -> ValidationGallery:
     """Document n is of category n; query n asks for it."""
-    return Gallery(
+    return ValidationGallery(
         queries=queries.float(),
         query_labels=np.arange(len(queries)),
         images=images.float(),
@@ -246,7 +245,7 @@ def test_without_held_out_queries_the_smallest_strength_is_kept(strengths: tuple
     model, _ = build_model(tiny(), seed=0)
     gallery = made_gallery(3, torch.zeros(0, WIDTH), torch.eye(3, WIDTH))
     recipe = tiny().with_changes({"text.weights": strengths})
-    report = choose_strength(model, made_cache(normal(3, 2, TOKEN_WIDTH)), gallery, recipe=recipe)
+    report = choose_weight(model, made_cache(normal(3, 2, TOKEN_WIDTH)), gallery, recipe=recipe)
     assert report["strength"] == chosen == model.config.text_strength
 
 
@@ -257,7 +256,7 @@ def test_text_that_tells_apart_what_images_do_not_is_let_in() -> None:
     sentences = sentence_vectors(tokens.numpy(), np.ones((12, 1), dtype=bool))
     install_map(model.fusion, TextRows(np.arange(12), sentences, names.double(), np.arange(12) % 3))
     gallery = made_gallery(12, names, torch.eye(1, WIDTH).roll(15, 1).expand(12, WIDTH))
-    report = choose_strength(model, made_cache(tokens), gallery, recipe=tiny())
+    report = choose_weight(model, made_cache(tokens), gallery, recipe=tiny())
     assert report["strength"] > 0
     best = next(row for row in report["table"] if row["strength"] == report["strength"])
     assert best["recall_at_1"] == 1.0
@@ -266,7 +265,7 @@ def test_text_that_tells_apart_what_images_do_not_is_let_in() -> None:
 def test_too_few_categories_with_text_switch_text_off_and_say_so() -> None:
     model, _ = build_model(tiny(), seed=0)
     labels = Labels(np.zeros(0, int), np.array([0, 1, 2, 2]), np.zeros(0, bool), np.array([False, False, True, True]))
-    report = fit_text_side(
+    report = fit_fusion(
         model,
         made_cache(normal(4, 2, TOKEN_WIDTH)),
         labels=labels,
@@ -283,7 +282,7 @@ def test_a_model_without_text_is_left_as_it_is() -> None:
     model, _ = build_model(recipe, seed=0)
     labels = Labels(*(np.zeros(0, int) for _ in range(4)))
     cache = made_cache(normal(1, 1, 1))
-    report = fit_text_side(model, cache, labels=labels, prototypes=torch.eye(1), recipe=recipe, seed=0)
+    report = fit_fusion(model, cache, labels=labels, prototypes=torch.eye(1), recipe=recipe, seed=0)
     assert report == {"text": False}
 
 
@@ -301,21 +300,14 @@ def trained(samples: GovernedSamples, folder: Path, **changes: Any) -> tuple[Any
     model, processor = build_model(recipe, seed=0)
     cache = features_of(model, processor, samples, recipe=recipe, folder=folder / "features", seed=0)
     (folder / "run").mkdir()
-    image = train_image_side(
-        model,
-        cache,
-        samples,
-        recipe=recipe,
-        accelerator=Accelerator(cpu=True),
-        folder=folder / "run",
-        seed=0,
-        max_steps=3,
-        resume=False,
+    context = RunContext(
+        recipe=recipe, accelerator=Accelerator(cpu=True), folder=folder / "run", features=folder, max_steps=3
     )
+    image = train_image_stage(context, model, cache, samples)
     model, _ = with_image_weights(recipe, image.weights, seed=0)
     encoders = EncoderPair(model, frozen_stages=recipe.model.frozen_stages)
     prototypes = category_prototypes(encoders, cache, samples, image.class_weights)
-    return model, cache, fit_text(model, cache, samples, prototypes, recipe=recipe, seed=0).report
+    return model, cache, fit_text_stage(model, cache, samples, prototypes, recipe=recipe, seed=0).report
 
 
 def test_the_text_side_is_fitted_on_the_features_that_the_image_side_read(

@@ -1,0 +1,18 @@
+"""Features of all samples: cached on disk, or streamed while training runs."""
+
+from pathlib import Path
+from typing import Any
+
+from train.inputs.cache import FeatureCache, cache_features
+from train.inputs.feature_stream import stream_features
+from train.inputs.samples import GovernedSamples
+from train.recipes.recipe import Recipe
+
+
+def features_of(
+    model: Any, processor: Any, samples: GovernedSamples, *, recipe: Recipe, folder: Path, seed: int
+) -> FeatureCache:
+    """Features of every sample, cached by all ranks together or streamed, as the recipe says; all ranks call it."""
+    if recipe.runtime.feature_storage == "stream":
+        return stream_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
+    return cache_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed, together=True)
