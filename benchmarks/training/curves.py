@@ -37,14 +37,14 @@ FIGURES = ("loss", "grad_norm", "head_grad_norm")
 REORDERED = ("accumulate_2", "accumulate_4")  # one process, the batch summed in another order
 SETTINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "float64": (
-        {"dtype": "float64"},
+        {"model.dtype": "float64"},
         ("one", *REORDERED, "resumed", "torchrun_2", "accelerate_2", "fsdp2_2", "hybrid_2x2"),
     ),
     "float64_rate_0.1": (
         {"model.dtype": "float64", "head.sample_rate": 0.1},
         ("one", *REORDERED, "resumed", "torchrun_2", "fsdp2_2"),
     ),
-    "float32": ({"dtype": "float32"}, ("one", *REORDERED, "torchrun_2", "accelerate_2", "fsdp2_2", "hybrid_2x2")),
+    "float32": ({"model.dtype": "float32"}, ("one", *REORDERED, "torchrun_2", "accelerate_2", "fsdp2_2", "hybrid_2x2")),
 }
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",

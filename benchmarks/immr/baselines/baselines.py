@@ -325,7 +325,7 @@ def _groups(rival: Rival, loss: nn.Module, *, recipe: Recipe, rate: float) -> li
 def _sampler(
     rows: Labelled, method: Method, settings: Settings, recipe: Recipe, *, seed: int
 ) -> PairSampler | ClassSampler:
-    views = {"image.query_views": recipe.image.query_views, "image.document_views": recipe.image.document_views}
+    views = {"query_views": recipe.image.query_views, "document_views": recipe.image.document_views}
     if method.loss in CLASSIFYING:
         return ClassSampler(rows, balance=settings.balance, seed=seed, **views)
     per_class = PER_CLASS.get(method.loss, 1)

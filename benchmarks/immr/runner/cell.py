@@ -171,7 +171,7 @@ def _systems(cell: Cell, stand: Stand, desk: Desk) -> Iterator[tuple[str, System
         hub, recipe = _product(cell, stand, desk)
         record = json.loads((hub.parent / "training.json").read_text())
         kept = {"training": {key: record[key] for key in ("counts", "seconds", "text")}}
-        given: dict[str, Any] = {"model.frozen_stages": recipe.model.frozen_stages}
+        given: dict[str, Any] = {"frozen_stages": recipe.model.frozen_stages}
         if cell.system == PRODUCT:
             yield IMAGE_ONLY, published_system(hub, with_text=False, **given), kept
         yield cell.system, published_system(hub, with_text=cell.system == PRODUCT, **given), kept

@@ -241,9 +241,9 @@ def test_one_member_is_a_plain_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_several_members_cannot_honour_is_refused() -> None:
-    with pytest.raises(ValueError, match="num_members is 2 with publish_prototypes true"):
+    with pytest.raises(ValueError, match="num_members is 2 with runtime.publish_prototypes true"):
         small({"runtime.publish_prototypes": True})
-    with pytest.raises(ValueError, match="num_members is 2 with feature_storage stream"):
+    with pytest.raises(ValueError, match="num_members is 2 with runtime.feature_storage stream"):
         small({"runtime.feature_storage": "stream"})
     with pytest.raises(ValueError, match="num_members is 0; it must be at least 1"):
         small({"ensemble.num_members": 0})
