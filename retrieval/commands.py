@@ -1,6 +1,7 @@
 """The commands of `python -m retrieval`: each reads its inputs, computes and writes."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import sys
@@ -73,11 +74,8 @@ def evaluate(options: argparse.Namespace) -> None:
 def page(options: argparse.Namespace) -> None:
     """Write the report page."""
     _set_threads(options.threads)
-    sources = Sources(
-        index=load_index(Path(options.index)),
-        queries=read_table(options.queries, QUERIES),
-        qrels=read_table(options.qrels, QRELS),
-        per_query=Path(options.per_query),
+    sources = dataclasses.replace(
+        _sources(options),
         metrics=Path(options.metrics) if options.metrics else None,
         ledger=Path(options.ledger) if options.ledger else None,
         governed=Path(options.governed) if options.governed else None,
@@ -88,14 +86,15 @@ def page(options: argparse.Namespace) -> None:
 
 def picture(options: argparse.Namespace) -> None:
     """Write the contact sheet."""
-    write_sheet(
+    write_sheet(_sources(options), _writable(options.out), rows=options.rows, seed=options.seed)
+
+
+def _sources(options: argparse.Namespace) -> Sources:
+    return Sources(
         index=load_index(Path(options.index)),
         queries=read_table(options.queries, QUERIES),
         qrels=read_table(options.qrels, QRELS),
         per_query=Path(options.per_query),
-        out=_writable(options.out),
-        rows=options.rows,
-        seed=options.seed,
     )
 
 

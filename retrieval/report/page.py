@@ -222,9 +222,9 @@ def _category_sizes(governed: Path) -> dict[str, NDArray[np.int64]]:
 
 def _write(out: Path, template: str, **values: Any) -> None:
     here = Path(__file__)
-    # The two files are ours and part of the page, so they are not escaped.
+    # The policy and the two files are ours and part of the page, so they are not escaped.
     style, script = (Markup(here.with_name(name).read_text()) for name in ("page.css", "page.js"))
-    page = rendered(template, policy=POLICY, style=style, script=script, **values) + "\n"
+    page = rendered(template, policy=Markup(POLICY), style=style, script=script, **values) + "\n"
     size = len(page.encode())
     if size > MAX_BYTES:
         raise ValueError(f"the page would have {size:,} bytes, over {MAX_BYTES:,}: show fewer queries or answers")

@@ -7,9 +7,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from retrieval.index.store import Index
 from retrieval.pictures import PictureError, decode
-from retrieval.report.page import JudgedAnswers, choose, documents_of, query_cells, read_per_query
+from retrieval.report.page import JudgedAnswers, Sources, choose, documents_of, query_cells, read_per_query
 from retrieval.tables import Table
 
 TILE = 64
@@ -21,16 +20,11 @@ PAPER, INK = (255, 255, 255), (90, 96, 108)
 RIGHT, WRONG, NEUTRAL = (18, 128, 92), (201, 42, 75), (200, 202, 208)
 
 
-def write_sheet(
-    *, index: Index, queries: Table, qrels: Table, per_query: Path, out: Path, rows: int, seed: int
-) -> None:
+def write_sheet(sources: Sources, out: Path, *, rows: int, seed: int) -> None:
     """Draw the sheet.
 
     Args:
-        index: the index that evaluate used.
-        queries: pictures of the queries.
-        qrels: judgements.
-        per_query: what evaluate wrote.
+        sources: index, queries, judgements and per-query table; the others are not read.
         out: the PNG.
         rows: number of queries, a third each right at 1, found later, missed.
         seed: of the choice of queries.
@@ -38,7 +32,8 @@ def write_sheet(
     Raises:
         ValueError: files that do not fit together, a query without picture, or a sheet over 300 kB.
     """
-    chosen = choose(read_per_query(per_query, qrels), count=rows, seed=seed)
+    index, queries = sources.index, sources.queries
+    chosen = choose(read_per_query(sources.per_query, sources.qrels), count=rows, seed=seed)
     cells = query_cells(queries, [row.query_id for row in chosen])
     documents = documents_of(index, [name for row in chosen for name in row.doc_ids[:ANSWERS]])
     step = TILE + GAP

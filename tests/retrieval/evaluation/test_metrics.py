@@ -14,10 +14,13 @@ import pytest
 from retrieval.evaluation.intervals import bootstrap_means, intervals, paired_difference
 from retrieval.evaluation.metrics import (
     METRICS,
+    RANK_METRICS,
     average_precision,
     mrr_at_10,
     ndcg_at_10,
+    rank_metrics,
     ranked_relevance,
+    ranking,
     recall_at_k,
     trec_recall_at_k,
 )
@@ -81,6 +84,19 @@ def test_ties_are_broken_by_doc_id_after_rounding() -> None:
     ranked, judged = ranked_relevance(["b", "c", "a"], [0.5, 0.9, 0.5 + 1e-9], {"a": 1, "z": 2})
     assert ranked.tolist() == [0, 1, 0]  # c, then a before b although b was given first
     assert judged.tolist() == [1, 2]
+
+
+def test_metrics_of_ranks_equal_those_of_whole_rankings() -> None:
+    ranks = [1, 2, 10, 11, 12]
+    found = rank_metrics(ranks)
+    assert tuple(found) == RANK_METRICS
+    for name in RANK_METRICS:
+        assert found[name].tolist() == [METRICS[name]([0] * (rank - 1) + [1], [1]) for rank in ranks]
+
+
+def test_a_ranking_orders_by_rounded_score_and_then_by_column() -> None:
+    scores = [[0.1, 0.5, 0.5 + 1e-9, 0.9], [0.0, 0.0, 0.0, -1.0]]
+    assert ranking(scores).tolist() == [[3, 1, 2, 0], [0, 1, 2, 3]]
 
 
 def test_a_query_without_relevant_documents_has_no_judged_ones() -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from retrieval.evaluation.judgements import build_gallery, read_judgements, warnings_of
+from retrieval.evaluation.judgements import build_gallery, connected, read_judgements, warnings_of
 from retrieval.evaluation.scoring import Tally
 from retrieval.tables import QRELS, read_table
 
@@ -43,6 +43,12 @@ def test_merging_is_transitive_even_through_ids_outside_the_gallery() -> None:
     gallery = build_gallery(["a", "b", "c"], None, [("a", "x"), ("x", "c")])
     assert gallery.documents == 2
     assert gallery.group[0] == gallery.group[2] != gallery.group[1]
+
+
+def test_every_name_of_a_component_has_its_smallest_name() -> None:
+    pairs = [("c", "b"), ("b", "a"), ("z", "y"), ("a", "a")]
+    assert connected(pairs) == {"a": "a", "b": "a", "c": "a", "y": "y", "z": "y"}
+    assert connected([]) == {}
 
 
 def test_two_relevant_ids_of_one_group_count_as_one_relevant_document() -> None:

@@ -92,8 +92,8 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     assert summary(tmp_path, done=4) is None
 
 
-def judged(**changes: Any) -> Recipe:
-    return small_recipe({"image.evaluate_every": 3, **changes})
+def judged(changes: dict[str, Any] | None = None) -> Recipe:
+    return small_recipe({"image.evaluate_every": 3, **(changes or {})})
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -137,7 +137,7 @@ def test_training_ends_when_nothing_better_came_and_does_not_start_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rigged(monkeypatch, [0.5, 0.4, 0.5, 0.9])
-    recipe = judged(early_stopping=2)
+    recipe = judged({"image.early_stopping": 2})
     assert train_small(recipe, tmp_path / "run").steps == 9
     assert (tmp_path / "run" / "checkpoints" / "step-00000009").is_dir()
     assert stopped_early(tmp_path / "run", patience=2, done=9)
@@ -152,7 +152,7 @@ def test_training_ends_when_nothing_better_came_and_does_not_start_again(
 
 def test_patience_is_kept_over_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rigged(monkeypatch, [0.5, 0.4])
-    recipe = judged(early_stopping=2, checkpoint_every=3)
+    recipe = judged({"image.early_stopping": 2, "image.checkpoint_every": 3})
     train_small(recipe, tmp_path / "run", max_steps=6)
     rigged(monkeypatch, [0.3, 0.9])
     assert train_small(recipe, tmp_path / "run", resume=True).steps == 9
@@ -160,7 +160,7 @@ def test_patience_is_kept_over_a_resume(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_best_weights_are_published_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rigged(monkeypatch, [0.2, 0.7, 0.3, 0.4])
-    best = train_small(judged(export_best=True, checkpoint_keep=1), tmp_path / "best")
+    best = train_small(judged({"image.export_best": True, "runtime.checkpoint_keep": 1}), tmp_path / "best")
     monkeypatch.undo()
     after_six = train_small(judged(), tmp_path / "six", max_steps=6)
     assert best.steps == 12
@@ -168,12 +168,17 @@ def test_the_best_weights_are_published_on_request(tmp_path: Path, monkeypatch: 
     assert best.evaluation["best"]["step"] == 6
     assert torch.equal(best.class_weights, after_six.class_weights)
     assert all(torch.equal(best.weights[name], value) for name, value in after_six.weights.items())
-    taken = train_small(judged(export_best=True, checkpoint_keep=1), tmp_path / "other", trained=tmp_path / "best")
+    taken = train_small(
+        judged({"image.export_best": True, "runtime.checkpoint_keep": 1}), tmp_path / "other", trained=tmp_path / "best"
+    )
     assert torch.equal(taken.class_weights, after_six.class_weights)
 
 
 def test_averaged_weights_are_what_is_judged(tmp_path: Path) -> None:
-    plain, average = judged(steps=6), judged(steps=6, ema_decay=0.999, head_learning_rate=0.5)
+    plain, average = (
+        judged({"image.steps": 6}),
+        judged({"image.steps": 6, "image.ema_decay": 0.999, "image.projection_learning_rate": 0.5}),
+    )
     plain = plain.with_changes({"image.projection_learning_rate": 0.5})
     train_small(plain, tmp_path / "plain")
     train_small(average, tmp_path / "average")
