@@ -36,9 +36,8 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Curve]:
     """`whole`, and two runs that cut its steps into pieces."""
     AcceleratorState._reset_state(reset_partial_state=True)
     base = tmp_path_factory.mktemp("curves")
-    return {
-        name: run(base / name, gradient_accumulation=pieces) for name, pieces in (("whole", 1), ("two", 2), ("four", 4))
-    }
+    pieces = {"whole": 1, "two": 2, "four": 4}
+    return {name: run(base / name, {"image.gradient_accumulation": count}) for name, count in pieces.items()}
 
 
 def changed(curve: Curve, name: str, value: np.ndarray) -> Curve:
