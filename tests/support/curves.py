@@ -77,11 +77,16 @@ def assert_same_weights(
 
 
 def assert_same_run(
-    ours: Path, reference: Path, *, reordered: Sequence[Path], files: Sequence[str] = ("hub/model.safetensors",)
+    ours: Path,
+    reference: Path,
+    *,
+    reordered: Sequence[Path],
+    floor: float = FLOOR,
+    files: Sequence[str] = ("hub/model.safetensors",),
 ) -> None:
     """Curves and published tensors of a run are those of the reference, to rounding."""
     curves = [read_curve(run) for run in reordered]
-    assert_same_curve(read_curve(ours), read_curve(reference), reordered=curves)
+    assert_same_curve(read_curve(ours), read_curve(reference), reordered=curves, floor=floor)
     for file in files:
         mine, theirs, *others = (load_file(run / file) for run in (ours, reference, *reordered))
         assert_same_weights(mine, theirs, reordered=others)

@@ -117,7 +117,9 @@ def test_each_layer_of_a_transformer_is_a_unit_of_its_own_and_its_training_that_
     said = sharded(2, *words_for(folder, "dinov2_fsdp2"), "--recipe", folder / "dinov2_alone.json")
     assert "encoder parameters in 4 units" in said, "embeddings, two layers, the rest"
     reordered = [folder / "dinov2_twice", folder / "dinov2_four_times"]
-    assert_same_run(folder / "dinov2_fsdp2", folder / "dinov2_alone", reordered=reordered)
+    # Without AVX the gap leaps from 1e-15 to 1e-10 in one step, in one of these runs a step later than in the other:
+    # the floor is where a leap lands. A wrong sum is 1e-6 away from the first step on.
+    assert_same_run(folder / "dinov2_fsdp2", folder / "dinov2_alone", reordered=reordered, floor=1e-10)
 
 
 def governed_anew(folder: Path, story: list[tuple[str | None, str, str | None]]) -> None:
