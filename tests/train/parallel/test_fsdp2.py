@@ -146,7 +146,8 @@ def test_a_category_map_lets_sharded_ranks_go_on_as_one_process_would(folder: Pa
     for said in (one_process(*words["before"]), sharded(2, *words["before_fsdp2"])):
         assert "categories changed: 9 taken over, 0 merged, 0 started, 1 retired" in said
         assert "resumed from step-00000020" in said
-    assert_same_run(folder / "before_fsdp2", folder / "before")
+    # No reordered run beside: rounding of the tiny recipe stays at 1e-15, a thousandth of the floor.
+    assert_same_run(folder / "before_fsdp2", folder / "before", reordered=[])
 
 
 def test_the_hybrid_launch_file_asks_for_what_it_says() -> None:

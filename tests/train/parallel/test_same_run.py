@@ -96,14 +96,18 @@ def test_the_allowed_gap_follows_the_value_and_grows_with_the_rounding_that_was_
         assert_same_curve({"x": reference + [0, 5.2e-8, 0, 0]}, {"x": reference}, reordered=[{"x": twin}])
 
 
+def single(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float32)
+
+
 def test_weights_are_compared_tensor_by_tensor_with_the_largest_of_each() -> None:
-    large, small = np.float32([300, -1]), np.float32([1e-3, 2e-3])
+    large, small = single(300, -1), single(1e-3, 2e-3)
     reference = {"large": large, "small": small}
-    assert_same_weights({**reference, "large": large + np.float32([1e-4, 0])}, reference)
-    for name, value in (("small", small + np.float32(1e-7)), ("large", large + np.float32(1e-2))):
+    assert_same_weights({**reference, "large": large + single(1e-4, 0)}, reference)
+    for name, value in (("small", small + single(1e-7, 1e-7)), ("large", large + single(1e-2, 1e-2))):
         with pytest.raises(AssertionError, match=f"{name}: a gap of"):
             assert_same_weights({**reference, name: value}, reference)
     with pytest.raises(AssertionError):
         assert_same_weights({"large": large}, reference)
-    twin = {**reference, "small": small + np.float32(1e-7)}
-    assert_same_weights({**reference, "small": small + np.float32(5e-7)}, reference, reordered=[twin])
+    twin = {**reference, "small": small + single(1e-7, 1e-7)}
+    assert_same_weights({**reference, "small": small + single(5e-7, 5e-7)}, reference, reordered=[twin])
