@@ -5,8 +5,8 @@ sharding run on CPU ranks through tests/support/fsdp2_gloo.py, which runs train/
 
 | setting | must be |
 |---|---|
-| float64, every class and a tenth of them | within 1e-8 of one process, at every step |
 | float32 | no further apart than three times the gap between one-process runs that sum the batch in another order |
+| float64, every class and a tenth of them | the same, or 1e-10 of the largest value where that gap is smaller |
 | resumed after 23 steps | bit-equal |
 """
 
@@ -32,7 +32,7 @@ from train.recipes.registry import recipe_by_name
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, CUT = 50, 23
 CATEGORIES, QUERIES, DOCUMENTS, SIDE = 40, 4, 3, 32
-LIMIT_FLOAT64, TIMES_REORDERED = 1e-8, 3.0
+FLOOR_FLOAT64, TIMES_REORDERED = 1e-10, 3.0
 FIGURES = ("loss", "grad_norm", "head_grad_norm")
 REORDERED = ("accumulate_2", "accumulate_4")  # one process, the batch summed in another order
 SETTINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -94,7 +94,7 @@ def launch(layout: str) -> tuple[list[str], dict[str, str]]:
         ValueError: no such layout.
     """
     script = str(ROOT / "train" / "run.py")
-    sharded = str(ROOT / "tests" / "train" / "fsdp2_gloo.py")
+    sharded = str(ROOT / "tests" / "support" / "fsdp2_gloo.py")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     config = str(ROOT / "train" / "launch" / "cpu_two_processes.yaml")
     accelerate = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", config]
@@ -170,10 +170,10 @@ def gap(ours: Curve, theirs: Curve) -> dict[str, float]:
 def judged(curves: Mapping[str, Curve], *, double: bool) -> dict[str, Any]:
     """Gap of every layout to one process, the limit of each figure, and the layouts that are beyond it."""
     gaps = {name: gap(curve, curves["one"]) for name, curve in curves.items() if name != "one"}
-    if double:
-        limits = dict.fromkeys(FIGURES, LIMIT_FLOAT64)
-    else:
-        limits = {name: TIMES_REORDERED * max(gaps[other][name] for other in REORDERED) for name in FIGURES}
+    floors = {name: FLOOR_FLOAT64 * float(np.abs(curves["one"][name]).max()) if double else 0.0 for name in FIGURES}
+    limits = {
+        name: max(floors[name], *(TIMES_REORDERED * gaps[other][name] for other in REORDERED)) for name in FIGURES
+    }
     beyond = [
         layout
         for layout, found in gaps.items()

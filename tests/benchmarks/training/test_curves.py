@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.training.curves import FIGURES, ROOT, STEPS, Curve, is_finished, judged, launch
+from benchmarks.training.curves import FIGURES, ROOT, SETTINGS, STEPS, Curve, is_finished, judged, launch
 from benchmarks.training.curves import main as curves
 
 RESULTS = sorted((Path(ROOT) / "benchmarks" / "results").glob("curves_*.json"))
@@ -16,11 +16,24 @@ def curve(offset: float) -> Curve:
 
 
 def test_in_double_precision_a_layout_may_differ_by_rounding_alone_and_a_resumed_run_not_at_all() -> None:
-    found = judged(
-        {"one": curve(0), "torchrun_2": curve(9e-9), "fsdp2_2": curve(-2e-8), "resumed": curve(1e-15)}, double=True
-    )
+    reordered = {"one": curve(0), "accumulate_2": curve(1e-15), "accumulate_4": curve(0)}
+    others = {"torchrun_2": curve(1.9e-10), "fsdp2_2": curve(-2.1e-10), "resumed": curve(1e-15)}
+    found = judged({**reordered, **others}, double=True)
+    assert found["limits"]["loss"] == pytest.approx(2e-10), "1e-10 of the largest value"
     assert found["beyond"] == ["fsdp2_2", "resumed"]
-    assert found["gaps"]["fsdp2_2"]["loss"] == pytest.approx(2e-8)
+    assert found["gaps"]["fsdp2_2"]["loss"] == pytest.approx(2.1e-10, rel=1e-5)
+
+
+def test_in_double_precision_the_limit_grows_with_the_gap_of_another_order() -> None:
+    reordered = {"one": curve(0), "accumulate_2": curve(1e-8), "accumulate_4": curve(-2e-8)}
+    found = judged({**reordered, "torchrun_2": curve(5.9e-8), "fsdp2_2": curve(6.1e-8)}, double=True)
+    assert found["beyond"] == ["fsdp2_2"]
+
+
+def test_every_layout_starts_a_program_that_is_there() -> None:
+    for _, layouts in SETTINGS.values():
+        for layout in layouts:
+            assert all(Path(word).is_file() for word in launch(layout)[0] if word.endswith((".py", ".yaml")))
 
 
 def test_in_single_precision_the_limit_is_three_times_the_gap_of_another_order() -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 from retrieval.evaluation.metrics import METRICS, ranked_relevance
+from tests.support.curves import assert_same_curve, read_curve, reordered_recipe
 from tests.support.synthetic_governed import VALIDATION, rows, write_governed
 from train.recipes.emoji import tiny
 
@@ -33,7 +34,7 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`governed`, a recipe that evaluates and streams, and `alone`: its run on one process."""
+    """`governed`, a recipe that evaluates and streams, and its runs on one process: `alone`, and `reordered`."""
     folder = tmp_path_factory.mktemp("evaluated")
     write_governed(folder / "governed")
     recipe = tiny().with_changes(
@@ -42,7 +43,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "cache.json").write_text(json.dumps(recipe.to_json()))
     streamed = recipe.with_changes({"runtime.feature_storage": "stream"})
     (folder / "stream.json").write_text(json.dumps(streamed.to_json()))
+    (folder / "twice.json").write_text(json.dumps(reordered_recipe(recipe).to_json()))
     call([ROOT / "train" / "run.py", *words(folder, "alone")])
+    call([ROOT / "train" / "run.py", *words(folder, "reordered", recipe="twice")])
     return folder
 
 
@@ -108,12 +111,9 @@ def test_two_ranks_that_stream_their_inputs_evaluate_the_same(base: Path) -> Non
     said = on_two_ranks(ROOT / "train" / "run.py", *words(base, "two", recipe="stream"))
     assert "topology: 2 process(es), gloo" in said
     assert lines_of(base / "two") == lines_of(base / "alone")
-    ours, theirs = (
-        np.array([json.loads(line)["loss"] for line in (base / run / "train.jsonl").read_text().splitlines()])
-        for run in ("two", "alone")
-    )
-    assert len(theirs) == STEPS
-    assert np.abs(ours - theirs).max() < 1e-8
+    ours, theirs, other = (read_curve(base / run) for run in ("two", "alone", "reordered"))
+    assert len(theirs["loss"]) == STEPS
+    assert_same_curve(ours, theirs, reordered=[other])
 
 
 @pytest.mark.slow

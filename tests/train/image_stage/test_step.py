@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.curves import FLOOR, assert_same_curve, assert_same_weights, read_curve
 from tests.support.synthetic_run import TRAINED, small_cache, small_model, small_recipe, train_small
 from train.image_stage.loop import ImageResult, check_layout
 from train.image_stage.schedule import learning_rate_factor
@@ -33,9 +34,12 @@ def test_any_accumulation_of_the_same_rows_gives_the_same_run(tmp_path: Path, ra
         )
         for pieces in (1, 2, 4, 8)
     }
+    ours = {pieces: read_curve(tmp_path / str(pieces)) for pieces in runs}
+    weights = {pieces: {name: value.numpy() for name, value in run.weights.items()} for pieces, run in runs.items()}
     for pieces in (2, 4, 8):
-        assert np.abs(losses(tmp_path / str(pieces)) - losses(tmp_path / "1")).max() < 1e-10
-        assert gap(runs[pieces], runs[1]) < 1e-8
+        # No reordered run beside: all are that. In float64 this small model does not magnify rounding in 12 steps.
+        assert_same_curve(ours[pieces], ours[1])
+        assert_same_weights(weights[pieces], weights[1], floor=FLOOR)
 
 
 def test_the_steps_do_not_agree_by_accident(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 
 from modeling_oclear import OclearModel
+from tests.support.curves import assert_same_run, reordered_recipe
 from tests.support.synthetic_governed import write_governed
 from train.recipes.registry import recipe_by_name
 
@@ -47,7 +47,7 @@ def run(base: Path, out: str, *words: object, ranks: int = 1, fsdp: bool = False
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`governed`, the recipe `all.json`, and `alone`: a finished run of one process."""
+    """`governed`, the recipe `all.json`, and finished runs of one process: `alone`, and `reordered` in two pieces."""
     folder = tmp_path_factory.mktemp("layouts")
     write_governed(folder / "governed")
     recipe = recipe_by_name("tiny").with_changes(
@@ -63,37 +63,31 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
     )
     (folder / "all.json").write_text(json.dumps(recipe.to_json()))
+    (folder / "reordered.json").write_text(json.dumps(reordered_recipe(recipe).to_json()))
+    run(folder, "reordered", "--recipe", folder / "reordered.json")
     said = run(folder, "alone")
     assert "parameters of the image encoder are trained" in said
     return folder
 
 
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    def curve(folder: Path, name: str) -> np.ndarray:
-        return np.array([json.loads(line)[name] for line in (folder / "train.jsonl").read_text().splitlines()])
-
-    for name in ("loss", "grad_norm", "head_grad_norm"):
-        assert len(curve(ours, name)) == 12
-        assert np.abs(curve(ours, name) - curve(theirs, name)).max() < 1e-8, name
-    for file in ("hub/model.safetensors", "adapter/adapter_model.safetensors"):
-        mine, other = (load_file(folder / file) for folder in (ours, theirs))
-        assert mine.keys() == other.keys()
-        assert max(float(np.abs(mine[name] - other[name]).max()) for name in other) < 1e-6
+def assert_run_of_one_process(base: Path, out: str) -> None:
+    files = ("hub/model.safetensors", "adapter/adapter_model.safetensors")
+    assert_same_run(base / out, base / "alone", reordered=[base / "reordered"], files=files)
 
 
 @pytest.mark.slow
 def test_two_data_parallel_ranks_equal_one_process(base: Path) -> None:
     run(base, "ddp", ranks=2)
-    assert_same_run(base / "ddp", base / "alone")
+    assert_run_of_one_process(base, "ddp")
 
 
 @pytest.mark.slow
 def test_two_fsdp2_ranks_equal_one_process_which_goes_on_from_their_checkpoint(base: Path) -> None:
     run(base, "fsdp2", ranks=2, fsdp=True)
-    assert_same_run(base / "fsdp2", base / "alone")
+    assert_run_of_one_process(base, "fsdp2")
     shutil.rmtree(base / "fsdp2" / "checkpoints" / "step-00000012")
     assert "resumed from step-00000010" in run(base, "fsdp2", "--resume")
-    assert_same_run(base / "fsdp2", base / "alone")
+    assert_run_of_one_process(base, "fsdp2")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from transformers import AutoModel
 
 from modeling_oclear import OclearForCategoryClassification
 from tests.support.synthetic_governed import CATEGORIES, write_governed
+from tests.support.weights import assert_equal_weights
 from train.class_weights.prototypes import PrototypeFolder
 from train.class_weights.published_size import check_head, is_head_published, prototypes_gib
 from train.command import read_options
@@ -91,8 +92,9 @@ def test_beyond_the_limit_nothing_is_gathered_and_the_shards_hold_what_hub_would
     pixels = torch.randn(3, 3, 37, 37)
     ours, theirs = (AutoModel.from_pretrained(out / "hub").eval() for out in (beside, whole))
     assert type(ours).__name__ == type(theirs).__name__ == "OclearModel"
+    assert_equal_weights(ours, theirs)
     with torch.no_grad():
-        assert torch.equal(ours.get_query_embeds(pixels), theirs.get_query_embeds(pixels))
+        torch.testing.assert_close(ours.get_query_embeds(pixels), theirs.get_query_embeds(pixels))
     head = OclearForCategoryClassification.from_pretrained(whole / "hub").head.weight.detach()
     opened = PrototypeFolder.open(beside / "prototypes")
     trained = [line["category_id"] for line in opened.categories(set(range(opened.num_classes))).values()]
