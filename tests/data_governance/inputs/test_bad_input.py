@@ -20,8 +20,8 @@ from data_governance.inputs.behaviour_log import open_log
 from data_governance.inputs.mapping import reasons
 from data_governance.policy import Policy, load_policy
 from data_governance.stage import StageResult
-from data_governance.stages.admit import lost_files
-from tests.data_governance.conftest import IMAGE, World, make_world
+from data_governance.stages.admit import record_lost_files
+from tests.support.synthetic_shop import IMAGE, SyntheticShop, write_shop
 
 NAN = float("nan")
 
@@ -51,8 +51,8 @@ def edit(folder: Path, name: str, change: Callable[[pa.Table], pa.Table]) -> Non
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> World:
-    return make_world(tmp_path, categories=6, queries=3, noise=0.0)
+def small(tmp_path: Path) -> SyntheticShop:
+    return write_shop(tmp_path, categories=6, queries=3, noise=0.0)
 
 
 ROWS: list[tuple[str, str, Callable[[pa.Table], pa.Table]]] = [
@@ -81,7 +81,11 @@ ROWS: list[tuple[str, str, Callable[[pa.Table], pa.Table]]] = [
 
 @pytest.mark.parametrize(("table", "reason", "change"), ROWS, ids=[f"{t}-{r}" for t, r, _ in ROWS])
 def test_check_names_table_row_and_remedy_and_the_run_would_go_through(
-    small: World, capsys: pytest.CaptureFixture[str], table: str, reason: str, change: Callable[[pa.Table], pa.Table]
+    small: SyntheticShop,
+    capsys: pytest.CaptureFixture[str],
+    table: str,
+    reason: str,
+    change: Callable[[pa.Table], pa.Table],
 ) -> None:
     edit(small.folder, table, change)
     before = sorted(small.folder.iterdir())
@@ -93,7 +97,7 @@ def test_check_names_table_row_and_remedy_and_the_run_would_go_through(
     assert sorted(small.folder.iterdir()) == before
 
 
-def test_all_bad_rows_at_once_are_quarantined_and_the_run_goes_through(small: World) -> None:
+def test_all_bad_rows_at_once_are_quarantined_and_the_run_goes_through(small: SyntheticShop) -> None:
     edit(small.folder, "behaviour", lambda t: put(put(t, "clicks", 0, NAN), "clicks", 1, -2.0))
     edit(small.folder, "queries", lambda t: put(t, "image", 0, {"bytes": b"no image", "path": None}))
     giant = {"bytes": header_only_png(50_000, 50_000), "path": None}
@@ -147,7 +151,7 @@ ERRORS: list[tuple[str, Callable[[Path], object], str]] = [
 
 @pytest.mark.parametrize(("change", "message"), [e[1:] for e in ERRORS], ids=[e[0] for e in ERRORS])
 def test_what_cannot_be_used_is_one_error_line_and_no_traceback(
-    small: World, capsys: pytest.CaptureFixture[str], change: Callable[[Path], None], message: str
+    small: SyntheticShop, capsys: pytest.CaptureFixture[str], change: Callable[[Path], None], message: str
 ) -> None:
     change(small.folder)
     assert main(["run", *small.arguments, "--out", str(small.folder / "out")]) == 2
@@ -190,7 +194,9 @@ def test_a_table_reads_the_same_from_every_kind_of_file(tmp_path: Path, kind: st
     assert rows.column("position").to_pylist() == [None, None]
 
 
-def test_one_bad_file_of_a_folder_does_not_lose_the_others(small: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_bad_file_of_a_folder_does_not_lose_the_others(
+    small: SyntheticShop, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = pq.read_table(small.folder / "behaviour.parquet")
     folder = small.folder / "behaviour"
     folder.mkdir()
@@ -207,7 +213,7 @@ def test_one_bad_file_of_a_folder_does_not_lose_the_others(small: World, capsys:
     whole = tables.open_source(str(folder), name="behaviour")
     assert [file for file, _ in source.lost] == [file for file, _ in whole.lost]
     result = StageResult()
-    lost_files(result, [source])
+    record_lost_files(result, [source])
     assert result.counts == {"files": (4, 2)}
     assert "cannot be read as parquet" in result.decisions[0]["figures"]
     assert "column 'doc_id' is missing" in result.decisions[1]["figures"]
@@ -285,7 +291,7 @@ def test_the_printed_policy_reads_back_as_the_defaults(tmp_path: Path, capsys: p
     assert load_policy(tmp_path / "p.toml") == Policy()
 
 
-def test_an_encoder_folder_without_a_model_is_refused(small: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_encoder_folder_without_a_model_is_refused(small: SyntheticShop, capsys: pytest.CaptureFixture[str]) -> None:
     (small.folder / "empty").mkdir()
     words = ["run", *small.arguments, "--out", str(small.folder / "out"), "--encoder", str(small.folder / "empty")]
     assert main(words) == 2

@@ -44,7 +44,7 @@ def behaviour(rows: int) -> pa.Table:
 
 
 def relational_part(engine: Engine, folder: Path) -> list[Any]:
-    """What admit and weigh make of a small log in several shards: rows that go on, rows dropped, counts and notes."""
+    """What admit and click_rates make of a small log in several shards: rows kept, rows dropped, counts, notes."""
     queries, documents = [f"q{i}" for i in range(12)], [f"d{i}" for i in range(8)]
     seen = {"query_id": pa.table({"query_id": queries}), "doc_id": pa.table({"doc_id": documents})}
     workspace = Workspace(folder)
@@ -56,14 +56,14 @@ def relational_part(engine: Engine, folder: Path) -> list[Any]:
         "documents": pa.table({"doc_id": documents, "entity": ["d0", "d0", *documents[2:]]}),
     }
     workspace.commit("dedupe", StageResult(tables=entities), digest="d", seconds=0)
-    weighed = click_rates.weigh(workspace, policy=POLICY, engine=engine)
-    workspace.commit("weigh", weighed, digest="d", seconds=0)
-    found: list[Any] = [admitted.counts, weighed.counts, weighed.notes]
-    for stage, name in (("admit", "behaviour"), ("admit", "behaviour_dropped"), ("weigh", "behaviour_dropped")):
+    rates = click_rates.click_rates(workspace, policy=POLICY, engine=engine)
+    workspace.commit("click_rates", rates, digest="d", seconds=0)
+    found: list[Any] = [admitted.counts, rates.counts, rates.notes]
+    for stage, name in (("admit", "behaviour"), ("admit", "behaviour_dropped"), ("click_rates", "behaviour_dropped")):
         for path in workspace.shards(stage, name):
             table = pq.read_table(path)
             found.append((stage, name, path.name, str(table.schema), repr(table.to_pylist())))
-    edges = workspace.table("weigh", "edges")
+    edges = workspace.table("click_rates", "edges")
     return [*found, str(edges.schema), edges.to_pylist()]
 
 
@@ -81,7 +81,7 @@ def test_duckdb_and_spark_give_the_same_rows_decisions_and_counts(
     duckdb, spark = (relational_part(Engine(POLICY, engine=name), tmp_path / name) for name in ("duckdb", "spark"))
     assert duckdb == spark
     reasons = set[str]()
-    for stage in ("admit", "weigh"):
+    for stage in ("admit", "click_rates"):
         reasons |= reasons_of(Workspace(tmp_path / "spark").shards(stage, "behaviour_dropped"))
     assert reasons >= {"missing_id", "unknown_query", "unknown_document", "fewer_impressions_than_clicks", "weak_edge"}
 

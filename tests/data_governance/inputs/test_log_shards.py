@@ -16,18 +16,19 @@ from data_governance.__main__ import main
 from data_governance.inputs import behaviour_log, rules, shards
 from data_governance.inputs.behaviour_log import BrokenFile, open_log
 from data_governance.inputs.engine import Engine
+from data_governance.pipeline import PIPELINE
 from data_governance.policy import Policy
 from data_governance.reports.contact_sheets import DROPPED_SHOWN, dropped_rows
-from data_governance.reports.lineage import story
+from data_governance.reports.lineage import row_lineage
 from data_governance.stage import LOG, LOG_DROPPED, StageResult, Workspace
 from data_governance.stages import admit_log, click_rates
-from tests.data_governance.conftest import World
 from tests.data_governance.test_pipeline import same_tables
 from tests.data_governance.test_resume import facts, no_file_larger_than
+from tests.support.synthetic_shop import SyntheticShop
 
 POLICY = Policy(threads=1, memory_limit="500MB", max_documents_per_query=3)
 QUERIES, DOCUMENTS = [f"q{i:05d}" for i in range(12)], [f"d{i:05d}" for i in range(11)]
-NAMES = ("behaviour", "admit", "edges", "weigh")
+NAMES = ("behaviour", "admit", "edges", "click_rates")
 
 
 def made_log(rows: int = 600) -> pa.Table:
@@ -50,7 +51,7 @@ def admitted(location: Path, out: Path) -> tuple[StageResult, list[tuple[str, st
 
 
 def governed_log(location: Path, out: Path) -> list[Any]:
-    """What admit and weigh make of a log: rows that go on, rows dropped, edges, counts, notes."""
+    """What admit and click_rates make of a log: rows that go on, rows dropped, edges, counts, notes."""
     workspace = Workspace(out)
     result, _ = admitted(location, out)
     workspace.commit("admit", result, digest="d", seconds=0)
@@ -59,12 +60,13 @@ def governed_log(location: Path, out: Path) -> list[Any]:
         "documents": pa.table({"doc_id": DOCUMENTS, "entity": DOCUMENTS}),
     }
     workspace.commit("dedupe", StageResult(tables=entities), digest="d", seconds=0)
-    weighed = click_rates.weigh(workspace, policy=POLICY, engine=Engine(POLICY))
-    workspace.commit("weigh", weighed, digest="d", seconds=0)
+    rates = click_rates.click_rates(workspace, policy=POLICY, engine=Engine(POLICY))
+    workspace.commit("click_rates", rates, digest="d", seconds=0)
     found = [
-        repr(rows_of(workspace, *name)) for name in (("admit", LOG), ("admit", LOG_DROPPED), ("weigh", LOG_DROPPED))
+        repr(rows_of(workspace, *name))
+        for name in (("admit", LOG), ("admit", LOG_DROPPED), ("click_rates", LOG_DROPPED))
     ]
-    return [*found, workspace.table("weigh", "edges").to_pylist(), result.counts, weighed.counts, weighed.notes]
+    return [*found, workspace.table("click_rates", "edges").to_pylist(), result.counts, rates.counts, rates.notes]
 
 
 def rows_of(workspace: Workspace, name: str, table: str) -> list[dict[str, Any]]:
@@ -186,30 +188,31 @@ def test_a_disk_that_is_full_while_the_log_is_read_names_the_stage(tmp_path: Pat
     workspace.commit("admit", StageResult(), digest="before", seconds=0)
     with no_file_larger_than(5_000), pytest.raises(ValueError, match=r"stage admit: cannot write .*run again"):
         admitted(tmp_path / "log.parquet", tmp_path / "out")
-    assert workspace.is_whole("admit", "before")
+    assert workspace.is_complete("admit", "before")
 
 
-def test_what_a_killed_run_left_of_its_shards_is_ignored(world: World, governed: Path, tmp_path: Path) -> None:
+def test_what_a_killed_run_left_of_its_shards_is_ignored(shop: SyntheticShop, governed: Path, tmp_path: Path) -> None:
     again = tmp_path / "governed"
     shutil.copytree(governed, again)
-    for name in stage.STAGES[stage.STAGES.index("weigh") :]:
+    names = [step.name for step in PIPELINE]
+    for name in names[names.index("click_rates") :]:
         shutil.rmtree(again / "stages" / name)
-    left = again / "stages" / ".weigh.partial" / LOG_DROPPED
+    left = again / "stages" / ".click_rates.partial" / LOG_DROPPED
     left.mkdir(parents=True)
     (left / "000000000000.parquet").write_bytes(b"PAR1 cut off")
-    assert main(["run", *world.arguments, "--out", str(again)]) == 0
+    assert main(["run", *shop.arguments, "--out", str(again)]) == 0
     assert not list((again / "stages").glob(".*.partial"))
     same_tables(governed, again)
 
 
 def test_a_run_over_a_log_in_shards_ends_like_one_over_a_single_file(
-    world: World, governed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shop: SyntheticShop, governed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(behaviour_log, "ROWS_PER_BATCH", 17)
     again = tmp_path / "governed"
     shutil.copytree(governed, again)  # its images are not decoded again
-    folder = write_files(pq.read_table(world.folder / "behaviour.parquet"), tmp_path / "log", rows=50)
-    words = [str(folder) if word.endswith("behaviour.parquet") else word for word in world.arguments]
+    folder = write_files(pq.read_table(shop.folder / "behaviour.parquet"), tmp_path / "log", rows=50)
+    words = [str(folder) if word.endswith("behaviour.parquet") else word for word in shop.arguments]
     assert main(["run", *words, "--out", str(again)]) == 0
     assert len(Workspace(again).shards("admit", LOG)) > 10
     same_tables(governed, again)
@@ -220,9 +223,9 @@ def test_a_run_over_a_log_in_shards_ends_like_one_over_a_single_file(
     for found in (ours, theirs):
         found["notes"]["admit"].pop("images_taken_over")
     assert ours == theirs
-    row = pq.read_table(world.folder / "behaviour.parquet").to_pylist()[130]
+    row = pq.read_table(shop.folder / "behaviour.parquet").to_pylist()[130]
     name = f"{row['query_id']}>{row['doc_id']}#130"
-    assert story(again, name) == story(governed, name)
+    assert row_lineage(again, name) == row_lineage(governed, name)
 
 
 def test_the_page_counts_all_dropped_rows_and_shows_the_first(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from data_governance.__main__ import main
 from data_governance.grouping import matching
 from data_governance.reports import report
 from data_governance.stage import DECISIONS, StageResult
-from tests.data_governance.conftest import IMAGE, png
+from tests.support.synthetic_shop import IMAGE, png
 
 HEADINGS = (
     "Rows",
@@ -24,10 +24,10 @@ HEADINGS = (
     "Before and after",
     "Head, body and tail",
     "Categories",
-    "Set aside, and why",
+    "Rejected, and why",
     "Merged",
     "Relabelled",
-    "Decided by a person",
+    "Overrides",
 )
 
 
@@ -74,25 +74,25 @@ def test_dropped_merged_and_relabelled_rows_are_shown_with_reason_and_picture(go
     pq.write_table(pa.table(aside), mine / "dropped" / "queries.parquet")
     text = page_of(mine, tmp_path / "report.html")
     part = {piece.split("</h2>")[0]: piece for piece in text.split("<h2>")[1:]}
-    assert "queries: ambiguous, 1 rows" in part["Set aside, and why"]
-    assert part["Set aside, and why"].count("<img") == 3
-    assert "lead 0.05" in part["Set aside, and why"]
+    assert "queries: ambiguous, 1 rows" in part["Rejected, and why"]
+    assert part["Rejected, and why"].count("<img") == 3
+    assert "lead 0.05" in part["Rejected, and why"]
     assert "near_duplicate" in part["Merged"]
     assert part["Merged"].count("<img") == 2
     assert part["Relabelled"].count("<img") == 2
-    assert "&lt;b&gt;mine&lt;/b&gt; &amp; yours" in part["Decided by a person"]
+    assert "&lt;b&gt;mine&lt;/b&gt; &amp; yours" in part["Overrides"]
     assert "<b>mine" not in text
 
 
 @pytest.mark.parametrize(
-    ("notes", "told"),
+    ("notes", "text"),
     [
         ({"wrong_labels": 0.123, "wrong_labels_interval": [0.1, 0.15]}, "12.3% are wrong, interval 10.0% to 15.0%"),
         ({"wrong_labels": None, "method": "otsu"}, "No estimate: the margins do not show two modes (cut by otsu)"),
     ],
 )
-def test_the_noise_is_told_with_its_interval_or_refused(governed: Path, notes: dict[str, object], told: str) -> None:
-    assert told in report.noise(governed, {"threshold": 0.1, **notes})
+def test_label_noise_has_an_interval_or_a_reason_for_none(notes: dict[str, object], text: str) -> None:
+    assert text in report.label_noise(notes)
 
 
 def test_clicks_outside_their_category_are_told_with_an_interval(governed: Path, tmp_path: Path) -> None:

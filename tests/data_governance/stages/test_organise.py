@@ -31,7 +31,7 @@ def test_a_style_gap_vanishes_in_the_space_that_clicks_teach() -> None:
 
 def test_blocks_are_rooted_if_marked_and_scaled_to_equal_strength_and_missing_images_stay_zero() -> None:
     features = np.array([[4.0, 10.0, -5.0], [16.0, 0.0, 15.0], [9.0, 9.0, 9.0]])
-    rooted = feature_space.never_negative(features[:2], features[2:], [1, 2])
+    rooted = feature_space.non_negative_blocks(features[:2], features[2:], [1, 2])
     assert rooted == [True, False]
     found = feature_space.prepared(features, np.array([True, True, False]), [1, 2], rooted)
     # block one: roots 2 and 4, centred -1 and 1; block two as it is, centred (5, -10) and (-5, 10)

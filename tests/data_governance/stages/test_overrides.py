@@ -16,7 +16,7 @@ from data_governance.inputs.tables import Source
 from data_governance.reports import lineage
 from data_governance.stage import DECISIONS, StageResult, Workspace, check_conservation
 from data_governance.stages import overrides
-from tests.data_governance.conftest import World
+from tests.support.synthetic_shop import SyntheticShop
 
 
 def samples(governed: Path) -> dict[tuple[str, str], str]:
@@ -36,32 +36,32 @@ def write(path: Path, rows: Sequence[tuple[str, str, str, str | None, str]]) -> 
 
 
 @pytest.fixture(scope="module")
-def strict(world: World, governed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def strict(shop: SyntheticShop, governed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose policy sets queries aside."""
     out = tmp_path_factory.mktemp("strict") / "governed"
     shutil.copytree(governed, out)
     (out.parent / "policy.toml").write_text("min_query_margin = 0.9\n")
-    assert run(world, out) == 0
+    assert run(shop, out) == 0
     return out
 
 
-def run(world: World, out: Path, *words: str) -> int:
-    return main(["run", *world.arguments, "--policy", str(out.parent / "policy.toml"), "--out", str(out), *words])
+def run(shop: SyntheticShop, out: Path, *words: str) -> int:
+    return main(["run", *shop.arguments, "--policy", str(out.parent / "policy.toml"), "--out", str(out), *words])
 
 
-def again(world: World, strict: Path, out: Path, *words: str) -> int:
+def again(shop: SyntheticShop, strict: Path, out: Path, *words: str) -> int:
     shutil.copytree(strict, out)
     (out.parent / "policy.toml").write_text((strict.parent / "policy.toml").read_text())
-    return run(world, out, *words)
+    return run(shop, out, *words)
 
 
 @pytest.fixture(scope="module")
-def decided(world: World, strict: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def decided(shop: SyntheticShop, strict: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run with one decision of every kind."""
     before = samples(strict)
     queries = sorted(row_id for side, row_id in before if side == "query")
     documents = sorted(row_id for side, row_id in before if side == "document")
-    gone = sorted(set(world.query_truth) - set(queries))
+    gone = sorted(set(shop.query_truth) - set(queries))
     home = before["query", queries[0]]
     other = next(key for key in sorted(set(before.values())) if key != home)
     # The smallest document of a category gave it its key.
@@ -79,7 +79,7 @@ def decided(world: World, strict: Path, tmp_path_factory: pytest.TempPathFactory
         ("query", gone[1], "drop", None, "agreed"),
     ]
     out = tmp_path_factory.mktemp("decided") / "governed"
-    assert again(world, strict, out, "--overrides", str(write(out.parent / "o.parquet", rows))) == 0
+    assert again(shop, strict, out, "--overrides", str(write(out.parent / "o.parquet", rows))) == 0
     return {"out": out, "before": before, "after": samples(out), "rows": rows, "other": other, "elsewhere": elsewhere}
 
 
@@ -126,7 +126,7 @@ def test_the_ledger_has_each_decision_with_the_reason_of_the_person(decided: dic
     assert told["overrides", "nobody"]["reason"] == "unknown_id"
     assert told["overrides", decided["rows"][7][1]]["reason"] == "unknown_category_key"
     assert told["overrides", decided["rows"][8][1]]["reason"] == "already_dropped"
-    told_all = "\n".join(lineage.story(decided["out"], decided["rows"][2][1]))
+    told_all = "\n".join(lineage.row_lineage(decided["out"], decided["rows"][2][1]))
     assert "dark but right" in told_all
     assert "now: query of category" in told_all
 
@@ -147,11 +147,11 @@ def test_rows_are_conserved_and_what_could_not_be_honoured_is_kept_aside(decided
 
 
 def test_keys_live_on_and_the_map_tells_what_the_person_moved(
-    decided: dict[str, Any], world: World, strict: Path, tmp_path: Path
+    decided: dict[str, Any], shop: SyntheticShop, strict: Path, tmp_path: Path
 ) -> None:
     assert set(decided["after"].values()) <= set(decided["before"].values())
     words = ["--overrides", str(decided["out"].parent / "o.parquet"), "--previous", str(strict)]
-    assert again(world, strict, tmp_path / "linked", *words) == 0
+    assert again(shop, strict, tmp_path / "linked", *words) == 0
     assert samples(tmp_path / "linked") == decided["after"]
     events = pq.read_table(tmp_path / "linked" / "category_map.parquet").to_pylist()
     moved = decided["rows"][4][1]
@@ -160,14 +160,14 @@ def test_keys_live_on_and_the_map_tells_what_the_person_moved(
 
 
 def test_overrides_redo_only_what_follows_them_and_taking_them_away_undoes_them(
-    decided: dict[str, Any], world: World, strict: Path, tmp_path: Path
+    decided: dict[str, Any], shop: SyntheticShop, strict: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "governed"
     shutil.copytree(decided["out"], out)
     (tmp_path / "policy.toml").write_text((strict.parent / "policy.toml").read_text())
     first = (strict / "stages" / "merge_split" / "stage.json").stat().st_mtime_ns
     assert (out / "stages" / "merge_split" / "stage.json").stat().st_mtime_ns == first
-    assert run(world, out) == 0
+    assert run(shop, out) == 0
     assert samples(out) == decided["before"]
     assert not (out / "dropped" / "overrides.parquet").exists()
 
@@ -176,7 +176,7 @@ class Tables(Workspace):
     """Stage tables in memory."""
 
     def __init__(self, **tables: pa.Table) -> None:
-        super().__init__(Path("none"))
+        super().__init__(Path("none"), ("admit", "clean", "overrides"))
         object.__setattr__(self, "tables", tables)
 
     def table(self, name: str, table: str) -> pa.Table:
@@ -248,11 +248,11 @@ def test_ids_and_keys_of_a_csv_stay_text(tmp_path: Path) -> None:
 
 
 def test_check_names_unknown_ids_of_the_overrides_and_a_broken_file(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shop: SyntheticShop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "o.parquet", [("query", "nobody", "drop", None, "")])
-    assert main(["check", *world.arguments, "--overrides", str(path)]) == 0
+    assert main(["check", *shop.arguments, "--overrides", str(path)]) == 0
     assert "warning: overrides: unknown_id in 1 of 1 rows (nobody)" in capsys.readouterr().out
     path = write(tmp_path / "o.parquet", [("query", "nobody", "burn", None, "")])
-    assert main(["check", *world.arguments, "--overrides", str(path)]) == 1
+    assert main(["check", *shop.arguments, "--overrides", str(path)]) == 1
     assert "error: overrides: row 1: action 'burn'" in capsys.readouterr().out

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_governance.output import category_keys
+from data_governance.grouping import category_keys
 
 
 def test_a_key_lives_on_and_the_map_tells_what_became_of_the_old_ones() -> None:
