@@ -1,4 +1,4 @@
-"""The whole of governance on a planted shop, through the user's own command."""
+"""The whole pipeline on a synthetic shop, through the command line."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def same_tables(a: Path, b: Path) -> None:
     assert pq.read_table(a / "samples").equals(pq.read_table(b / "samples"))
 
 
-def test_planted_categories_are_found_again_from_noisy_clicks(shop: SyntheticShop, governed: Path) -> None:
+def test_true_categories_are_recovered_from_noisy_clicks(shop: SyntheticShop, governed: Path) -> None:
     documents, queries = labels(governed, "document"), labels(governed, "query")
     assert set(documents) == set(shop.document_truth)
     votes: dict[int, Counter[int]] = {}
@@ -50,7 +50,7 @@ def test_planted_categories_are_found_again_from_noisy_clicks(shop: SyntheticSho
     assert pairs >= 20, f"{pairs} of 24 pairs of documents"
 
 
-def test_every_row_that_went_in_is_kept_or_dropped_with_a_reason(shop: SyntheticShop, governed: Path) -> None:
+def test_every_input_row_is_kept_or_dropped_with_a_reason(shop: SyntheticShop, governed: Path) -> None:
     facts = json.loads((governed / "ledger.json").read_text())
     for name in ("behaviour", "queries", "catalogue"):
         rows = facts["rows"][name]
@@ -75,7 +75,7 @@ def test_samples_and_categories_have_the_declared_columns(governed: Path) -> Non
     assert set(split.values()) == {"train", "validation"}
 
 
-def test_a_killed_run_goes_on_from_the_last_whole_stage(shop: SyntheticShop, governed: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_after_a_complete_stage(shop: SyntheticShop, governed: Path, tmp_path: Path) -> None:
     again = tmp_path / "governed"
     shutil.copytree(governed, again)
     for name in ("clean", "merge_split", "balance"):
@@ -94,7 +94,7 @@ def test_the_same_inputs_and_seed_give_equal_tables(shop: SyntheticShop, governe
     same_tables(governed, tmp_path / "again")
 
 
-def test_another_policy_redoes_what_reads_it_and_keeps_the_decoded_images(
+def test_another_policy_reruns_the_stages_that_read_it_and_keeps_decoded_images(
     shop: SyntheticShop, governed: Path, tmp_path: Path
 ) -> None:
     again = tmp_path / "governed"
@@ -108,7 +108,7 @@ def test_another_policy_redoes_what_reads_it_and_keeps_the_decoded_images(
     assert len(labels(again, "query")) < len(labels(governed, "query"))
 
 
-def test_an_edited_stage_is_stale_and_so_is_all_that_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edited_stage_and_all_later_ones_are_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = {step.name: step for step in pipeline.PIPELINE}
     chain = ["start"]
     for step in steps.values():
@@ -122,9 +122,7 @@ def test_an_edited_stage_is_stale_and_so_is_all_that_follows(monkeypatch: pytest
     assert len(set(chain)) == len(chain)
 
 
-def test_category_keys_live_on_when_a_previous_run_is_given(
-    shop: SyntheticShop, governed: Path, tmp_path: Path
-) -> None:
+def test_category_keys_of_a_previous_run_are_kept(shop: SyntheticShop, governed: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     shutil.copytree(governed / "stages", again / "stages")
     assert main(["run", *shop.arguments, "--out", str(again), "--previous", str(governed)]) == 0
@@ -134,7 +132,7 @@ def test_category_keys_live_on_when_a_previous_run_is_given(
     assert set(first.column("event").to_pylist()) == {"new"}
 
 
-def test_without_leaf_and_with_one_style_the_run_still_ends(tmp_path: Path) -> None:
+def test_a_run_without_leaf_and_with_one_style_succeeds(tmp_path: Path) -> None:
     write_shop(tmp_path, categories=6, queries=4)
     catalogue = pq.read_table(tmp_path / "catalogue.parquet").drop_columns(["leaf"])
     pq.write_table(catalogue.take(list(range(0, catalogue.num_rows, 2))), tmp_path / "catalogue.parquet")
@@ -145,13 +143,13 @@ def test_without_leaf_and_with_one_style_the_run_still_ends(tmp_path: Path) -> N
     assert any(row["reason"] == "unknown_document" for row in facts["decisions"])
 
 
-def test_vectors_survive_the_stage_folder(governed: Path) -> None:
+def test_vectors_have_unit_length_after_reading_a_stage(governed: Path) -> None:
     table = pq.read_table(governed / "stages" / "organise" / "queries.parquet")
     length = np.linalg.norm(feature_matrix(table.column("vector")), axis=1)
     np.testing.assert_allclose(length, 1, atol=5e-3)
 
 
-def test_any_saved_vision_model_serves_as_encoder_with_its_own_input_size(shop: SyntheticShop, tmp_path: Path) -> None:
+def test_any_saved_vision_model_can_be_the_encoder_with_its_own_input_size(shop: SyntheticShop, tmp_path: Path) -> None:
     config = ViTConfig(
         hidden_size=37 * 2,
         num_hidden_layers=1,
@@ -170,10 +168,10 @@ def test_any_saved_vision_model_serves_as_encoder_with_its_own_input_size(shop: 
     assert encoder.name.startswith("vit ")
 
 
-def test_the_command_says_how_the_nearest_were_found_and_with_which_recall() -> None:
+def test_the_command_prints_search_method_and_recall() -> None:
     notes = {"prototype_search": "PQ32x4fs, re-ranked x10", "prototype_recall": 0.9981, "neighbour_recall": 0.46}
-    told = recall_line({**notes, "relabelling": "refused: the margins do not separate"})
-    assert told.startswith(
+    text = recall_line({**notes, "relabelling": "refused: the margins do not separate"})
+    assert text.startswith(
         "clean: nearest prototypes by PQ32x4fs, re-ranked x10, recall 0.998; neighbours, recall 0.460"
     )
-    assert told.endswith("relabelling refused: the margins do not separate")
+    assert text.endswith("relabelling refused: the margins do not separate")

@@ -1,4 +1,4 @@
-"""Killed at any moment, or with a full disk, a run goes on from the last whole stage and ends with equal tables."""
+"""After a kill or a full disk, a run resumes after the last complete stage and gives equal tables."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def same_tables(ours: Path, theirs: Path, said: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_like_one_that_was_left_alone(tmp_path: Path) -> None:
+def test_a_run_killed_several_times_gives_the_tables_of_an_uninterrupted_one(tmp_path: Path) -> None:
     (tmp_path / "shop").mkdir()
     shop = write_shop(tmp_path / "shop", categories=6, queries=3)
     assert main(["run", *shop.arguments, "--out", str(tmp_path / "alone")]) == 0
@@ -94,7 +94,7 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_left_alone(tmp_path
     same_tables(out, tmp_path / "alone", f"the second kill came {moment} s after admit")
 
 
-def test_the_last_bits_are_the_same_whatever_threads_linear_algebra_has(tmp_path: Path) -> None:
+def test_tables_are_bit_equal_for_any_number_of_blas_threads(tmp_path: Path) -> None:
     (tmp_path / "shop").mkdir()
     shop = write_shop(tmp_path / "shop", categories=6, queries=3)
     command = [sys.executable, "-m", "data_governance", "run", *shop.arguments, "--out", str(tmp_path / "one")]
@@ -104,7 +104,7 @@ def test_the_last_bits_are_the_same_whatever_threads_linear_algebra_has(tmp_path
     same_tables(tmp_path / "more", tmp_path / "one", "two threads")
 
 
-def test_a_folder_whose_export_did_not_end_is_not_taken_for_finished(
+def test_a_folder_with_an_interrupted_export_is_not_finished(
     shop: SyntheticShop,
     governed: Path,
     tmp_path: Path,
@@ -138,7 +138,7 @@ def no_file_larger_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_is_full_leaves_the_last_whole_stage_intact(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_last_complete_stage(tmp_path: Path) -> None:
     workspace = stage.Workspace(tmp_path)
     small = stage.StageResult(tables={"edges": pa.table({"clicks": [1, 2, 3]})})
     workspace.commit("click_rates", small, digest="first", seconds=0)

@@ -76,7 +76,7 @@ def links_of(weight: csr_array) -> Links:
     return Links(space, csr_array((1, size)), weight, np.zeros((0, 2)), np.stack([i, j], axis=1))
 
 
-def test_touched_documents_are_grouped_anew_where_single_moves_would_end_too_early() -> None:
+def test_regrouping_reaches_groups_that_local_moves_do_not() -> None:
     """a-b was a pair; now a fits n better, and b fits y, whose old partner z is left. By moves alone b drags on a."""
     weight = graph(5, (0, 2, 0.9), (0, 1, 0.3), (1, 3, 0.5), (3, 4, 0.35), (2, 1, 0.05))
     before, touched = np.array([0, 0, 5, 1, 1]), np.arange(5)
@@ -86,14 +86,14 @@ def test_touched_documents_are_grouped_anew_where_single_moves_would_end_too_ear
     assert objective(again, weight, 0.3) >= objective(moved, weight, 0.3)
 
 
-def test_touched_documents_without_a_pair_among_them_stand_alone() -> None:
+def test_touched_documents_without_links_become_single_groups() -> None:
     lone = links_of(graph(3))
     assert len(set(regroup(np.array([0, 0, 0]), lone, np.array([0, 2]), resolution=0.1, seed=0).tolist())) == 3
     assert weights(lone).nnz == 0
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_grouping_anew_leaves_every_frozen_document_where_it_was(seed: int) -> None:
+def test_regrouping_does_not_move_untouched_documents(seed: int) -> None:
     rng = np.random.default_rng(seed)
     weight = graph(12, *[(i, j, float(rng.random())) for i in range(12) for j in range(i) if rng.random() < 0.3])
     before, touched = rng.integers(0, 5, 12), np.flatnonzero(rng.random(12) < 0.6)
@@ -104,7 +104,7 @@ def test_grouping_anew_leaves_every_frozen_document_where_it_was(seed: int) -> N
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_single_move_of_a_touched_document_is_left_that_would_gain(seed: int) -> None:
+def test_after_local_moves_no_single_move_would_gain(seed: int) -> None:
     rng = np.random.default_rng(seed)
     size, resolution = 14, 0.15
     edges = [(i, j, float(rng.random())) for i in range(size) for j in range(i) if rng.random() < 0.25]
