@@ -103,6 +103,7 @@ def _nearest_queries(
 def candidates(space: Space, graph: ClickGraph, source: np.ndarray, *, policy: Policy) -> Candidates:
     """Documents of each query's leaf with a pooled click, or among the nearest by content."""
     pool = pooling(space, graph, policy=policy)
+    # Vectors are averaged with the same weights as clicks.
     pooled = np.ascontiguousarray(pool @ space.queries_NW, dtype=np.float32)
     clicked = csr_array(pool @ graph.clicks).tocoo()
     fits = same_leaf(graph.query_leaf[clicked.row], graph.document_leaf[clicked.col])
@@ -126,6 +127,7 @@ def query_assignments(found: Candidates, source: np.ndarray, *, policy: Policy) 
     candidates of one source.
     """
     logit = found.cosine / policy.content_temperature + policy.click_weight * found.clicked
+    # One softmax per query and source (0 or 1): an assignment to one source does not compete with the other.
     group = found.query.astype(np.int64) * 2 + source[found.document]
     return csr_array((grouped_softmax(logit, group), (found.query, found.document)), shape=found.shape)
 

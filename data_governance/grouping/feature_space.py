@@ -121,6 +121,7 @@ def learned_space(
     within = shrunk(difference.T @ difference / (2 * weight_P.sum()), shrinkage)
     size = len(total)
     kept = min(width, size)
+    # Generalised eigenvectors come in ascending order of the ratio: the last ones are kept, largest first.
     axes = eigh(total, within, subset_by_index=[size - kept, size - 1])[1][:, ::-1].astype(np.float32)
     return Space(unit_rows(queries_NF @ axes), unit_rows(documents_MF @ axes), axes)
 

@@ -36,6 +36,7 @@ def document_affinity(assignments: csr_array, source: np.ndarray, leaf: np.ndarr
     multiplied by `same_source_weight`: there, queries are often split between similar documents.
     """
     size = np.asarray(assignments.sum(axis=0)).ravel() + SIZE_PRIOR
+    # Tiny assignments add little affinity but many entries to the product.
     kept = assignments.copy()
     kept.data[kept.data < 1e-3] = 0
     kept.eliminate_zeros()
@@ -56,6 +57,7 @@ def mutual_pairs(affinity: csr_array, *, count: int, least: float) -> np.ndarray
     column, value = affinity.indices[strong].astype(np.int64), affinity.data[strong]
     order = np.lexsort((column, -value, row))
     start = np.searchsorted(row, np.arange(size))
+    # Rank of each entry within its row; a pair is mutual if its reverse is among the kept entries too.
     top = order[np.arange(len(order)) - start[row[order]] < count]
     name, back = row[top] * size + column[top], column[top] * size + row[top]
     chosen = np.unique(name[(row[top] < column[top]) & np.isin(name, back)])
@@ -73,6 +75,7 @@ def matched_pairs(affinity: csr_array, source: np.ndarray, *, least: float) -> n
     _, component = connected_components(graph, directed=False)
     order = np.argsort(component, kind="stable")
     found = []
+    # Components are independent problems, so the cubic method sees small matrices.
     for members in np.split(order, np.flatnonzero(np.diff(component[order])) + 1):
         left, right = members[source[members] == 0], members[source[members] == 1]
         if not len(left) or not len(right):

@@ -140,6 +140,7 @@ def weighted_centres(
     mass = np.bincount(where[0], weights, count) + fixed
     square = np.bincount(where[0], weights**2, count) + fixed
     length = np.einsum("kw,kw->k", total, total, dtype=np.float64)
+    # |sum a x|^2 - sum a^2 = sum over pairs of a_i a_j cos(x_i, x_j), because rows have length 1.
     pairs = (mass**2 - square).sum()
     rho = float(np.clip((length - square).sum() / max(pairs, 1e-9), 0.02, 0.98)) if pairs > 1e-6 else 0.02
     return Centres(np.ascontiguousarray(total, dtype=np.float32), mass, square, rho)
@@ -159,6 +160,7 @@ def scored(
         # Weight of the row itself in each of its candidate prototypes.
         weight = np.where(place == own, confidence, 0) + np.where(place == other, 1 - confidence, 0)
         dot = np.stack([np.einsum("nw,nw->n", rows_NW[part], centres.total_KW[column]) for column in place.T], axis=1)
+        # Squared length and sums of the prototypes without the row.
         length = np.maximum(length_K[place] - 2 * weight * dot + weight**2, 1e-9)
         mass = centres.mass_K[place] - weight
         size = mass**2 / np.maximum(centres.square_K[place] - weight**2, 1e-9)

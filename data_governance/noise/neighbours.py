@@ -49,6 +49,7 @@ def nearest(base_BW: np.ndarray, rows_NW: np.ndarray, count: int, *, products: i
         codes.train(base_BW)
         codes.add(base_BW)
         index = faiss.IndexRefine(codes, exact)
+        # Every n-th row, not the first ones: rows are sorted by id.
         sample = rows_NW[:: max(len(rows_NW) // SAMPLE, 1)]
         truth = exact.search(sample, 1)[1]
         for factor in FACTORS:

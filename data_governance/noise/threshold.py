@@ -92,6 +92,7 @@ def mixture(values: np.ndarray) -> Mixture | None:
     if len(values) < 10 or not np.ptp(values) > 0:
         return None
     centre_V, count_V = binned(values)
+    # Start with a small low component: most labels are right.
     low, high = np.quantile(values, [0.05, 0.6])
     spread = float(values.std()) / 2 + 1e-9
     start_B5 = np.array([[low, high, spread, spread, 0.1]])
@@ -107,6 +108,7 @@ def share_interval(values: np.ndarray, fitted: Mixture, *, seed: int = 0) -> tup
     The second model accounts for errors of the first; an error of both is not covered.
     """
     centre_V, count_V = binned(values)
+    # Resampling binned values is a multinomial draw of the counts.
     drawn_BV = np.random.default_rng(seed).multinomial(len(values), count_V / count_V.sum(), DRAWS)
     start = [fitted.low, fitted.high, fitted.spread, fitted.spread, fitted.share]
     ends = []

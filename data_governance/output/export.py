@@ -54,6 +54,7 @@ def _export(context: GovernanceContext) -> None:
     key_of = dict(zip(keys.column("category").to_pylist(), keys.column("category_key").to_pylist(), strict=True))
     key_of = {category: key_of[category] for category in content}
     changes = events(key_of, {c: entry["document"] for c, entry in content.items()}, context.previous_keys)
+    # category_id follows the order of the keys, so that it changes as little as they do.
     order = sorted(content, key=lambda category: key_of[category])
     number = {category: i for i, category in enumerate(order)}
     split = splits({key_of[c]: content[c] for c in order}, share=policy.validation_share)

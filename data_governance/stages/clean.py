@@ -61,6 +61,7 @@ def judge(
     separated = found.cut.mixture is not None and found.cut.separation >= policy.min_separation
     relabel = flagged & (voted == found.other) & separated
     drop = flagged & ~relabel
+    # At most `max_dropped_share` of all rows, those with the lowest margins.
     order = np.argsort(np.where(drop, found.margin, np.inf), kind="stable")
     drop[order[int(most * len(label_N)) :]] = False
     mixture = found.cut.mixture
@@ -97,7 +98,7 @@ def neighbour_vote(
         return label_N[chosen], 1.0
     rows = np.ascontiguousarray(rows_NW[chosen])
     if len(rows_NW) * len(chosen) <= EXACT_VOTE:
-        found = neighbours.nearest(rows_NW, rows, count + 1)
+        found = neighbours.nearest(rows_NW, rows, count + 1)  # one more, because a row finds itself
     else:
         near = neighbours.Found(
             margins.near.cosine[chosen], margins.near.index[chosen], margins.near.recall, margins.near.method

@@ -45,6 +45,7 @@ def click_rates(workspace: Workspace, *, policy: Policy, engine: Engine) -> Stag
         for key, name in (("query_id", "queries"), ("doc_id", "documents"))
     }
     rows = engine.read(workspace.folder("admit") / LOG)
+    # Kept as Parquet, because the totals and the ranks both read it.
     edges = engine.keep(aggregated(rows, entities, power=power))
     # The order of a floating point sum changes its last bits; rounding makes runs equal.
     totals = engine.fetch(edges.aggregate(clicks=edges.clicks.sum().cast("float64"), shown=edges.shown.sum()))

@@ -121,6 +121,7 @@ def merges(
     for i in range(len(filled)):
         for score, j in zip(cosine[i], found[i], strict=True):
             a, b = int(filled[i]), int(filled[j])
+            # Each pair once (j > i); few clicks are no evidence.
             if j <= i or score < policy.merge_cosine or min(clicks[a], clicks[b]) < LEAST_CLICKS:
                 continue
             if not is_open[a] and not is_open[b]:

@@ -31,6 +31,7 @@ def organise(workspace: Workspace, previous: Workspace | None, *, policy: Policy
     result = StageResult(notes=outcome.notes)
     lead = found.share - found.next_share
     category = np.where(found.best < 0, -1, found.best)
+    # A small lead: two categories fit almost equally well.
     reason = np.where(category < 0, "no_evidence", np.where(lead < policy.min_query_margin, "ambiguous", ""))
     _drop_queries(result, workspace, outcome, reason, lead)
     kept = np.flatnonzero(reason == "")

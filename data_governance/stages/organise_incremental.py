@@ -229,11 +229,12 @@ def move_locally(group: np.ndarray, weight: csr_array, touched: np.ndarray, *, r
             total: dict[int, float] = {}
             for j, w in zip(weight.indices[links].tolist(), weight.data[links].tolist(), strict=True):
                 total[int(group[j])] = total.get(int(group[j]), 0.0) + w
+            # The document is removed from its group while the gains are compared.
             size[at] -= 1
             gain = {g: w - resolution * int(size[g]) for g, w in total.items()}
             gain.setdefault(at, -resolution * int(size[at]))
             best = min(gain, key=lambda g: (-gain[g], g != at, g))
-            if gain[best] < -1e-12:
+            if gain[best] < -1e-12:  # an empty group, with gain 0, is better
                 best, free = free, free + 1
                 size = np.append(size, 0) if best >= len(size) else size
             size[best] += 1
