@@ -232,7 +232,7 @@ def test_an_invalid_override_is_an_error_that_names_row_and_value(
 
 def test_two_overrides_of_one_row_and_a_missing_column_are_errors(tmp_path: Path) -> None:
     twice = [("query", "q", "drop", None, ""), ("query", "q", "keep", None, "")]
-    with pytest.raises(ValueError, match="row 2: query q is decided in row 1 too"):
+    with pytest.raises(ValueError, match="row 2: query q is listed in row 1 too"):
         overrides.open_overrides(write(tmp_path / "o.parquet", twice))
     (tmp_path / "o.csv").write_text("side,id\nquery,q\n")
     with pytest.raises(ValueError, match="overrides: column 'action' is missing"):
