@@ -1,4 +1,4 @@
-"""From a click log, query images and a catalogue to categories worth learning, with a reason for every row."""
+"""Turn a click log, query images and a catalogue into labelled categories."""
 
 from data_governance.policy import Policy, load_policy
 

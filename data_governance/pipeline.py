@@ -1,10 +1,11 @@
-"""The pipeline: a list that one can read aloud, with resume, conservation and the ledger at the end."""
+"""The governance pipeline: run all stages that are not up to date, export, write the ledger."""
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from data_governance import image_cache, stage
+from data_governance.context import GovernanceContext, Inputs, Request
 from data_governance.inputs import behaviour_log, engine, mapping, tables
 from data_governance.inputs.encoder import Encoder
 from data_governance.inputs.engine import Engine
 from data_governance.output import export, ledger
 from data_governance.policy import Policy
-from data_governance.stage import STAGES, StageResult, Workspace
+from data_governance.stage import StageResult, Workspace
 from data_governance.stages import (
     admit,
     balance,
@@ -30,114 +32,98 @@ from data_governance.stages import (
     organise_incremental,
     overrides,
 )
-from data_governance.stages.admit import Inputs
-
-STEPS = (admit, dedupe, click_rates, organise, clean, merge_split, overrides, balance)
-# The files whose change makes a finished stage stale; later stages follow by the chain of digests.
-SOURCES = {name: mapping.with_imports(module) for name, module in zip(STAGES, STEPS, strict=True)}
-ADMIT_FIELDS = ("max_image_pixels", "max_image_bytes", "max_text_characters", "image_size")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the command line asks for; locations are files, folders or Hub ids."""
+class Stage:
+    """One step of the pipeline.
 
-    behaviour: str
-    queries: str
-    catalogue: str
-    out: Path
-    encoder: Path | None = None
-    previous: Path | None = None
-    engine: str = "duckdb"
-    overrides: Path | None = None
-    incremental: bool = False
+    Attributes:
+        name: of its folder below `stages/`, and in the ledger.
+        reads: fields of the policy, and extra inputs (see `extra_input`), that the digest of the stage covers.
+        run: computes the tables of the stage from the context.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    run: Callable[[GovernanceContext], StageResult]
+
+    def source_digest(self) -> str:
+        """Digest of the source files whose change makes a finished stage stale."""
+        return mapping.source_digest(*mapping.with_imports(sys.modules[self.run.__module__]), stage)
+
+
+POLICY_FIELDS = tuple(field.name for field in fields(Policy))
+PIPELINE: tuple[Stage, ...] = (
+    # Four fields only: decoding and embedding are most of a run, and another threshold must not repeat them.
+    Stage("admit", ("max_image_pixels", "max_image_bytes", "max_text_characters", "image_size"), admit.run),
+    Stage("dedupe", POLICY_FIELDS, dedupe.run),
+    Stage("click_rates", POLICY_FIELDS, click_rates.run),
+    Stage("organise", (*POLICY_FIELDS, "previous_groups"), organise.run),
+    Stage("clean", POLICY_FIELDS, clean.run),
+    Stage("merge_split", POLICY_FIELDS, merge_split.run),
+    Stage("overrides", (*POLICY_FIELDS, "overrides", "previous_keys"), overrides.run),
+    Stage("balance", POLICY_FIELDS, balance.run),
+)
 
 
 def govern(request: Request, policy: Policy) -> dict[str, Any]:
-    """Run what is not yet done, export, write the ledger; returns ledger.json.
-
-    Linear algebra runs on one thread, whatever numpy was imported with: another number of threads gives other last
-    bits, and the same tables are to come of the same input. Matrices of a thousand dimensions gain little from a second
-    thread and take five times as long with one when the other core is busy.
+    """Run the stages that are not up to date, export, write the ledger; returns ledger.json.
 
     Raises:
-        ValueError: for a caller's mistake, naming table, value and remedy.
+        ValueError: for a mistake of the caller, naming table, value and remedy.
     """
+    # BLAS gives other last bits with another number of threads, and equal inputs must give equal tables. Matrices of a
+    # thousand dimensions gain little from a second thread, and take five times as long when the other core is busy.
     with threadpool_limits(limits=1, user_api="blas"):
-        return _govern(request, policy)
+        context = open_context(request, policy)
+        digest = input_digest(request, context.encoder)
+        with tqdm(PIPELINE, desc="govern", unit="stage") as bar:
+            for step in bar:
+                bar.set_postfix_str(step.name)
+                digest = stage_digest(digest, step, values_read(step, context))
+                if not context.workspace.is_complete(step.name, digest):
+                    start = time.monotonic()
+                    result = step.run(context)
+                    seconds = time.monotonic() - start
+                    context.workspace.commit(step.name, result, digest=digest, seconds=seconds)
+        export.export(context)
+        return ledger.write(context.workspace, policy=policy)
 
 
-def _govern(request: Request, policy: Policy) -> dict[str, Any]:
-    workspace = Workspace(request.out)
-    relations = Engine(policy, engine=request.engine)
-    inputs = open_inputs(request)
-    decided = overrides.open_overrides(request.overrides)
-    previous = export.previous_categories(request.previous)
+def open_context(request: Request, policy: Policy) -> GovernanceContext:
+    """Open inputs, engine and encoder.
+
+    Raises:
+        ValueError: for an input that cannot be read, or an earlier run that cannot be continued.
+    """
     threads = engine.threads(policy)
     faiss.omp_set_num_threads(threads)
-    eyes = Encoder(request.encoder, threads=threads)
-    known = earlier_run(request, policy, eyes)
-    steps: dict[str, Callable[[], StageResult]] = {
-        "admit": lambda: admit.admit(
-            inputs,
-            workspace.begin("admit"),
-            policy=policy,
-            engine=relations,
-            encoder=eyes,
-            earlier=(request.out, request.previous),
+    context = GovernanceContext(
+        workspace=Workspace(request.out, tuple(step.name for step in PIPELINE)),
+        inputs=Inputs(
+            behaviour=behaviour_log.open_log(request.behaviour),
+            queries=tables.open_source(request.queries, name="queries"),
+            catalogue=tables.open_source(request.catalogue, name="catalogue"),
         ),
-        "dedupe": lambda: dedupe.dedupe(workspace, policy=policy),
-        "weigh": lambda: click_rates.weigh(workspace, policy=policy, engine=relations),
-        "organise": lambda: (
-            organise_incremental.organise_again(workspace, known, policy=policy)
-            if known
-            else organise.organise(workspace, policy=policy)
-        ),
-        "clean": lambda: clean.clean(workspace, policy=policy),
-        "merge_split": lambda: merge_split.merge_split(workspace, policy=policy),
-        "overrides": lambda: overrides.overrides(workspace, decided, previous=previous),
-        "balance": lambda: balance.balance(workspace, policy=policy),
-    }
-    digest = input_digest(request, eyes)
-    extra = {
-        "overrides": overrides.digest(decided, previous),
-        "organise": organise_incremental.digest(request.previous, known),
-    }
-    with tqdm(STAGES, desc="govern", unit="stage") as bar:
-        for name in bar:
-            bar.set_postfix_str(name)
-            digest = stage_digest(digest, name, policy, extra=extra.get(name, ""))
-            if not workspace.is_whole(name, digest):
-                start = time.monotonic()
-                result = steps[name]()
-                workspace.commit(name, result, digest=digest, seconds=time.monotonic() - start)
-    export.export(workspace, inputs, policy=policy, previous=previous, overrides=decided)
-    return ledger.write(workspace, policy=policy)
-
-
-def earlier_run(request: Request, policy: Policy, eyes: Encoder) -> organise_incremental.Earlier | None:
-    """What an incremental run takes over; None for a full one.
-
-    Raises:
-        ValueError: when there is nothing to take over.
-    """
-    if not request.incremental:
-        return None
-    if request.previous is None or request.previous.resolve() == request.out.resolve():
-        raise ValueError("--incremental needs --previous with an earlier governed folder other than --out.")
-    return organise_incremental.earlier(Workspace(request.previous), recipe=image_cache.recipe(policy, eyes))
-
-
-def open_inputs(request: Request) -> Inputs:
-    return Inputs(
-        behaviour=behaviour_log.open_log(request.behaviour),
-        queries=tables.open_source(request.queries, name="queries"),
-        catalogue=tables.open_source(request.catalogue, name="catalogue"),
+        policy=policy,
+        engine=Engine(policy, engine=request.engine),
+        encoder=Encoder(request.encoder, threads=threads),
+        overrides=overrides.open_overrides(request.overrides),
+        previous=request.previous,
+        previous_keys=export.previous_categories(request.previous),
+        incremental=request.incremental,
     )
+    if request.incremental:
+        if request.previous is None or request.previous.resolve() == request.out.resolve():
+            raise ValueError("--incremental needs --previous with an earlier governed folder other than --out.")
+        key = image_cache.cache_key(policy, context.encoder)
+        organise_incremental.check_previous(Workspace(request.previous), key=key)
+    return context
 
 
 def input_digest(request: Request, encoder: Encoder) -> str:
-    """Of the files' names, sizes and times, the encoder and the engine."""
+    """Digest of the input files' names, sizes and times, the encoder and the engine."""
     digest = hashlib.sha256(f"{encoder.name} {request.engine}".encode())
     for location in (request.behaviour, request.queries, request.catalogue):
         path = Path(location)
@@ -149,9 +135,24 @@ def input_digest(request: Request, encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def stage_digest(before: str, name: str, policy: Policy, *, extra: str = "") -> str:
-    """Of everything before this stage, its source, what else it reads, and the policy (admit reads four fields)."""
-    fields = asdict(policy)
-    read = {field: fields[field] for field in ADMIT_FIELDS} if name == "admit" else fields
-    source = mapping.source_digest(*SOURCES[name], stage)
-    return hashlib.sha256(json.dumps([before, name, source, read, extra]).encode()).hexdigest()[:16]
+def values_read(step: Stage, context: GovernanceContext) -> dict[str, Any]:
+    """Value of everything that a stage reads besides the stages before it, in a form that JSON takes."""
+    policy = asdict(context.policy)
+    return {name: policy[name] if name in policy else extra_input(name, context) for name in step.reads}
+
+
+def extra_input(name: str, context: GovernanceContext) -> Any:
+    """Value of an input that is no field of the policy."""
+    if name == "overrides":
+        return None if context.overrides is None else context.overrides.table.to_pylist()
+    if name == "previous_keys":
+        return sorted(context.previous_keys.items())
+    assert name == "previous_groups", name
+    if not context.incremental or context.previous is None:
+        return None
+    return Workspace(context.previous).record("organise")["digest"]
+
+
+def stage_digest(before: str, step: Stage, values: dict[str, Any]) -> str:
+    """Digest of everything before a stage, of its source, and of the values that it reads."""
+    return hashlib.sha256(json.dumps([before, step.name, step.source_digest(), values]).encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""The policy: every threshold of governance, with its unit and the reason for its default.
+"""Policy: every threshold of governance, with its unit and the reason for its default.
 
-Why one frozen dataclass: a TOML file of its fields is the whole configuration, its digest decides whether a finished
-stage may be reused, and the ledger carries it.
+A TOML file with fields of `Policy` is the whole configuration. The digests of the stages cover it, and the ledger
+contains it.
 """
 
 import json
@@ -17,55 +17,59 @@ MOST_RADIUS = 16
 
 @dataclass(frozen=True)
 class Policy:
-    """Thresholds of all stages. Cosines are in the space that organise learns; shares and probabilities lie in 0..1.
+    """Thresholds of all stages. Cosines are in the space that organise learns; shares lie in 0..1.
 
     Attributes:
         seed: of every random draw (k-means starts, Leiden).
-        memory_limit: DuckDB's limit, e.g. "2GB"; beyond it joins spill to disk.
+        memory_limit: DuckDB's limit, e.g. "2GB"; larger joins spill to disk.
         threads: of DuckDB, torch and FAISS; 0 takes OMP_NUM_THREADS, or the idle cores.
 
         max_image_pixels: width x height above which an image is refused from its header, before decoding (a
             50,000 x 50,000 PNG of one colour is small on disk and 7.5 GB in memory).
         max_image_bytes: size on disk above which an image is refused.
-        max_text_characters: longer texts are quarantined: a product text of 100,000 characters is a page dump.
-        image_size: side in pixels of the square that the encoder sees; 112 gave the best features per second.
+        max_text_characters: longer texts are rejected: a product text of 100,000 characters is a page dump.
+        image_size: side in pixels of the encoder's input; 112 gave the best features per second.
 
         duplicate_radius: bits of 64 in which the hashes of two equal drawings may differ.
-        duplicate_cosine: least cosine of their raw features; hashes alone join flags that differ in one star.
-        duplicate_bucket: most rows sharing a 16-bit block that are compared; a larger bucket is reported, not compared.
+        duplicate_cosine: least cosine of their raw features; by hash alone, flags that differ in one star are equal.
+        duplicate_bucket: most rows of one 16-bit block that are compared; larger buckets are reported, not compared.
 
-        click_prior: pseudo-impressions added to every rate; a single lucky click must not look certain.
-        position_power: chance that position p is seen is p ** -power; estimated from the log when negative.
-        min_edge_share: an edge below this share of its query's strongest rate is dropped.
-        max_documents_per_query: fan-out cap; the strongest edges stay.
+        click_prior: pseudo-impressions added to every rate, so that a single click is not certainty.
+        position_power: position p is examined with probability p ** -power; negative: estimated from the log.
+        min_edge_share: an edge below this share of its query's highest rate is dropped.
+        max_documents_per_query: largest number of edges of a query; those with the highest rates are kept.
 
-        content_candidates: nearest documents by content that may win a query without a click.
-        pool_neighbours, pool_cosine: queries that look this alike share their clicks (same drawing, other rendering).
-        pool_temperature: how fast a neighbour's say falls with 1 - cosine.
-        scatter_shrinkage: share of identity in the scatter learned from clicks; negative: chosen on hidden clicks.
+        content_candidates: nearest documents by content that a query may be assigned to without a click.
+        pool_neighbours, pool_cosine: number of similar queries that share clicks (renderings of one drawing), and the
+            least cosine.
+        pool_temperature: a neighbour's weight is exp((cosine - 1) / temperature).
+        scatter_shrinkage: share of identity in the within-pair scatter; negative: chosen on held-out clicks.
         content_width: dimensions of the learned space.
-        content_temperature: of the softmax that turns cosines into shares of a query.
-        trained_share: of dividing the queries, where --encoder is a model of ours; the packaged network has the rest
-            and pairs the documents, because the model has learned from the clicks that are to be judged.
+        content_temperature: of the softmax that turns cosines into soft assignments.
+        trained_share: weight of an OCLEAR encoder in assigning queries; the packaged network has the rest and alone
+            pairs documents, because the OCLEAR model was trained on the clicks that are judged here.
         click_weight: log-odds that a click (pooled, 0..1) adds to content.
-        min_source_share: share of held-out co-relevant pairs that must lie in two sources before sources are believed.
-        same_source_weight: factor on the affinity of two documents of one source, once sources are believed.
+        min_source_share: least share of held-out document pairs across the two sources for the sources to be used.
+        same_source_weight: factor on the affinity of two documents of one source, once sources are used.
         min_affinity: least affinity at which two groups of documents may join.
-        min_query_margin: least lead of a query's best category over the next (shares); below it is set aside.
-        rounds: of learning the space from the clicks that the previous round believed.
+        min_query_margin: least difference between the assignment shares of a query's best and second category; a
+            query below it is rejected.
+        rounds: of learning the space; from the second on, clicks outside their query's group count less.
 
-        clean_neighbours: queries asked for the second vote.
-        min_separation: standard deviations between the margins of right and wrong rows; below it nothing is relabelled.
-        max_dropped_share: no more than this share of queries is dropped by the margin, whatever the mixture says.
+        clean_neighbours: nearest queries that vote on a low margin.
+        min_separation: distance between the mean margins of right and wrong rows, in standard deviations, from which
+            rows are relabelled.
+        max_dropped_share: largest share of queries that cleaning may drop.
 
-        wide_affinity: affinity above which further pairs of documents (also of one source) enter the graph.
-        merge_cosine, merge_click_share: prototypes this close whose clicks cross at least so often become one category.
-        split_gap: a category splits when two parts are this much closer inside than across (cosine).
-        max_queries_per_category: cap per category; the most certain stay.
+        wide_affinity: least affinity of further pairs of documents (also of one source) in the graph.
+        merge_cosine, merge_click_share: categories with prototypes this close whose clicks cross at least this often
+            are merged.
+        split_gap: least difference of mean cosine inside and across two parts for a category to be split.
+        max_queries_per_category: cap per category; the queries with the largest lead are kept.
         repeat_power: weight of a query is (median size / size of its category) ** power, within `weight_limits`.
         weight_low, weight_high: limits of that weight.
-        min_queries_head, min_queries_body: queries from which a category counts as head or body; below is tail.
-        validation_share: of the categories with a query and two documents, held out whole for choosing settings.
+        min_queries_head, min_queries_body: least queries of a head or body category; the others are tail.
+        validation_share: share held out for validation, of the categories with a query and at least two documents.
     """
 
     seed: int = 0
@@ -115,7 +119,7 @@ class Policy:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"policy {field.name} = {value} is not a finite number: give one or leave it out.")
+                raise ValueError(f"policy {field.name} = {value} is not a finite number: give one or omit it.")
         for name in ("max_image_pixels", "max_image_bytes", "max_text_characters", "image_size", "content_width"):
             _at_least(self, name, 1)
         for name in ("content_candidates", "pool_neighbours", "rounds", "clean_neighbours", "max_documents_per_query"):
@@ -137,21 +141,21 @@ class Policy:
         for low, high in (("weight_low", "weight_high"), ("min_queries_body", "min_queries_head")):
             if getattr(self, low) > getattr(self, high):
                 both = f"{low} = {getattr(self, low)} is above {high} = {getattr(self, high)}"
-                raise ValueError(f"policy {both}: exchange them or leave one out.")
+                raise ValueError(f"policy {both}: exchange them or omit one.")
         if self.duplicate_radius > MOST_RADIUS:
             raise ValueError(
-                f"policy duplicate_radius = {self.duplicate_radius}: at most {MOST_RADIUS} of 64 bits; further apart, "
-                "most pairs meet by chance."
+                f"policy duplicate_radius = {self.duplicate_radius}: at most {MOST_RADIUS} of 64 bits; beyond, "
+                "most pairs are chance."
             )
 
     def to_toml(self) -> str:
-        """The policy as TOML: what `--policy` reads."""
+        """The policy as TOML, in the form that `--policy` reads."""
         return "".join(f"{name} = {json.dumps(value)}\n" for name, value in asdict(self).items())
 
 
 def _at_least(policy: Policy, name: str, low: float) -> None:
     if not getattr(policy, name) >= low:
-        raise ValueError(f"policy {name} = {getattr(policy, name)} is below {low}: raise it or leave the line out.")
+        raise ValueError(f"policy {name} = {getattr(policy, name)} is below {low}: raise it or omit the line.")
 
 
 def _within_one(policy: Policy, name: str) -> None:
@@ -160,25 +164,25 @@ def _within_one(policy: Policy, name: str) -> None:
 
 
 def load_policy(path: Path | None) -> Policy:
-    """Read a policy from TOML; what the file does not name keeps its default.
+    """Read a policy from TOML; missing fields keep their defaults.
 
     Raises:
-        ValueError: naming the unknown key, the wrong type or the impossible threshold.
+        ValueError: naming the unknown key, the wrong type or the invalid value.
     """
     if path is None:
         return Policy()
     try:
-        given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"policy {path}: cannot be read ({error.strerror}). Give an existing TOML file.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"policy {path}: not valid TOML ({error}). --print-policy shows a valid one.") from error
-    known = {field.name: type(field.default) for field in fields(Policy)}
-    for name, value in given.items():
-        if name not in known:
+    types = {field.name: type(field.default) for field in fields(Policy)}
+    for name, value in values.items():
+        if name not in types:
             raise ValueError(f"policy {path}: unknown key {name!r}. --print-policy lists the known ones.")
-        wanted = known[name]
+        wanted = types[name]
         if isinstance(value, bool) or not isinstance(value, (int, float) if wanted is float else wanted):
             raise ValueError(f"policy {path}: {name} = {value!r} must be of type {wanted.__name__}.")
-    fitting: dict[str, Any] = {name: float(v) if known[name] is float else v for name, v in given.items()}
-    return Policy(**fitting)
+    arguments: dict[str, Any] = {name: float(v) if types[name] is float else v for name, v in values.items()}
+    return Policy(**arguments)

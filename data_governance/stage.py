@@ -1,10 +1,10 @@
-"""The stage boundary: one Parquet folder per stage, written under a temporary name, then renamed into place.
+"""Stage folders: Parquet tables written under a temporary name, then renamed into place.
 
-Why: resume, ledger and conservation are one mechanism. A folder that exists is whole; its digest covers the inputs, the
-policy, the source and every stage before it, so a rerun takes what is still true and redoes the rest.
+A folder that exists is complete. Its digest covers the inputs, the policy, the source and every stage before it, so a
+rerun reuses what is up to date and computes the rest.
 
-A table that grows with the log comes as shards, which the stage writes into the folder with the temporary name while it
-works; its decisions are shards too, beside the rows that they are about. All else is held until the stage commits.
+A table that grows with the log is written as shards while the stage works; the decisions about its rows are shards too.
+Everything else is held in memory until the stage commits.
 """
 
 import json
@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from data_governance.inputs import shards
 from runtime.files import empty_partial, final_name, replace_folder
 
-STAGES = ("admit", "dedupe", "weigh", "organise", "clean", "merge_split", "overrides", "balance")
 DECISIONS = pa.schema(
     [
         ("table", pa.string()),
@@ -31,22 +30,22 @@ DECISIONS = pa.schema(
         ("figures", pa.string()),
     ]
 )
-# `restored`: a person took back what an earlier stage dropped.
+# `restored`: an override brought back a row that an earlier stage dropped.
 KINDS = ("kept", "dropped", "merged", "relabelled", "restored")
-# The one table that comes in shards, and the shards of its dropped rows: `DECISIONS`, then the row as it came.
+# The only table in shards, and the shards of its dropped rows: columns of `DECISIONS`, then the row as it was read.
 LOG, LOG_DROPPED = "behaviour", "behaviour_dropped"
 
 
 @dataclass
 class StageResult:
-    """What a stage made.
+    """Output of a stage.
 
     Attributes:
-        tables: name -> rows that go on.
+        tables: name -> rows for the next stages.
         decisions: rows of `DECISIONS` without the stage's name.
         counts: table -> (rows in, rows kept); the difference must equal the rows dropped.
-        notes: figures of the stage as a whole, for ledger.json.
-        folder: what the stage has written of itself already (`Workspace.begin`); None when it has no shards.
+        notes: statistics of the stage as a whole, for ledger.json.
+        folder: temporary folder (`Workspace.begin`) with the shards written so far; None without shards.
     """
 
     tables: dict[str, pa.Table] = field(default_factory=dict)
@@ -59,10 +58,10 @@ class StageResult:
         return [] if self.folder is None else shards.listed(self.folder / table)
 
     def add_shard(self, table: str, rows: pa.Table, *, first: int) -> None:
-        """Write one shard of a table, in place of an earlier one that began with the same row.
+        """Write one shard of a table, replacing one with the same first row.
 
         Raises:
-            ValueError: when the disk refuses.
+            ValueError: when it cannot be written.
         """
         assert self.folder is not None
         with disk_errors(self.folder):
@@ -71,7 +70,7 @@ class StageResult:
     def decide(
         self, table: str, row_ids: Iterable[Any], decision: str, reasons: Iterable[str] | str, **figures: Any
     ) -> None:
-        """Record one decision per row; a figure is one value for all rows or a sequence with one value a row."""
+        """Record one decision per row; each of `figures` is one value for all rows, or a sequence of one per row."""
         ids = list(row_ids)
         why = [reasons] * len(ids) if isinstance(reasons, str) else list(reasons)
         for i, (row_id, reason) in enumerate(zip(ids, why, strict=True)):
@@ -87,7 +86,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """What the disk refuses to a stage is the caller's to mend."""
+    """Turn an OSError into a ValueError that tells the caller to free space."""
     try:
         yield
     except OSError as error:
@@ -99,9 +98,14 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The governed folder of one run."""
+    """The governed folder of one run.
+
+    Attributes:
+        stages: names of all stages in order; not needed to read or write a single one.
+    """
 
     out: Path
+    stages: tuple[str, ...] = ()
 
     def folder(self, name: str) -> Path:
         return self.out / "stages" / name
@@ -113,21 +117,21 @@ class Workspace:
         return shards.listed(self.folder(name) / table)
 
     def begin(self, name: str) -> Path:
-        """An empty folder with a temporary name; what a killed run left there is gone."""
+        """Create an empty folder under the temporary name, deleting what a killed run left there."""
         with disk_errors(self.folder(name)):
             return empty_partial(self.folder(name))
 
     def record(self, name: str) -> dict[str, Any]:
         return dict(json.loads((self.folder(name) / "stage.json").read_text()))
 
-    def is_whole(self, name: str, digest: str) -> bool:
+    def is_complete(self, name: str, digest: str) -> bool:
         return (self.folder(name) / "stage.json").exists() and self.record(name)["digest"] == digest
 
     def commit(self, name: str, result: StageResult, *, digest: str, seconds: float) -> None:
-        """Check conservation, write everything beside the final place, rename.
+        """Check conservation of rows, write everything under the temporary name, rename.
 
         Raises:
-            ValueError: when the disk refuses; the stages before stay whole.
+            ValueError: when it cannot be written; the stages before stay complete.
         """
         check_conservation(name, result)
         part = result.folder or self.begin(name)
@@ -144,7 +148,7 @@ class Workspace:
 
 
 def check_conservation(name: str, result: StageResult) -> None:
-    """Rows in = rows kept + rows dropped, for every table that the stage counts."""
+    """Assert rows in = rows kept + rows dropped, for every table that the stage counts."""
     dropped: dict[str, int] = {}
     for row in result.decisions:
         assert row["decision"] in KINDS, row

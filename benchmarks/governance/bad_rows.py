@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.governance import outcome
+from data_governance.context import Inputs
 from data_governance.inputs import behaviour_log, shards
 from data_governance.inputs.behaviour_log import log_of
 from data_governance.inputs.encoder import Encoder
@@ -49,7 +50,10 @@ class StandIn(Encoder):
     """Mean colours of the four quarters of a square."""
 
     def __init__(self) -> None:
-        self.name, self.blocks = "stand-in", [12]
+        self.name = "stand-in"
+
+    def block_widths(self, image_size: int) -> list[int]:
+        return [12]
 
     def features(self, squares_NSSC: np.ndarray) -> np.ndarray:
         half = squares_NSSC.shape[1] // 2
@@ -161,7 +165,7 @@ def mixed(sound: pa.Table, rows: list[Row], seed: int) -> tuple[pa.Table, np.nda
 def admitted(given: dict[str, pa.Table], folder: Path) -> tuple[float, StageResult]:
     """(CPU seconds, what the stage made) of the admit stage on one thread."""
     queries, catalogue = (Source(name, given[name], folder) for name in ("queries", "catalogue"))
-    inputs, policy = admit.Inputs(log_of(given["behaviour"]), queries, catalogue), Policy(threads=1)
+    inputs, policy = Inputs(log_of(given["behaviour"]), queries, catalogue), Policy(threads=1)
     part = Workspace(folder).begin("admit")
     start = time.process_time()
     result = admit.admit(inputs, part, policy=policy, engine=Engine(policy), encoder=StandIn())

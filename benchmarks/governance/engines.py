@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.governance import killed, outcome
-from data_governance.pipeline import Request, govern
+from data_governance.context import Request
+from data_governance.pipeline import govern
 from data_governance.policy import Policy
 
 ENGINES = ("duckdb", "spark")
@@ -92,7 +93,9 @@ def governed_alone(engine: str, data: Path, out: Path) -> dict[str, Any]:
     """In this process: seconds, and where Spark ran."""
     behaviour, queries, catalogue = (str(data / f"{name}.parquet") for name in ("behaviour", "queries", "catalogue"))
     facts = govern(Request(behaviour, queries, catalogue, out, engine=engine), Policy(threads=1))
-    found: dict[str, Any] = {"stage_seconds": {name: facts["notes"][name]["seconds"] for name in ("admit", "weigh")}}
+    found: dict[str, Any] = {
+        "stage_seconds": {name: facts["notes"][name]["seconds"] for name in ("admit", "click_rates")}
+    }
     if engine == "spark":
         from pyspark.sql import SparkSession
 
@@ -127,7 +130,7 @@ def compared(one: Path, other: Path) -> dict[str, Any]:
     """Tables and rows compared, names of the unequal ones, and whether ledger.json is equal but for its seconds."""
     left, right = killed.tables(one), killed.tables(other)
     unequal = sorted(name for name in {*left, *right} if left.get(name) != right.get(name))
-    found = {"admit/behaviour": "stages/admit/behaviour", "weigh/edges": "stages/weigh/edges.parquet"}
+    found = {"admit/behaviour": "stages/admit/behaviour", "click_rates/edges": "stages/click_rates/edges.parquet"}
     fetched = {name: len(left[table]) for name, table in found.items()}
     return {
         "tables": len(left),

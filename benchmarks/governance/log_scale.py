@@ -1,9 +1,9 @@
 """Does governance's memory grow with the behaviour log? The stages that read it, over logs of several lengths.
 
 Queries and catalogue are the same small tables for every length; the log is made in shards, most of its rows without a
-click, one in a hundred bad, each kind in turn. Every length goes through admit, dedupe and weigh in a process of its
-own, whose peak memory is that of everything, libraries and engine included. Images go to a stand-in for the encoder:
-they do not grow with the log. Seconds are those of the process's cores.
+click, one in a hundred bad, each kind in turn. Every length goes through admit, dedupe and click_rates in a process of
+its own, whose peak memory is that of everything, libraries and engine included. Images go to a stand-in for the
+encoder: they do not grow with the log. Seconds are those of the process's cores.
 
     python -m benchmarks.governance.log_scale --rows 1000000 10000000
 """
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.governance import outcome
 from benchmarks.governance.bad_rows import IMAGE, StandIn, png
+from data_governance.context import Inputs
 from data_governance.inputs import shards
 from data_governance.inputs.behaviour_log import open_log
 from data_governance.inputs.engine import Engine
@@ -84,14 +85,14 @@ def measured(folder: Path, *, memory: str) -> dict[str, Any]:
     """In this process: what the stages made of the log, their seconds, and the peak memory."""
     policy = Policy(threads=1, memory_limit=memory)
     engine, workspace = Engine(policy), Workspace(folder / "governed")
-    inputs = admit.Inputs(
+    inputs = Inputs(
         open_log(str(folder / "behaviour")),
         *(open_source(str(folder / f"{name}.parquet"), name=name) for name in ("queries", "catalogue")),
     )
     steps: dict[str, Callable[[], StageResult]] = {
         "admit": lambda: admit.admit(inputs, workspace.begin("admit"), policy=policy, engine=engine, encoder=StandIn()),
         "dedupe": lambda: dedupe.dedupe(workspace, policy=policy),
-        "weigh": lambda: click_rates.weigh(workspace, policy=policy, engine=engine),
+        "click_rates": lambda: click_rates.click_rates(workspace, policy=policy, engine=engine),
     }
     seconds, counts = {}, {}
     for name, step in steps.items():
@@ -104,10 +105,10 @@ def measured(folder: Path, *, memory: str) -> dict[str, Any]:
     return {
         "rows": rows_in,
         "dropped_by_admit": rows_in - kept,
-        "dropped_by_weigh": shards.count(workspace.shards("weigh", LOG_DROPPED)),
-        "edges": workspace.table("weigh", "edges").num_rows,
+        "dropped_by_click_rates": shards.count(workspace.shards("click_rates", LOG_DROPPED)),
+        "edges": workspace.table("click_rates", "edges").num_rows,
         "cpu_seconds": seconds,
-        "rows_per_second": {name: int(rows_in / max(seconds[name], 0.01)) for name in ("admit", "weigh")},
+        "rows_per_second": {name: int(rows_in / max(seconds[name], 0.01)) for name in ("admit", "click_rates")},
         "peak_gib": outcome.peak_gib(),
     }
 

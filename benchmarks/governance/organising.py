@@ -9,7 +9,8 @@ a leaf have cosine .5.
 Every method gives each document one group; scored over pairs of documents: together in the groups against together in
 the truth. Methods: components of documents clicked together twice; Leiden (modularity, resolution 10) on Jaccard
 weights of all co-clicks; the same of those within a leaf, at the resolution of five that scores best against the truth;
-groups of nothing but content (Leiden on mutual neighbours); ours, `organise.rounds` with the default policy.
+groups of nothing but content (Leiden on mutual neighbours); ours, `organise_full.learn_in_rounds` with the default
+policy.
 """
 
 import random
@@ -25,7 +26,7 @@ from scipy.sparse import csr_array
 from benchmarks.governance import outcome
 from data_governance.grouping import assignments, evidence, feature_space
 from data_governance.policy import Policy
-from data_governance.stages import organise
+from data_governance.stages import organise_full
 
 WIDTH = 64
 RHO = 0.35
@@ -197,13 +198,13 @@ def by_organise(log: Log) -> tuple[np.ndarray, dict[str, object]]:
     queries, documents = len(log.queries), len(log.documents)
     everyone = np.ones(queries, dtype=bool), np.ones(documents, dtype=bool)
     clicks = evidence.click_matrix(log.edges, (queries, documents))
-    nodes = assignments.Nodes(clicks, evidence.query_leaf(clicks, log.leaf), log.leaf, everyone[1])
+    graph = assignments.ClickGraph(clicks, evidence.query_leaf(clicks, log.leaf), log.leaf, everyone[1])
     view = evidence.View(
         feature_space.prepared(log.queries, everyone[0], [WIDTH], [False]),
         feature_space.prepared(log.documents, everyone[1], [WIDTH], [False]),
     )
     ids = [str(i) for i in range(queries)], [str(i) for i in range(documents)]
-    found, notes = organise.rounds(evidence.Evidence(*ids, (view,), log.edges, nodes), policy=Policy())
+    found, notes = organise_full.learn_in_rounds(evidence.Evidence(*ids, (view,), log.edges, graph), policy=Policy())
     return found.group, notes
 
 

@@ -90,10 +90,10 @@ def log_scale(found: Results) -> str:
     head = [
         "behaviour rows",
         "dropped by admit",
-        "dropped by weigh",
+        "dropped by click_rates",
         "edges",
         "admit rows/s",
-        "weigh rows/s",
+        "click_rates rows/s",
         "peak GiB",
     ]
     lines = []
@@ -101,8 +101,8 @@ def log_scale(found: Results) -> str:
         rows = [
             [
                 f"{run['rows']:,}",
-                *(f"{run[name]:,}" for name in ("dropped_by_admit", "dropped_by_weigh", "edges")),
-                *(f"{run['rows_per_second'][name]:,}" for name in ("admit", "weigh")),
+                *(f"{run[name]:,}" for name in ("dropped_by_admit", "dropped_by_click_rates", "edges")),
+                *(f"{run['rows_per_second'][name]:,}" for name in ("admit", "click_rates")),
                 f"**{run['peak_gib']:.2f}**",
             ]
             for run in result["runs"]

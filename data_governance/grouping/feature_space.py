@@ -1,9 +1,9 @@
-"""The content space that the clicks teach: what differs between a query and the documents clicked for it is style.
+"""Learn a content space from clicks, and find the sources (styles) of documents.
 
-Features of drawings by different hands lie far apart for reasons that have nothing to do with what they show. Clicked
-pairs, most of them right, say which directions those are: dividing the total scatter by the within-pair scatter (linear
-discriminant analysis, Fisher 1936; with shrinkage, Friedman 1989) removes them. What is left of the gap between two
-sources of documents is found as the direction along which documents of one category lie apart.
+Drawings in different styles have distant features whatever they show. Differences within clicked pairs, most of them
+right, give the directions of style: the ratio of total to within-pair scatter (linear discriminant analysis, Fisher
+1936; with shrinkage, Friedman 1989) suppresses them. The remaining gap between two sources of documents is the
+direction along which documents of one category differ.
 
 Letters: N queries, M documents, F features, W width of the learned space.
 """
@@ -14,17 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import cholesky, eigh, solve_triangular
 
-# Share of identity when sources are sought: their direction is broad, the noise in few pairs is not.
+# Shrinkage when sources are sought: their direction is broad, while noise in few pairs is narrow.
 SOURCE_SHRINKAGE = 0.5
 SOURCE_STARTS = 8
 SOURCE_STEPS = 30
 
 
 def prepared(features: np.ndarray, has_image: np.ndarray, blocks: list[int], rooted: list[bool]) -> np.ndarray:
-    """Features of one side: roots of the blocks marked so, centred over the rows with an image, blocks equally strong.
+    """Features of one side: roots of the blocks in `rooted`, centred over rows with an image, blocks scaled alike.
 
-    Pooled activations that are never negative are long-tailed, and the root (Hellinger map; Arandjelovic, Zisserman
-    2012) evens them out. A row without an image is 0.
+    Non-negative pooled activations have long tails, which the root reduces (Hellinger map; Arandjelovic, Zisserman
+    2012). A row without an image is 0.
     """
     parts = []
     for block, root in zip(np.split(features, np.cumsum(blocks)[:-1], axis=1), rooted, strict=True):
@@ -39,14 +39,14 @@ def prepared(features: np.ndarray, has_image: np.ndarray, blocks: list[int], roo
     return np.concatenate(parts, axis=1)
 
 
-def never_negative(queries_NF: np.ndarray, documents_MF: np.ndarray, blocks: list[int]) -> list[bool]:
-    """Per block whether no value of either side is below 0."""
+def non_negative_blocks(queries_NF: np.ndarray, documents_MF: np.ndarray, blocks: list[int]) -> list[bool]:
+    """Per block, whether all values of both sides are at least 0."""
     sides = [np.split(side, np.cumsum(blocks)[:-1], axis=1) for side in (queries_NF, documents_MF)]
     return [bool(q.min(initial=0) >= 0 and d.min(initial=0) >= 0) for q, d in zip(*sides, strict=True)]
 
 
 def principal_axes(queries_NF: np.ndarray, documents_MF: np.ndarray, *, width: int) -> np.ndarray | None:
-    """(F, width): leading common principal axes of both sides; None where there are no more features than that."""
+    """(F, width): leading common principal axes of both sides; None if there are at most `width` features."""
     size = queries_NF.shape[1]
     if size <= width:
         return None
@@ -56,12 +56,12 @@ def principal_axes(queries_NF: np.ndarray, documents_MF: np.ndarray, *, width: i
 
 
 def reduced(values_NF: np.ndarray, axes_FR: np.ndarray | None) -> np.ndarray:
-    """Rows on the given axes (as they are without any): what is left out is noise, and time."""
+    """Rows projected on the axes; unchanged without axes."""
     return values_NF if axes_FR is None else values_NF @ axes_FR
 
 
 def recentred(values_MF: np.ndarray, source_M: np.ndarray, has_image: np.ndarray) -> np.ndarray:
-    """Each source of documents centred by itself."""
+    """Documents centred per source."""
     values = values_MF.copy()
     for source in np.unique(source_M[has_image]):
         rows = has_image & (source_M == source)
@@ -78,21 +78,25 @@ def shrunk(scatter_FF: np.ndarray, share: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Space:
-    """Unit rows of both sides in the learned space; a row without an image is 0. `axes_RW`: what features meet."""
+    """Unit rows of both sides in the learned space; 0 without an image.
+
+    Attributes:
+        axes_RW: projection of the reduced features.
+    """
 
     queries_NW: np.ndarray
     documents_MW: np.ndarray
     axes_RW: np.ndarray | None = None
 
 
-def joined(spaces: Sequence[Space], shares: Sequence[float]) -> Space:
-    """The spaces side by side, each times the root of its share: a cosine is the mean of theirs, by the shares."""
+def concatenated(spaces: Sequence[Space], shares: Sequence[float]) -> Space:
+    """The spaces side by side, each times the root of its share, so that cosines are averaged by the shares."""
     if len(spaces) == 1:
         return spaces[0]
     root = np.sqrt(np.asarray(shares, dtype=np.float32))
     sides = (
-        [part.queries_NW * say for part, say in zip(spaces, root, strict=True)],
-        [part.documents_MW * say for part, say in zip(spaces, root, strict=True)],
+        [part.queries_NW * factor for part, factor in zip(spaces, root, strict=True)],
+        [part.documents_MW * factor for part, factor in zip(spaces, root, strict=True)],
     )
     return Space(*(np.ascontiguousarray(np.concatenate(side, axis=1)) for side in sides))
 
@@ -117,12 +121,13 @@ def learned_space(
     within = shrunk(difference.T @ difference / (2 * weight_P.sum()), shrinkage)
     size = len(total)
     kept = min(width, size)
+    # Generalised eigenvectors come in ascending order of the ratio: the last ones are kept, largest first.
     axes = eigh(total, within, subset_by_index=[size - kept, size - 1])[1][:, ::-1].astype(np.float32)
     return Space(unit_rows(queries_NF @ axes), unit_rows(documents_MF @ axes), axes)
 
 
 def reciprocal_rank(space: Space, pairs_P2: np.ndarray, leaf_M: np.ndarray) -> float:
-    """Mean over pairs (q, d) of 1 / (1 + documents of d's leaf that lie closer to q than d): ties count in favour."""
+    """Mean over pairs (q, d) of 1 / (1 + number of documents of d's leaf closer to q than d); ties count in favour."""
     total = 0.0
     for leaf in np.unique(leaf_M[pairs_P2[:, 1]]):
         mine = pairs_P2[leaf_M[pairs_P2[:, 1]] == leaf]
@@ -139,7 +144,7 @@ def unit_rows(values: np.ndarray) -> np.ndarray:
 
 
 def source_direction(documents_MF: np.ndarray, pairs_P2: np.ndarray) -> np.ndarray:
-    """(F,): the direction along which paired documents lie furthest apart, whichever of a pair is on which side.
+    """(F,): the direction along which paired documents differ most, whatever their order in the pair.
 
     In coordinates whitened by the (shrunk) total scatter, maximise |mean_p s_p (x_p - y_p)| over signs s and pairs p:
     a maximum cut by a hyperplane. Alternate s = sign(w . d), w = mean s d, from the leading eigenvectors of the
@@ -163,17 +168,17 @@ def source_direction(documents_MF: np.ndarray, pairs_P2: np.ndarray) -> np.ndarr
 def document_sources(
     documents_MF: np.ndarray, pairs_P2: np.ndarray, *, seed: int, min_share: float
 ) -> tuple[np.ndarray, float]:
-    """(source 0 or 1 of every document, share of held-out pairs that lie across); all 0 when the share is too low.
+    """(source 0 or 1 of every document, share of held-out pairs across sources); all 0 when the share is too low.
 
-    Half of the pairs teach a direction and the other half test it: pairs that share a category by chance alone, or a
-    catalogue with one source, give a share near one half.
+    The direction is fitted on half of the pairs and tested on the others: chance pairs, or a catalogue with one source,
+    give a share near one half.
     """
     none = np.zeros(len(documents_MF), dtype=np.int64)
     if len(pairs_P2) < 20:
         return none, 0.0
     order = np.random.default_rng(seed).permutation(len(pairs_P2))
-    taught, tested = pairs_P2[order[::2]], pairs_P2[order[1::2]]
-    side = documents_MF @ source_direction(documents_MF, taught) > 0
+    fitted, tested = pairs_P2[order[::2]], pairs_P2[order[1::2]]
+    side = documents_MF @ source_direction(documents_MF, fitted) > 0
     share = float((side[tested[:, 0]] != side[tested[:, 1]]).mean())
     if share < min_share:
         return none, share

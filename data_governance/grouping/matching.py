@@ -1,6 +1,6 @@
-"""From shares of queries to groups of documents: affinities, one-to-one matches, Leiden.
+"""Group documents by the queries assigned to them: affinities, one-to-one matches, Leiden.
 
-Letters: N queries, M documents, G groups. Sparse throughout: no N x M and no M x M array is ever made.
+Letters: N queries, M documents, G groups. Sparse throughout: no N x M or M x M array is built.
 """
 
 from collections import Counter
@@ -15,28 +15,29 @@ from scipy.sparse.csgraph import connected_components
 from data_governance.grouping.assignments import same_leaf
 from data_governance.policy import Policy
 
-# A block with more documents on one side than this is matched by mutual best instead: the exact method is cubic.
+# Components with more documents on one side are matched by mutual best: the exact method is cubic.
 MAX_ASSIGNMENT = 3_000
-# Pseudo-queries added to the size of every document, so that two documents with one query each are not yet equal.
+# Pseudo-queries added to the size of every document, so that one common query does not give affinity 1.
 SIZE_PRIOR = 0.5
 NEIGHBOURS = 5
 WORDS_AT_ONCE = 4_096
-# With one source no match is one to one: a category may hold many documents, so more and weaker pairs enter the graph
-# and the resolutions reach further down (the affinity of two of n equally clicked documents is about 1 / n).
+# With one source a category may hold many documents, so more and weaker pairs enter the graph, and lower resolutions
+# are tried: the affinity of two of n equally clicked documents is about 1 / n.
 NEIGHBOURS_OF_ONE_SOURCE = 15
 LEAST_AFFINITY_OF_ONE_SOURCE = 0.002
 RESOLUTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 RESOLUTIONS_OF_ONE_SOURCE = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 
 
-def document_affinity(shares: csr_array, source: np.ndarray, leaf: np.ndarray, *, policy: Policy) -> csr_array:
-    """(M, M) sparse, zero diagonal: a_ij = sum_n s_ni s_nj / sqrt(size_i size_j), size = sum of shares + prior.
+def document_affinity(assignments: csr_array, source: np.ndarray, leaf: np.ndarray, *, policy: Policy) -> csr_array:
+    """(M, M) sparse, zero diagonal: a_ij = sum_n s_ni s_nj / sqrt(size_i size_j), size = sum of assignments + prior.
 
-    Two documents that the same queries divide themselves over are of one category. Within one source it counts only
-    `same_source_weight`, once sources are believed: there, queries hesitate between look-alikes.
+    Documents that the same queries are assigned to belong to one category. With two sources, pairs of one source are
+    multiplied by `same_source_weight`: there, queries are often split between similar documents.
     """
-    size = np.asarray(shares.sum(axis=0)).ravel() + SIZE_PRIOR
-    kept = shares.copy()
+    size = np.asarray(assignments.sum(axis=0)).ravel() + SIZE_PRIOR
+    # Tiny assignments add little affinity but many entries to the product.
+    kept = assignments.copy()
     kept.data[kept.data < 1e-3] = 0
     kept.eliminate_zeros()
     product = csr_array(kept.T @ kept).tocoo()
@@ -49,13 +50,14 @@ def document_affinity(shares: csr_array, source: np.ndarray, leaf: np.ndarray, *
 
 
 def mutual_pairs(affinity: csr_array, *, count: int, least: float) -> np.ndarray:
-    """(P, 2) pairs i < j that are among each other's `count` largest affinities, each at least `least`."""
+    """(P, 2) pairs i < j, each among the `count` largest affinities of the other and at least `least`."""
     size = affinity.shape[0]
     strong = affinity.data >= least
     row = np.repeat(np.arange(size), np.diff(affinity.indptr))[strong]
     column, value = affinity.indices[strong].astype(np.int64), affinity.data[strong]
     order = np.lexsort((column, -value, row))
     start = np.searchsorted(row, np.arange(size))
+    # Rank of each entry within its row; a pair is mutual if its reverse is among the kept entries too.
     top = order[np.arange(len(order)) - start[row[order]] < count]
     name, back = row[top] * size + column[top], column[top] * size + row[top]
     chosen = np.unique(name[(row[top] < column[top]) & np.isin(name, back)])
@@ -63,7 +65,7 @@ def mutual_pairs(affinity: csr_array, *, count: int, least: float) -> np.ndarray
 
 
 def matched_pairs(affinity: csr_array, source: np.ndarray, *, least: float) -> np.ndarray:
-    """(P, 2): each document of source 0 with one of source 1, so that the affinities add up to the most.
+    """(P, 2): each document of source 0 with one of source 1, with the largest sum of affinities.
 
     Solved exactly in each connected component (Hungarian method); pairs below `least` are dropped.
     """
@@ -73,6 +75,7 @@ def matched_pairs(affinity: csr_array, source: np.ndarray, *, least: float) -> n
     _, component = connected_components(graph, directed=False)
     order = np.argsort(component, kind="stable")
     found = []
+    # Components are independent problems, so the cubic method sees small matrices.
     for members in np.split(order, np.flatnonzero(np.diff(component[order])) + 1):
         left, right = members[source[members] == 0], members[source[members] == 1]
         if not len(left) or not len(right):
@@ -89,20 +92,20 @@ def matched_pairs(affinity: csr_array, source: np.ndarray, *, least: float) -> n
 
 
 def resolutions(source: np.ndarray) -> tuple[float, ...]:
-    """Those to choose from, fine last; the middle one is taken before a choice is made."""
+    """Resolutions to choose from, the finest last."""
     return RESOLUTIONS if source.any() else RESOLUTIONS_OF_ONE_SOURCE
 
 
 def leiden_groups(affinity: csr_array, pairs: np.ndarray, *, resolution: float, seed: int) -> np.ndarray:
     """(M,) group of each document: Leiden (Traag, Waltman, van Eck 2019), constant Potts model, on the given pairs.
 
-    Components are only a blocker: one false edge would join two categories.
+    Connected components would not do: one false pair would merge two categories.
     """
     if not len(pairs):
         return np.arange(affinity.shape[0])
     weights = np.asarray(affinity[pairs[:, 0], pairs[:, 1]]).ravel()
     graph = igraph.Graph(n=affinity.shape[0], edges=pairs.tolist())
-    igraph.set_random_number_generator(_Draws(seed))
+    igraph.set_random_number_generator(_IgraphRandom(seed))
     try:
         found = graph.community_leiden(
             objective_function="CPM", weights=weights.tolist(), resolution=resolution, n_iterations=10
@@ -112,12 +115,12 @@ def leiden_groups(affinity: csr_array, pairs: np.ndarray, *, resolution: float, 
     return np.array(found.membership, dtype=np.int64)
 
 
-class _Draws:
-    """A seeded generator with the three methods that igraph asks for.
+class _IgraphRandom:
+    """A seeded generator with the three methods that igraph needs.
 
-    Leiden draws a few numbers a node, each through a call from C. So the words of numpy's default generator are taken
-    in blocks, and each is read as that generator reads it: two whole numbers of 32 bits, the low half first, or one
-    fraction of 53 bits.
+    Leiden draws a few numbers per node, each through a call from C, so 64-bit words of numpy's default generator are
+    drawn in blocks. Each word is used as numpy does: as two integers of 32 bits, the low half first, or as one fraction
+    of 53 bits.
     """
 
     def __init__(self, seed: int) -> None:
@@ -142,11 +145,11 @@ class _Draws:
         return float(np.random.Generator(self._bits).normal(mean, deviation))
 
 
-def group_shares(shares: csr_array, group: np.ndarray) -> csr_array:
-    """(N, G): shares of documents added up per group, rows scaled to sum 1."""
+def group_assignments(assignments: csr_array, group: np.ndarray) -> csr_array:
+    """(N, G): assignments summed per group, rows scaled to sum 1."""
     count = int(group.max(initial=-1)) + 1
     member = csr_array((np.ones(len(group)), (np.arange(len(group)), group)), shape=(len(group), count))
-    per_group = csr_array(shares @ member)
+    per_group = csr_array(assignments @ member)
     total = per_group.sum(axis=1)
     return csr_array(per_group.multiply((1 / np.where(total > 0, total, 1))[:, None]))
 
@@ -176,31 +179,31 @@ def _largest(
 
 
 def click_fit(edges_P2: np.ndarray, best: np.ndarray, group: np.ndarray, leaf: np.ndarray) -> float:
-    """Share of clicks that land inside their query's group, beyond what chance within the leaf gives.
+    """Share of clicks inside their query's group, minus the share expected by chance within the leaf.
 
-    The bipartite modularity of Barber (2007) with a null model per leaf: joining two unrelated groups of a leaf
-    catches wrong clicks, but no more of them than chance.
+    Bipartite modularity (Barber 2007) with a null model per leaf: merging two unrelated groups of a leaf captures wrong
+    clicks, but no more than chance.
 
         mean over edges (q, d) of [group d = best q] - (clicks on the leaf of d in best q) / (clicks on the leaf of d)
     """
-    asked, clicked = edges_P2[:, 0], edges_P2[:, 1]
+    query, clicked = edges_P2[:, 0], edges_P2[:, 1]
     per_leaf = Counter(leaf[clicked].tolist())
     per_group = Counter(zip(leaf[clicked].tolist(), group[clicked].tolist(), strict=True))
-    inside = float((group[clicked] == best[asked]).mean())
-    drawn = zip(leaf[clicked].tolist(), best[asked].tolist(), strict=True)
-    return inside - float(np.mean([per_group[code, own] / per_leaf[code] for code, own in drawn]))
+    inside = float((group[clicked] == best[query]).mean())
+    pairs = zip(leaf[clicked].tolist(), best[query].tolist(), strict=True)
+    return inside - float(np.mean([per_group[code, own] / per_leaf[code] for code, own in pairs]))
 
 
 def clicks_outside(edges_P2: np.ndarray, best: np.ndarray, group: np.ndarray) -> dict[str, object]:
     """Share of clicked pairs (q, d) with d outside the category of q, and its 95% interval.
 
-    An estimate of how many clicks are wrong, as far as categories are right. A query's clicks fall together, so
-    queries are the sample: r = sum of outside / sum of clicks, deviation sqrt(sum over q of (outside - r clicks)^2) /
-    sum of clicks (the ratio estimator; Cochran 1977, chapter 6).
+    It estimates the share of wrong clicks, if the categories are right. The clicks of a query are dependent, so
+    queries are the sampling unit: r = sum of outside / sum of clicks, deviation
+    sqrt(sum over q of (outside - r clicks)^2) / sum of clicks (the ratio estimator; Cochran 1977, chapter 6).
     """
-    asked, clicked = edges_P2[:, 0], edges_P2[:, 1]
-    outside = np.bincount(asked, group[clicked] != best[asked], len(best))
-    clicks = np.bincount(asked, minlength=len(best))
+    query, clicked = edges_P2[:, 0], edges_P2[:, 1]
+    outside = np.bincount(query, group[clicked] != best[query], len(best))
+    clicks = np.bincount(query, minlength=len(best))
     share = outside.sum() / max(clicks.sum(), 1)
     deviation = float(np.sqrt(((outside - share * clicks) ** 2).sum()) / max(clicks.sum(), 1))
     ends = [round(float(np.clip(share + side * 1.96 * deviation, 0, 1)), 4) for side in (-1, 1)]

@@ -1,7 +1,6 @@
-"""The learned space as it was: what turns features into vectors, kept so that a later run sees new rows the same way.
+"""Projection from features into the learned space, stored so that an incremental run can reuse it.
 
-A space that is learned again with one row more has slightly other axes, and everything that is close to a threshold may
-tip over. An incremental run therefore looks through the lens of the run before it.
+A space learned again with one more row has slightly different axes, which can move rows across any threshold.
 
 Letters: F features, W width of the space, S sources of documents.
 """
@@ -17,7 +16,7 @@ from data_governance.inputs.tables import feature_matrix
 
 @dataclass(frozen=True)
 class Scale:
-    """Of one side: (F,) bool where the root is taken, then mean and strength of every feature."""
+    """Scaling of one side: (F,) bool where the root is taken, mean and strength of every feature."""
 
     rooted_F: np.ndarray
     mean_F: np.ndarray
@@ -31,20 +30,20 @@ class Scale:
         return values
 
 
-def scale(features_NF: np.ndarray, has_image: np.ndarray, blocks: list[int], rooted: list[bool]) -> Scale:
-    """What `content.prepared` takes off and divides by."""
+def fit_scale(features_NF: np.ndarray, has_image: np.ndarray, blocks: list[int], rooted: list[bool]) -> Scale:
+    """The scaling that `feature_space.prepared` applies."""
     rooted_F = np.repeat(rooted, blocks)
-    seen = features_NF[has_image]
-    seen = np.where(rooted_F, np.sqrt(np.maximum(seen, 0)), seen)
-    mean = seen.mean(axis=0) if len(seen) else np.zeros(len(rooted_F), dtype=np.float32)
-    parts = np.split((seen - mean) ** 2, np.cumsum(blocks)[:-1], axis=1)
+    rows = features_NF[has_image]
+    rows = np.where(rooted_F, np.sqrt(np.maximum(rows, 0)), rows)
+    mean = rows.mean(axis=0) if len(rows) else np.zeros(len(rooted_F), dtype=np.float32)
+    parts = np.split((rows - mean) ** 2, np.cumsum(blocks)[:-1], axis=1)
     strength = [np.sqrt(part.sum(axis=1).mean()) if len(part) else 1.0 for part in parts]
     return Scale(rooted_F, mean, np.repeat(np.maximum(strength, 1e-9), blocks))
 
 
 @dataclass(frozen=True)
-class Lens:
-    """vector = unit(standard(features) @ axes - offset of the source), the offset for documents alone."""
+class Projection:
+    """vector = unit(standard(features) @ axes - offset of the source); queries have no offset."""
 
     query: Scale
     document: Scale
@@ -56,11 +55,11 @@ class Lens:
         return unit_rows(self.query.standard(features_NF, np.ones(len(features_NF), dtype=bool)) @ self.axes_FW)
 
     def documents(self, standard_MF: np.ndarray, source: np.ndarray, has_image: np.ndarray) -> np.ndarray:
-        """(M, W) unit rows of documents whose features are standard already; 0 without an image."""
+        """(M, W) unit rows of documents from scaled features; 0 without an image."""
         return unit_rows((standard_MF @ self.axes_FW - self.offset_SW[source]) * has_image[:, None])
 
     def tables(self, number: int) -> dict[str, pa.Table]:
-        """As the tables of a stage, by the number of the view."""
+        """Tables of the stage, named by the number of the view."""
         columns: dict[str, pa.Array] = {"rooted": pa.array(self.query.rooted_F)}
         for name, side in (("query", self.query), ("document", self.document)):
             columns[f"{name}_mean"] = pa.array(side.mean_F.astype(np.float32))
@@ -70,32 +69,35 @@ class Lens:
         return {f"lens_{number}": pa.table(columns), f"lens_sources_{number}": offsets}
 
 
-def lens(
-    query: Scale,
-    document: Scale,
-    principal_FR: np.ndarray | None,
-    space: Space,
-    documents_MR: np.ndarray,
-    source: np.ndarray,
-    has_image: np.ndarray,
-) -> Lens:
-    """From what led to a space: scales, principal axes (None where all were kept), and the sources' own centres."""
+@dataclass(frozen=True)
+class Preparation:
+    """How raw features of a view were prepared: scales of both sides, principal axes (None: all dimensions kept)."""
+
+    query: Scale
+    document: Scale
+    axes_FR: np.ndarray | None
+
+
+def fit_projection(
+    preparation: Preparation, space: Space, documents_MR: np.ndarray, source: np.ndarray, has_image: np.ndarray
+) -> Projection:
+    """The projection that gives the rows of `space`: preparation, learned axes, and the mean of each source."""
     assert space.axes_RW is not None
     count = int(source.max(initial=0)) + 1
     rows = [has_image & (source == one) for one in range(count)]
     centre_SR = np.stack([documents_MR[row].mean(axis=0) if row.any() else 0 * documents_MR[0] for row in rows])
-    axes = space.axes_RW if principal_FR is None else principal_FR @ space.axes_RW
-    return Lens(query, document, axes, centre_SR @ space.axes_RW)
+    axes = space.axes_RW if preparation.axes_FR is None else preparation.axes_FR @ space.axes_RW
+    return Projection(preparation.query, preparation.document, axes, centre_SR @ space.axes_RW)
 
 
-def read(table: pa.Table, sources: pa.Table) -> Lens:
-    """Inverse of `Lens.tables`."""
+def read(table: pa.Table, sources: pa.Table) -> Projection:
+    """Inverse of `Projection.tables`."""
     rooted = table.column("rooted").to_numpy(zero_copy_only=False)
     query, document = (
         Scale(rooted, table.column(f"{name}_mean").to_numpy(), table.column(f"{name}_strength").to_numpy())
         for name in ("query", "document")
     )
-    return Lens(query, document, feature_matrix(table.column("axes")), feature_matrix(sources.column("offset")))
+    return Projection(query, document, feature_matrix(table.column("axes")), feature_matrix(sources.column("offset")))
 
 
 def _vectors(values: np.ndarray) -> pa.Array:

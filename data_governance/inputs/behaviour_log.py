@@ -1,10 +1,9 @@
-"""The behaviour log as batches of bounded size: it is never held whole, however many rows it has.
+"""Read the behaviour log in batches of bounded size, however many rows it has.
 
-Opening looks at footers and first rows alone: a file whose columns are missing or of a wrong type is lost at once. One
-that breaks off in the middle is found out while it is read, and then loses all of its rows and nothing else.
+Opening reads only footers and first rows: a file with missing columns or wrong types is rejected at once. A truncated
+file is found while it is read, and then all of its rows are rejected, but no other file's.
 
-Parquet, CSV and JSON lines are read piece by piece; a `datasets` folder and a Hub id are memory-mapped Arrow files; a
-table that is in memory already is cut into slices.
+Parquet, CSV and JSON lines are streamed; a `datasets` folder and a Hub id are memory-mapped Arrow files.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ from runtime.tables import (
     unreadable,
 )
 
-# Of the log that are in memory at once: some 50 MB with their ids. Also the rows of a shard.
+# Rows in memory at once, some 50 MB with their ids; also the rows of a shard.
 ROWS_PER_BATCH = 250_000
 # Parquet columns are read in pieces of this many bytes: a row group may be as large as its file.
 BUFFER_BYTES = 2**20
@@ -40,21 +39,21 @@ Stream = Callable[[], Iterator[pa.Table]]
 
 
 class BrokenFile(ValueError):
-    """A file of the log that cannot be read to its end."""
+    """A file of the log that cannot be read to the end."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file of the log; `stream` starts to read it anew at every call."""
+    """One file of the log; each call of `stream` reads it from the start."""
 
     name: str
     stream: Stream
 
     def batches(self) -> Iterator[pa.Table]:
-        """Tables of `ROWS_PER_BATCH` rows, the last one apart.
+        """Tables of `ROWS_PER_BATCH` rows; the last one may be shorter.
 
         Raises:
-            BrokenFile: where the file ends too early or holds a value of another type.
+            BrokenFile: when the file is truncated or holds a value of another type.
         """
         return gathered(self.stream(), rows=ROWS_PER_BATCH)
 
@@ -64,9 +63,9 @@ class Log:
     """An opened log.
 
     Attributes:
-        folder: where its files lie; None for a table that comes in none.
-        files: number of files that it came in; 0 for a table of the Hub or of the memory.
-        lost: (file name, why) of the files of a folder that could not be used.
+        folder: of its files; None without files.
+        files: number of files; 0 for a table of the Hub or in memory.
+        lost: (file name, reason) of the files of a folder that could not be used.
     """
 
     name: str
@@ -77,7 +76,7 @@ class Log:
 
 
 def open_log(location: str, *, name: str = "behaviour") -> Log:
-    """Open a log of any format that `runtime.tables.locate` finds, and check its columns.
+    """Open a log in any format that `runtime.tables.locate` finds, and check its columns.
 
     Raises:
         ValueError: naming table, column and remedy.
@@ -96,11 +95,11 @@ def _has_rows(part: Part) -> bool:
     try:
         return any(table.num_rows for table in part.stream())
     except BrokenFile:
-        return True  # as far as a footer says; admit_log.py finds out, and says why
+        return True  # it has rows by its footer; admit_log.py reports why they cannot be read
 
 
 def log_of(table: pa.Table, *, name: str = "behaviour") -> Log:
-    """A log that is in memory already."""
+    """A log from a table in memory."""
     return Log(name, (Part("memory", lambda: iter([conform(table, TABLES[name])])),))
 
 
@@ -152,7 +151,7 @@ def _parquet(file: Path, schema: Schema) -> Stream:
 
 
 def _csv(file: Path, schema: Schema) -> Stream:
-    """The types of the first block are judged; from then on numbers are numbers, whole or not."""
+    """Check types on the first block; then read all numbers as float, so that a later fraction is no error."""
     options = csv_options(schema)
     with pyarrow.csv.open_csv(file, **options) as opened:
         found = opened.schema
@@ -169,7 +168,7 @@ def _csv(file: Path, schema: Schema) -> Stream:
 
 
 def _json(file: Path, schema: Schema) -> Stream:
-    """As of CSV; ids may be whole numbers, and a column that may be missing may come later than the first block."""
+    """Like `_csv`; ids may be integers, and an optional column may first appear after the first block."""
     options = json_options()
     found = pyarrow.json.open_json(file, read_options=options).schema
     conform(found.empty_table(), schema)

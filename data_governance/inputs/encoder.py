@@ -1,6 +1,6 @@
-"""The image encoder of governance: a folder that the user gives, or the packaged EfficientNet-Lite0.
+"""Image encoder: a saved model, or the packaged EfficientNet-Lite0.
 
-This is the one file that touches the model package, and only inside a function: the packaged weights live there.
+The only file here that imports `modeling_oclear`, and only inside a function: the packaged weights are there.
 """
 
 import hashlib
@@ -15,51 +15,59 @@ import torch
 BATCH = 64
 MEAN, STD = 0.498, 0.502
 LATER_STAGES = (5, 6, 7)
-# The colour layout is a grid of this side.
-COLOUR_CELLS = 6
-# Pooled output, later stages, colour.
+# Side of the grid of mean colours.
+COLOUR_GRID = 6
+# Pooled output, later stages, colour grid.
 PACKAGED_BLOCKS = 1 + len(LATER_STAGES) + 1
 
 
 class Encoder:
-    """Image features in bfloat16: one block per source of them, side by side.
+    """Image features, computed in bfloat16: several blocks side by side.
 
-    Besides the pooled output of the network, the means of its later stages and a coarse colour layout: what tells two
-    drawings of one kind apart is often gone in the last layer. A model of ours is a second view beside the packaged
-    network's: it has learned from the clicks that are to be judged. `name` goes to the ledger and into the digest of
-    the stages; `blocks` are the widths, known after the first call, and `views` how many of them each view has.
+    The blocks are the pooled output of the network, the means of its later stages, and a coarse grid of mean colours:
+    the last layer often loses what distinguishes two drawings of one kind. An OCLEAR model was trained on the same
+    clicks that governance judges, so it is a second view beside the packaged network and never the only one.
+
+    Attributes:
+        name: identifies the encoder in the ledger and in the digests of the stages.
+        is_oclear: whether the model is an OCLEAR model, which gives two views.
     """
 
-    is_ours = False
+    name = "packaged efficientnet-lite0"
+    is_oclear = False
 
     def __init__(self, folder: Path | None, *, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.blocks: list[int] = []
-        self.name = "packaged efficientnet-lite0"
         if folder is None:
             self._views = [_packaged()]
         else:
-            forward, self.is_ours = _from_folder(folder)
-            self._views = [_packaged(), forward] if self.is_ours else [forward]
-            self.name = f"{folder.name} {_digest(folder)}" + (f" beside {self.name}" if self.is_ours else "")
-
-    @property
-    def views(self) -> list[int]:
-        """Blocks of each view; the packaged network has always the same."""
-        return [PACKAGED_BLOCKS, len(self.blocks) - PACKAGED_BLOCKS] if self.is_ours else [len(self.blocks)]
+            forward, self.is_oclear = _from_folder(folder)
+            self._views = [_packaged(), forward] if self.is_oclear else [forward]
+            self.name = f"{folder.name} {_digest(folder)}" + (f" beside {self.name}" if self.is_oclear else "")
 
     def features(self, squares_NSSC: np.ndarray) -> np.ndarray:
-        """(N, S, S, 3) uint8 -> (N, W) float16, W the sum of `blocks`."""
+        """(N, S, S, 3) uint8 -> (N, W) float16, W the sum of `block_widths`."""
         parts = []
-        with torch.inference_mode():
-            for start in range(0, len(squares_NSSC), BATCH):
-                batch = torch.from_numpy(squares_NSSC[start : start + BATCH]).permute(0, 3, 1, 2)
-                pixels = (batch.to(torch.float32) / 255 - MEAN) / STD
-                colour = torch.nn.functional.adaptive_avg_pool2d(pixels, COLOUR_CELLS).flatten(1)
-                blocks = [block for forward in self._views for block in (*forward(pixels), colour)]
-                self.blocks = [block.shape[1] for block in blocks]
-                parts.append(torch.cat([block.to(torch.float16) for block in blocks], dim=1).numpy())
+        for start in range(0, len(squares_NSSC), BATCH):
+            blocks = self._blocks(squares_NSSC[start : start + BATCH])
+            parts.append(torch.cat([block.to(torch.float16) for block in blocks], dim=1).numpy())
         return np.concatenate(parts)
+
+    def block_widths(self, image_size: int) -> list[int]:
+        """Width of each block of `features`, measured by encoding one black image of that side."""
+        blank = np.zeros((1, image_size, image_size, 3), dtype=np.uint8)
+        return [block.shape[1] for block in self._blocks(blank)]
+
+    def blocks_per_view(self, num_blocks: int) -> list[int]:
+        """How many of all blocks belong to each view."""
+        return [PACKAGED_BLOCKS, num_blocks - PACKAGED_BLOCKS] if self.is_oclear else [num_blocks]
+
+    def _blocks(self, squares_NSSC: np.ndarray) -> list[torch.Tensor]:
+        with torch.inference_mode():
+            batch = torch.from_numpy(squares_NSSC).permute(0, 3, 1, 2)
+            pixels = (batch.to(torch.float32) / 255 - MEAN) / STD
+            colour = torch.nn.functional.adaptive_avg_pool2d(pixels, COLOUR_GRID).flatten(1)
+            return [block for forward in self._views for block in (*forward(pixels), colour)]
 
 
 def _packaged() -> Callable[[torch.Tensor], list[torch.Tensor]]:
@@ -76,27 +84,27 @@ def _packaged() -> Callable[[torch.Tensor], list[torch.Tensor]]:
 
 
 def _from_folder(folder: Path) -> tuple[Callable[[torch.Tensor], list[torch.Tensor]], bool]:
-    """A vision model, or the image side of a two-tower model, and whether it is ours.
+    """(forward function, whether it is an OCLEAR model) of a vision model or the image tower of a two-tower model.
 
-    Its own input size and scale where the folder says so. Our own models add their trained embedding, and the means of
-    the later stages where the network has maps.
+    Input size and normalisation are those of the folder's image processor, if it has one. An OCLEAR model adds its
+    trained embedding, and the means of the later stages where the network is convolutional.
 
     Raises:
-        ValueError: when the folder is no model.
+        ValueError: when the folder does not hold a loadable model.
     """
     from transformers import AutoModel
 
     if not (folder / "config.json").exists():
-        raise ValueError(f"--encoder {folder}: no config.json there. Give a folder that save_pretrained wrote.")
+        raise ValueError(f"--encoder {folder}: no config.json there. Give a folder written by save_pretrained.")
     try:
-        # The user named this folder, so its code is run like the user's own.
+        # The user chose this folder, so its custom code is trusted like the user's own.
         model: Any = AutoModel.from_pretrained(folder, trust_remote_code=True, local_files_only=True).eval()
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"--encoder {folder}: cannot be loaded ({' '.join(str(error).split())[:200]}).") from error
     size, mean, std = _input_scale(folder)
-    seen: list[Any] = []
+    hidden: list[Any] = []
     if hasattr(model, "embed_pooled"):
-        model.vision_model.register_forward_hook(lambda _module, _given, out: seen.append(out))
+        model.vision_model.register_forward_hook(lambda _module, _args, out: hidden.append(out))
 
     def forward(pixels: torch.Tensor) -> list[torch.Tensor]:
         pixels = (pixels * STD + MEAN - mean) / std
@@ -104,7 +112,7 @@ def _from_folder(folder: Path) -> tuple[Callable[[torch.Tensor], list[torch.Tens
             pixels = torch.nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
         if hasattr(model, "embed_pooled"):
             pooled = model.encode_image(pixels)[1]
-            maps = [state for state in getattr(seen.pop(), "hidden_states", None) or () if state.ndim == 4]
+            maps = [state for state in getattr(hidden.pop(), "hidden_states", None) or () if state.ndim == 4]
             later = [state.mean(dim=(2, 3)) for state in maps[-len(LATER_STAGES) :]]
             return [pooled, model.embed_pooled(pooled, side="query"), *later]
         if hasattr(model, "get_query_embeds"):
@@ -119,7 +127,7 @@ def _from_folder(folder: Path) -> tuple[Callable[[torch.Tensor], list[torch.Tens
 
 
 def _input_scale(folder: Path) -> tuple[int | None, torch.Tensor, torch.Tensor]:
-    """(side in pixels or None, mean (3, 1, 1), deviation (3, 1, 1)) of a saved image processor; our own without one."""
+    """(side in pixels or None, mean (3, 1, 1), deviation (3, 1, 1)) of a saved image processor, or the defaults."""
     facts: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).exists():
@@ -135,7 +143,7 @@ def _input_scale(folder: Path) -> tuple[int | None, torch.Tensor, torch.Tensor]:
 
 
 def _digest(folder: Path) -> str:
-    """Of the weights' sizes and the config: enough to notice another encoder, cheap for large files."""
+    """Digest of the weight files' sizes and times and of the config: cheap for large files."""
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())

@@ -1,10 +1,9 @@
-"""The relational engine: ibis expressions on an embedded DuckDB, or on Spark when one machine is outgrown.
+"""Relational engine: run ibis expressions on embedded DuckDB, or on Spark.
 
-Both run the same expressions and give the same rows. What grows with the log is read from its shards on disk, and
-what comes of it is written as Parquet by the engine: neither way is it a table in this process. Tables of entities
-are Arrow. DuckDB takes those as they are, within the policy's memory limit, and spills beyond it; Spark exchanges them
-as Parquet folders, which keeps missing values missing and its lineage short. On a cluster TMPDIR and --out must name
-folders that all workers see.
+Both give the same rows. Tables that grow with the log are read from shards and written as Parquet by the engine, and
+never held in this process. Tables of entities are Arrow: DuckDB reads them without a copy, within the policy's memory
+limit, and spills to disk beyond it; Spark exchanges them as Parquet folders, which keeps nulls null and the lineage
+short. On a cluster, TMPDIR and --out must be folders that all workers share.
 """
 
 import glob
@@ -28,7 +27,7 @@ from data_governance.policy import Policy
 from runtime.threads import num_threads, requested_threads
 
 ENGINES = ("duckdb", "spark")
-# Of a streamed answer that are in memory at once.
+# Rows of a streamed result in memory at once.
 ROWS_PER_BATCH = 100_000
 SPARK_NEEDS = "--engine spark needs pyspark 4.0 (pip install 'pyspark>=4.0,<4.1') and Java 17 or later"
 
@@ -41,7 +40,7 @@ def threads(policy: Policy) -> int:
 
 
 class Engine:
-    """One connection; what it needs on disk lies in the system's temporary folder and goes with it, unless killed."""
+    """One connection; its files are in the system's temporary folder and are deleted with it, unless killed."""
 
     def __init__(self, policy: Policy, *, engine: str = "duckdb") -> None:
         if engine not in ENGINES:
@@ -54,12 +53,12 @@ class Engine:
             self._connection = _spark(policy)
             return
         try:
-            # Left alone, DuckDB spills into the folder that the command was called from.
+            # By default DuckDB spills into the current working directory.
             spill = str(self._exchange / "spill")
             self._connection = ibis.duckdb.connect(
                 memory_limit=policy.memory_limit, threads=threads(policy), temp_directory=spill
             )
-            # Where rows have to come in an order the expression says so; to keep another one costs memory.
+            # Expressions that need an order have an order_by; preserving the input order costs memory.
             self._connection.con.execute("SET preserve_insertion_order = false")
         except duckdb.Error as error:
             raise ValueError(
@@ -76,16 +75,16 @@ class Engine:
         return self._connection.read_parquet(folder)
 
     def read(self, folder: Path) -> ibis.Table:
-        """The Parquet files of a folder as an ibis table, where they lie; they must stay until it is done with."""
+        """The Parquet files of a folder as an ibis table, read in place; they must exist while it is used."""
         name = glob.escape(str(folder.resolve()))
         return self._connection.read_parquet(name if self._on_spark else f"{name}/*.parquet")
 
     def keep(self, expression: ibis.Table) -> ibis.Table:
-        """The rows of an expression, computed once: written by the engine as Parquet, and read from there."""
+        """Compute an expression once, into Parquet, and read it from there."""
         return self.read(self._written(expression, in_order=False))
 
     def stream(self, expression: ibis.Table) -> Iterator[pa.Table]:
-        """The rows of an expression in its order, batch by batch; all of them are on disk before the first comes."""
+        """The rows of an expression in its order, in batches; all are written to disk before the first is returned."""
         for path in listed(self._written(expression, in_order=True)):
             with pq.ParquetFile(path) as opened:
                 for batch in opened.iter_batches(ROWS_PER_BATCH):
@@ -93,26 +92,26 @@ class Engine:
             path.unlink()
 
     def fetch(self, expression: ibis.Table) -> pa.Table:
-        """Run an expression and hold its rows; its order is kept where it has one."""
+        """The rows of an expression as one table, in its order if it has one."""
         if not self._on_spark:
             return self._connection.to_pyarrow(expression)
         return pq.read_table(self._written(expression, in_order=True)).cast(expression.schema().to_pyarrow())
 
     def _written(self, expression: ibis.Table, *, in_order: bool) -> Path:
-        """The folder with the rows of an expression; in order they are one file.
+        """Folder with the rows of an expression; one file if `in_order`.
 
         Raises:
-            ValueError: when the disk refuses.
+            ValueError: when it cannot be written.
         """
         folder = self._folder()
         if self._on_spark:
             rows = self._connection._session.sql(self._connection.compile(expression))
-            # One writer: the rows come in the order of the expression.
+            # One writer keeps the order of the expression.
             (rows.coalesce(1) if in_order else rows).write.parquet(str(folder))
             return folder
         folder.mkdir()
         try:
-            # Encodings of version 2 are a third smaller and quicker to write.
+            # Version 2 files are a third smaller and faster to write.
             self._connection.to_parquet(expression, folder / "0.parquet", parquet_version="v2")
         except duckdb.IOException as error:
             raise ValueError(
@@ -126,7 +125,7 @@ class Engine:
 
 
 def _spark(policy: Policy) -> Any:
-    """An ibis connection to Spark: the master that the environment names (spark-submit), else all in this process.
+    """An ibis connection to Spark: the environment's master (spark-submit), else local mode in this process.
 
     Raises:
         ValueError: when pyspark or Java is missing.
@@ -154,10 +153,10 @@ def _spark(policy: Policy) -> Any:
 
 
 def jvm_memory(limit: str) -> str:
-    """DuckDB's "2GB" or "1.5 GiB" as the JVM wants it, in whole megabytes.
+    """Convert DuckDB's "2GB" or "1.5 GiB" to the JVM's format, in whole megabytes.
 
     Raises:
-        ValueError: for what is no size.
+        ValueError: when it is not a size.
     """
     found = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT])i?B\s*", limit, re.IGNORECASE)
     if found is None:

@@ -1,6 +1,6 @@
-"""Decoding within limits, cropping to the drawing, and the 64-bit hash of an image.
+"""Decode an image within limits, crop it to its content, compute its 64-bit hash.
 
-The size of an image is read from its header first: a 50,000 x 50,000 image is refused without being decoded.
+The size is read from the header first: a 50,000 x 50,000 image is rejected without being decoded.
 """
 
 import io
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from scipy.fft import dctn
 
-# Differences up to this many grey levels from the border colour are JPEG noise, not drawing.
+# Differences up to this many grey levels from the border colour are JPEG noise, not content.
 BORDER_TOLERANCE = 24
 
 
@@ -18,7 +18,7 @@ def decode_square(data: bytes, *, size: int, max_pixels: int) -> tuple[np.ndarra
     """(pixels (S, S, 3) uint8, None), or (None, reason)."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about large images and odd EXIF; the limit below decides
+            warnings.simplefilter("ignore")  # Pillow warns about large images and bad EXIF; the limit below decides
             with Image.open(io.BytesIO(data)) as image:
                 if image.width * image.height > max_pixels:
                     return None, "image_too_many_pixels"
@@ -27,21 +27,21 @@ def decode_square(data: bytes, *, size: int, max_pixels: int) -> tuple[np.ndarra
     except Image.DecompressionBombError:
         return None, "image_too_many_pixels"
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError):
-        # What Pillow's readers raise on a broken file differs by format.
+        # Pillow raises different exceptions on a broken file, depending on the format.
         return None, "image_undecodable"
 
 
 def _opaque(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        drawing = image.convert("RGBA")
-        page = Image.new("RGBA", drawing.size, (255, 255, 255, 255))
-        page.alpha_composite(drawing)
-        return page.convert("RGB")
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        canvas.alpha_composite(layer)
+        return canvas.convert("RGB")
     return image.convert("RGB")
 
 
 def _square(image: Image.Image, size: int) -> np.ndarray:
-    """Crop to what differs from the border colour, pad to a square with that colour, resize."""
+    """Crop away the border colour, pad to a square with it, resize."""
     pixels = np.asarray(image).astype(np.int16)
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     border = np.median(edge, axis=0)
@@ -50,15 +50,15 @@ def _square(image: Image.Image, size: int) -> np.ndarray:
     if len(rows) > 4 and len(columns) > 4:
         image = image.crop((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
     side = max(image.size)
-    page = Image.new("RGB", (side, side), (int(border[0]), int(border[1]), int(border[2])))
-    page.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return np.asarray(page.resize((size, size), Image.Resampling.BILINEAR))
+    canvas = Image.new("RGB", (side, side), (int(border[0]), int(border[1]), int(border[2])))
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return np.asarray(canvas.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def hash64(square: np.ndarray) -> int:
     """Perceptual hash of an (S, S, 3) square: signs of the 64 lowest DCT terms of its 32 x 32 grey copy, as int64.
 
-    The constant term is left out (replaced by the next row's), so brightness does not count. Recipe name: "dct32-64".
+    The constant term is omitted (with one more column instead), so brightness does not matter. Name: "dct32-64".
     """
     grey = np.asarray(
         Image.fromarray(square).convert("L").resize((32, 32), Image.Resampling.BILINEAR), dtype=np.float32

@@ -1,7 +1,6 @@
-"""The one place that calls `datasets.map`.
+"""Apply per-row rules with `datasets.map`, and digest source files.
 
-`map` fingerprints an imported function by its name, so an edited rule would answer from yesterday's cache: a digest of
-the sources goes into `fn_kwargs`, and with it into the fingerprint.
+The only module that calls `map`.
 """
 
 import ast
@@ -25,16 +24,17 @@ ROWS_PER_BATCH = 10_000
 
 
 def reasons(table: pa.Table, chosen: Sequence[Rule], *, policy: Policy) -> list[str]:
-    """The first reason that a rule, in the order given, finds for each row; "" where all rules are content."""
+    """The first reason found for each row, in the order of the rules; "" where no rule rejects it."""
     found: list[str] = marked(table, chosen, policy=policy).to_pylist()
     return found
 
 
 def marked(table: pa.Table, chosen: Sequence[Rule], *, policy: Policy) -> pa.ChunkedArray:
-    """`reasons` as a column: what a batch of the log is split by."""
-    disable_progress_bar()  # our own bars tell the stages; one per rule would bury them
+    """`reasons` as a column."""
+    disable_progress_bar()  # the stages show their own progress bars
     digest = source_digest(rules)
-    # No answer is looked up here, so a table in memory needs no fingerprint of its own: that would hash all its bytes.
+    # The cache is not used, so any fingerprint will do; the default one hashes all bytes of the table. `map` itself
+    # fingerprints an imported function by name only: the source digest in `fn_kwargs` makes an edited rule a new one.
     found = Dataset(table, fingerprint=digest).map(
         _mark,
         batched=True,
@@ -56,11 +56,9 @@ def _mark(batch: dict[str, list[Any]], *, names: list[str], policy: Policy, sour
 
 
 def with_imports(module: ModuleType) -> tuple[ModuleType, ...]:
-    """A module and what it imports of its own package and of `runtime`, directly or not.
+    """A module and all modules of its package and of `runtime` that it imports, directly or not, except the policy.
 
-    The policy is left out: its values are digested.
-
-    Read from the sources, so that a helper which moves to a file of its own is not forgotten.
+    Imports are read from the source, inside functions too. The policy's values are digested instead of its source.
     """
     package = module.__name__.partition(".")[0]
     followed = (package, "runtime")
@@ -79,7 +77,7 @@ def with_imports(module: ModuleType) -> tuple[ModuleType, ...]:
 
 
 def _module_of(parent: str, name: str) -> str:
-    """The module that `from parent import name` reads: `parent.name` where that is one, else `parent`."""
+    """The module that `from parent import name` reads: `parent.name` if that is a module, else `parent`."""
     found = importlib.import_module(parent)
     is_module = hasattr(found, "__path__") and importlib.util.find_spec(f"{parent}.{name}") is not None
     return f"{parent}.{name}" if is_module else parent

@@ -1,7 +1,7 @@
-"""The relational part of governance as ibis expressions: one program for DuckDB and for Spark.
+"""Relational expressions of governance in ibis, the same for DuckDB and Spark.
 
-Pitfalls that shape it: every row number has a full tie-break; sums are cast (DuckDB's are 128 bits wide); what is
-summed in floating point is rounded before it decides anything, since another order of rows differs in the last bits.
+For equal results on both engines, every row number has a full tie-break, sums are cast (DuckDB's have 128 bits), and
+fractions are summed as integers (`in_units`), because the order of a floating point sum changes its last bits.
 """
 
 import ibis
@@ -10,7 +10,7 @@ from data_governance.policy import Policy
 
 
 def known_ids(rows: ibis.Table, known: dict[str, ibis.Table]) -> ibis.Table:
-    """The rows with, per key, `KEY_known`: the id where its table has it, null where not. Ids of a table are unique."""
+    """The rows with, per key, `KEY_known`: the id if its table has it, else null. Ids of a table are unique."""
     for key, ids in known.items():
         flag = ids.rename({f"{key}_known": key})
         rows = rows.left_join(flag, rows[key] == flag[f"{key}_known"])
@@ -18,21 +18,21 @@ def known_ids(rows: ibis.Table, known: dict[str, ibis.Table]) -> ibis.Table:
 
 
 def unknown_ids(rows: ibis.Table, known: dict[str, ibis.Table]) -> ibis.Table:
-    """The rows whose query or document no table has, in order: row, unknown_query (the document alone where not)."""
+    """Rows with an unknown query or document, in order: row, unknown_query (false: only the document is unknown)."""
     flagged = known_ids(rows.select("row", *known), known)
     lost = flagged.filter(flagged.query_id_known.isnull() | flagged.doc_id_known.isnull())
     return lost.select("row", unknown_query=lost.query_id_known.isnull()).order_by("row")
 
 
-# Parts of one in which rates and impressions are counted.
+# Rates and impressions are counted in millionths.
 UNITS = 1_000_000
 
 
 def in_units(value: ibis.Value) -> ibis.Value:
-    """Whole `UNITS` nearest to a number that is not negative, halves upwards.
+    """A non-negative number as an integer count of 1 / `UNITS`, halves rounded up.
 
-    Whole numbers add up to the same in any order, and a floor is the same on every engine: the engines' own `round`
-    differs where seven decimals end in 5.
+    Integers have the same sum in any order. `floor` is equal on all engines; their `round` differs where the seventh
+    decimal is 5.
     """
     return (value * UNITS + 0.5).floor().cast("int64")
 
@@ -44,7 +44,7 @@ def aggregated(rows: ibis.Table, entities: dict[str, ibis.Table], *, power: floa
     place = ibis.coalesce(rows.position.nullif(float("nan")), 1.0)
     rows = rows.mutate(shown=in_units(shown_times * place ** (-power)))
     edges = rows.group_by(["query_id_entity", "doc_id_entity"]).aggregate(
-        # ibis takes the sum for int64 already and would leave a plain cast out: Parquet then has 128 bits as float64.
+        # ibis takes the sum for int64 and drops a plain cast; Parquet would then store the 128-bit sum as float64.
         clicks=rows.clicks.sum().cast("decimal(38, 0)").cast("int64"),
         shown=rows.shown.sum().cast("int64").cast("float64") / UNITS,
     )
@@ -52,7 +52,7 @@ def aggregated(rows: ibis.Table, entities: dict[str, ibis.Table], *, power: floa
 
 
 def of_entities(rows: ibis.Table, entities: dict[str, ibis.Table]) -> ibis.Table:
-    """The rows with, per key, `KEY_entity`: what stands for its id."""
+    """The rows with, per key, `KEY_entity`: the entity of its id."""
     for key, own in entities.items():
         named = own.rename({f"{key}_of_entity": key, f"{key}_entity": "entity"})
         rows = rows.left_join(named, rows[key] == named[f"{key}_of_entity"]).drop(f"{key}_of_entity")
@@ -60,7 +60,7 @@ def of_entities(rows: ibis.Table, entities: dict[str, ibis.Table]) -> ibis.Table
 
 
 def ranked(edges: ibis.Table, *, base: float, policy: Policy) -> ibis.Table:
-    """Edges with rate, rank within their query, and whether they are strong enough to stay."""
+    """Edges with rate, rank within their query, and `strong`: whether they are kept."""
     rate = (edges.clicks + policy.click_prior * base) / (edges.shown + policy.click_prior)
     edges = edges.mutate(rate=in_units(rate).cast("float64") / UNITS)
     found = edges.mutate(

@@ -1,4 +1,7 @@
-"""The per-row rules of admit: a batch in, one reason or None per row out. Rules mark; `mapping.reasons` runs them."""
+"""Validation rules of admit: from a batch of rows to one reason or None per row.
+
+`mapping.reasons` runs them; rules only mark rows, they drop none.
+"""
 
 import math
 from typing import Any
@@ -6,7 +9,7 @@ from typing import Any
 from data_governance.policy import Policy
 
 Batch = dict[str, list[Any]]
-# Clicks or impressions of one row beyond which they are no count: sums are whole millionths in 64 bits (relations.py).
+# Largest plausible count of one row: sums are in millionths in 64 bits (relations.py).
 MOST_COUNT = 10**9
 
 
@@ -54,7 +57,7 @@ def document_text(batch: Batch, *, policy: Policy) -> list[str | None]:
 
 
 def document_shows_something(batch: Batch, *, policy: Policy) -> list[str | None]:
-    """`neither_image_nor_text`: nothing to learn from."""
+    """`neither_image_nor_text`: no content."""
     return [
         None if has_image or (text or "").strip() else "neither_image_nor_text"
         for has_image, text in zip(batch["has_image"], batch["text"], strict=True)
@@ -62,12 +65,12 @@ def document_shows_something(batch: Batch, *, policy: Policy) -> list[str | None
 
 
 def query_has_image(batch: Batch, *, policy: Policy) -> list[str | None]:
-    """`image_missing`: a query is nothing but its image."""
+    """`image_missing`: a query consists of its image alone."""
     return [None if has_image else "image_missing" for has_image in batch["has_image"]]
 
 
 def image_fault(batch: Batch, *, policy: Policy) -> list[str | None]:
-    """The fault that decoding found (see images.py and tables.image_bytes), if any."""
+    """The fault found by decoding (see images.py and tables.image_bytes), if any."""
     return list(batch["image_fault"])
 
 

@@ -1,7 +1,7 @@
-"""Shards: a table that grows with the log, as Parquet files named by the number of their first row.
+"""Shards: Parquet files named by the number of their first row, for tables that grow with the log.
 
-Why: no process ever holds such a table. Shard in, shard out: what a stage reads and what it writes is one batch of
-rows, and what the engine finds about single rows comes back sorted by row and meets its shard here.
+No process holds such a table: a stage reads and writes one shard at a time, and results of the engine about single rows
+come back sorted by row and are matched with their shard here (`by_shard`).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# Texts that hardly repeat: a dictionary of them costs time and saves nothing.
+# Columns with few repeated values: dictionary encoding costs time and saves nothing.
 NO_DICTIONARY = ("row", "row_id", "figures")
 
 
 def write(table: pa.Table, folder: Path, *, first: int) -> None:
-    """One shard; none for no rows."""
+    """Write one shard, replacing one with the same first row; no file for no rows."""
     path = folder / f"{first:012d}.parquet"
     path.unlink(missing_ok=True)
     if table.num_rows:
@@ -25,7 +25,7 @@ def write(table: pa.Table, folder: Path, *, first: int) -> None:
 
 
 def listed(folder: Path) -> list[Path]:
-    """The shards of a folder in the order of their rows; none where the folder is missing."""
+    """The shards of a folder in the order of their rows; empty if the folder is missing."""
     return sorted(folder.glob("*.parquet"))
 
 
@@ -34,18 +34,18 @@ def first_row(path: Path) -> int:
 
 
 def count(paths: Iterable[Path]) -> int:
-    """Rows, as the files' footers say."""
+    """Number of rows, from the footers."""
     return sum(pq.read_metadata(path).num_rows for path in paths)
 
 
 def batches(paths: Iterable[Path], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """One table a shard."""
+    """One table per shard."""
     for path in paths:
         yield pq.read_table(path, columns=columns)
 
 
 def gathered(tables: Iterable[pa.Table], *, rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `rows` each, the last one apart; held is what came last and less than one more."""
+    """The same rows in tables of `rows` each; the last one may be shorter. At most `rows` and one table are held."""
     waiting: list[pa.Table] = []
     held = 0
     for table in tables:
@@ -62,7 +62,7 @@ def gathered(tables: Iterable[pa.Table], *, rows: int) -> Iterator[pa.Table]:
 
 
 def by_shard(found: Iterable[pa.Table], paths: Sequence[Path]) -> Iterator[tuple[Path, pa.Table]]:
-    """(shard, what was found about its rows) for every shard that has any; `found` is sorted by its column `row`."""
+    """(shard, rows of `found` about it) for every shard that has any; `found` is sorted by its column `row`."""
     firsts = np.array([first_row(path) for path in paths])
     waiting: list[pa.Table] = []
     now = -1
@@ -82,7 +82,7 @@ def by_shard(found: Iterable[pa.Table], paths: Sequence[Path]) -> Iterator[tuple
 
 
 def picked(table: pa.Table, found: pa.Table) -> np.ndarray:
-    """(rows of `table`,) bool: those whose number is in `found`; both are sorted by `row`."""
+    """(rows of `table`,) bool: those whose row number is in `found`; both are sorted by `row`."""
     rows, wanted = table.column("row").to_numpy(), found.column("row").to_numpy()
     mask = np.zeros(len(rows), dtype=bool)
     mask[np.searchsorted(rows, wanted)] = True

@@ -1,10 +1,9 @@
-"""Nearest neighbours by cosine: exact where that is affordable, else through an index whose recall is measured.
+"""Nearest neighbours by cosine: exact if affordable, else approximate with measured recall.
 
-Search decides the quality of cleaning: a neighbour that is not found cannot object. So an approximate answer is
-compared with the exact one on a sample every time, made more thorough while it falls short, and given up for the
-exact search when it still does.
+The quality of cleaning depends on recall, so an approximate search is compared with the exact one on a sample every
+time, re-ranks more candidates while its recall is too low, and is replaced by the exact search if that is not enough.
 
-Letters: B rows of the base, N asking rows, W width, C answers.
+Letters: B rows of the base, N query rows, W width, C results.
 """
 
 from dataclasses import dataclass
@@ -12,18 +11,22 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
-# Products of asking and base rows up to which the exact search is taken.
+# Largest number of comparisons for the exact search.
 EXACT_PRODUCTS = 10**10
 SAMPLE = 500
 LEAST_RECALL = 0.98
-# Candidates re-ranked exactly, per answer.
+# Candidates re-ranked exactly, per result.
 FACTORS = (10, 20, 60)
 
 
 @dataclass(frozen=True)
 class Found:
-    """cosine and index are (N, C), -1 where there are fewer; `recall`: share of sampled rows whose true nearest is
-    among the answers (1 for an exact search, nan when a caller has not measured it)."""
+    """Search results.
+
+    Attributes:
+        cosine, index: (N, C); index -1 beyond the last.
+        recall: share of sampled rows whose true nearest is among the results; 1 for an exact search, NaN if unknown.
+    """
 
     cosine: np.ndarray
     index: np.ndarray
@@ -32,9 +35,9 @@ class Found:
 
 
 def nearest(base_BW: np.ndarray, rows_NW: np.ndarray, count: int, *, products: int = EXACT_PRODUCTS) -> Found:
-    """The `count` nearest base rows of every row: exact up to `products` comparisons, else 4-bit codes, re-ranked.
+    """The `count` nearest base rows of every row: exact up to `products` comparisons, else by 4-bit codes, re-ranked.
 
-    The codes are FAISS's fast-scan product quantiser, sub-spaces of at least two dimensions, at most 64.
+    The codes are those of FAISS's fast-scan product quantiser with at most 64 sub-spaces of two or more dimensions.
     """
     count = min(count, len(base_BW))
     exact = faiss.IndexFlatIP(base_BW.shape[1])
@@ -46,6 +49,7 @@ def nearest(base_BW: np.ndarray, rows_NW: np.ndarray, count: int, *, products: i
         codes.train(base_BW)
         codes.add(base_BW)
         index = faiss.IndexRefine(codes, exact)
+        # Every n-th row, not the first ones: rows are sorted by id.
         sample = rows_NW[:: max(len(rows_NW) // SAMPLE, 1)]
         truth = exact.search(sample, 1)[1]
         for factor in FACTORS:
@@ -59,9 +63,9 @@ def nearest(base_BW: np.ndarray, rows_NW: np.ndarray, count: int, *, products: i
 def nearest_in_cells(
     base_BW: np.ndarray, cell_B: np.ndarray, centre_KW: np.ndarray, rows_NW: np.ndarray, near: Found, count: int
 ) -> Found:
-    """The `count` nearest base rows that lie in the cells `near` (N, P) of each row: an inverted file.
+    """The `count` nearest base rows in the cells `near` (N, P) of each row, by an inverted file.
 
-    The cells are those of the category prototypes, whose nearest are known already, so nothing is trained.
+    The cells are those of the category prototypes, whose nearest are already known, so nothing is trained.
     """
     from faiss.contrib import ivf_tools
 

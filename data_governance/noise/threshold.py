@@ -1,8 +1,8 @@
-"""Where to cut the margins of clean.py, how sure that is, and the share of wrong labels with an interval.
+"""Find the cut of the margins, and the share of wrong labels with an interval.
 
-Three ways, in falling order of trust: a mixture of two Gaussians, believed only when it has two modes; Otsu's cut, when
-it flags few; else the lowest 2%. Only a mixture says how many labels are wrong, so only a mixture allows relabelling.
-Values are counted in equal bins first: the work does not grow with the rows.
+In decreasing order of preference: a mixture of two Gaussians, if it has two modes; Otsu's cut, if it flags few rows;
+else the lowest 2%. Only the mixture estimates the share of wrong labels, and only then rows may be relabelled. Values
+are binned first, so the work does not grow with the rows.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ import numpy as np
 
 BINS = 1024
 STEPS = 300
-# Fitting ends before when no parameter moves by more than this share of the range of the values.
-SETTLED = 1e-9
+# Fitting stops early when no parameter moves by more than this share of the range of the values.
+TOLERANCE = 1e-9
 QUANTILE = 0.02
 LEAST_SHARE, MOST_SHARE = 0.01, 0.5
 DRAWS = 100
@@ -20,7 +20,7 @@ DRAWS = 100
 
 @dataclass(frozen=True)
 class Mixture:
-    """Two Gaussians: means low < high, share of the low one; `spread` is their common deviation."""
+    """Two Gaussians: means low < high, share of the low one, `spread` their common standard deviation."""
 
     low: float
     high: float
@@ -45,19 +45,22 @@ class Mixture:
 
     @property
     def cut(self) -> float:
-        """Where both parts are equally likely: (low + high) / 2 + spread^2 log(share / (1 - share)) / (high - low)."""
+        """Value at which both components are equally likely:
+
+        (low + high) / 2 + spread^2 log(share / (1 - share)) / (high - low)
+        """
         odds = np.log(self.share / (1 - self.share))
         return float((self.low + self.high) / 2 + self.spread**2 * odds / (self.high - self.low))
 
     def right(self, values: np.ndarray) -> np.ndarray:
-        """Probability that a value belongs to the high part."""
+        """Probability that a value belongs to the high component."""
         slope = (self.high - self.low) / self.spread**2
         return np.asarray(1 / (1 + np.exp(-np.clip((values - self.cut) * slope, -30, 30))))
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Values below `at` are low; `mixture` is None when the values do not show two modes."""
+    """Values below `at` are low; `mixture` is None when the values do not have two modes."""
 
     at: float
     method: str
@@ -65,7 +68,7 @@ class Cut:
 
     @property
     def separation(self) -> float:
-        """Of the mixture; 0 without one."""
+        """Separation of the mixture; 0 without one."""
         return self.mixture.separation if self.mixture else 0.0
 
 
@@ -81,14 +84,15 @@ def cut(values: np.ndarray, *, most: float) -> Cut:
 
 
 def mixture(values: np.ndarray) -> Mixture | None:
-    """Two Gaussians by expectation maximisation (Dempster, Laird, Rubin 1977), or None when they are not believed.
+    """Two Gaussians by expectation maximisation (Dempster, Laird, Rubin 1977), or None when they do not fit.
 
-    Believed when the low part holds `LEAST_SHARE` to `MOST_SHARE` of the values and the density has two modes: a lone
-    skewed heap is fitted by two Gaussians as well, but by two that flow into one another.
+    Accepted when the low component has `LEAST_SHARE` to `MOST_SHARE` of the values and the density has two modes: one
+    skewed component is fitted by two Gaussians as well, but their density has a single mode.
     """
     if len(values) < 10 or not np.ptp(values) > 0:
         return None
     centre_V, count_V = binned(values)
+    # Start with a small low component: most labels are right.
     low, high = np.quantile(values, [0.05, 0.6])
     spread = float(values.std()) / 2 + 1e-9
     start_B5 = np.array([[low, high, spread, spread, 0.1]])
@@ -99,11 +103,12 @@ def mixture(values: np.ndarray) -> Mixture | None:
 
 
 def share_interval(values: np.ndarray, fitted: Mixture, *, seed: int = 0) -> tuple[float, float]:
-    """95% interval of the low share: the bootstrap's (Efron 1979), hull over one and over two deviations.
+    """95% bootstrap interval of the low share (Efron 1979): the hull over models with one and with two deviations.
 
-    The second model stands for what the first gets wrong; an error that both share is not in it.
+    The second model accounts for errors of the first; an error of both is not covered.
     """
     centre_V, count_V = binned(values)
+    # Resampling binned values is a multinomial draw of the counts.
     drawn_BV = np.random.default_rng(seed).multinomial(len(values), count_V / count_V.sum(), DRAWS)
     start = [fitted.low, fitted.high, fitted.spread, fitted.spread, fitted.share]
     ends = []
@@ -115,7 +120,7 @@ def share_interval(values: np.ndarray, fitted: Mixture, *, seed: int = 0) -> tup
 
 
 def binned(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(centres, counts) of those of `BINS` equal bins that hold a value: an empty one never counts."""
+    """(centres, counts) of the non-empty ones of `BINS` equal bins."""
     count, edge = np.histogram(values, bins=BINS)
     held = count > 0
     return (edge[1:] + edge[:-1])[held] / 2, count[held]
@@ -126,13 +131,15 @@ def expectation_maximisation(
 ) -> np.ndarray:
     """(B, 5): low mean, high mean, low deviation, high deviation, low share, for B histograms over V bins.
 
-    `common`: both parts share one deviation, with which the cut is where the odds are even, and unique. At most `steps`
-    steps, fewer when nothing moves any more.
+    At most `steps` steps, fewer when the parameters converge.
+
+    Args:
+        common: both components have one deviation, so that a single value separates them.
     """
     low, high, a, b, share = (column[:, None] for column in start_B5.T)
     total = count_BV.sum(axis=1, keepdims=True)
-    wide = centre_V[-1] - centre_V[0]  # between the first bin's centre and the last one's
-    narrow = wide / (BINS - 1) / 2
+    value_range = centre_V[-1] - centre_V[0]
+    half_bin = value_range / (BINS - 1) / 2  # added to each deviation, which must not vanish
     for _ in range(steps):
         before = low, high, share
         below = share / a * np.exp(-((centre_V - low) ** 2) / (2 * a**2))
@@ -145,18 +152,18 @@ def expectation_maximisation(
         a = (part * (centre_V - low) ** 2).sum(axis=1, keepdims=True)
         b = (rest * (centre_V - high) ** 2).sum(axis=1, keepdims=True)
         if common:
-            a = b = np.sqrt((a + b) / total) + narrow
+            a = b = np.sqrt((a + b) / total) + half_bin
         else:
-            a, b = np.sqrt(a / mass) + narrow, np.sqrt(b / (total - mass)) + narrow
+            a, b = np.sqrt(a / mass) + half_bin, np.sqrt(b / (total - mass)) + half_bin
         share = np.clip(mass / total, 1e-6, 1 - 1e-6)
         moved = [np.abs(now - then).max() for now, then in zip((low, high, share), before, strict=True)]
-        if max(moved[0] / wide, moved[1] / wide, moved[2]) < SETTLED:
+        if max(moved[0] / value_range, moved[1] / value_range, moved[2]) < TOLERANCE:
             break
     return np.concatenate([low, high, a, b, share], axis=1)
 
 
 def otsu(values: np.ndarray) -> float:
-    """The cut that maximises the variance between two parts (Otsu 1979), over 256 equal bins."""
+    """The cut that maximises the variance between both sides (Otsu 1979), over 256 equal bins."""
     count, edges = np.histogram(values, bins=256)
     centre = (edges[1:] + edges[:-1]) / 2
     below = np.cumsum(count)[:-1]

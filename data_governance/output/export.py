@@ -1,4 +1,4 @@
-"""The governed folder: samples with images and texts, categories with stable keys, dropped rows kept aside."""
+"""Export the governed folder: samples, categories with stable keys, dropped rows with reasons."""
 
 import hashlib
 import json
@@ -10,58 +10,55 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_governance.context import GovernanceContext
+from data_governance.entities import DOCUMENT, QUERY, Side
+from data_governance.grouping.category_keys import events
 from data_governance.inputs import shards
 from data_governance.inputs.tables import TABLES, Source, image_bytes
-from data_governance.output.category_keys import events
 from data_governance.policy import Policy
-from data_governance.stage import DECISIONS, LOG, LOG_DROPPED, STAGES, Workspace
-from data_governance.stages.admit import Inputs
+from data_governance.stage import DECISIONS, LOG, LOG_DROPPED, Workspace
 from data_governance.stages.balance import band, sizes
 from runtime.files import atomic_file, empty_partial, replace_folder
 from runtime.tables import IMAGE
 
 ROWS_PER_SHARD = 10_000
-ROWS_PER_GROUP = 256  # one picture, read on its own, costs the pictures of its row group
+ROWS_PER_GROUP = 256  # reading a single image reads the whole row group
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def export(
-    workspace: Workspace,
-    inputs: Inputs,
-    *,
-    policy: Policy,
-    previous: dict[str, list[str]],
-    overrides: Source | None = None,
-) -> None:
-    """Write everything that train and a reader of the ledger need; each piece is renamed into place.
+def export(context: GovernanceContext) -> None:
+    """Write samples, categories, category map, dropped rows and policy; each is renamed into place.
 
-    ledger.json goes first and comes back last (ledger.write): a folder that has it is whole.
+    ledger.json is deleted first and written last (ledger.write): a folder that has it is complete.
 
     Raises:
-        ValueError: when the disk refuses; the stages stay whole.
+        ValueError: when a file cannot be written; the stages stay complete.
     """
+    out = context.workspace.out
     try:
-        (workspace.out / "ledger.json").unlink(missing_ok=True)
-        _export(workspace, inputs, policy=policy, previous=previous)
-        _write_dropped(workspace, inputs, policy=policy, overrides=overrides)
-        (workspace.out / "policy.toml").write_text(policy.to_toml())
+        (out / "ledger.json").unlink(missing_ok=True)
+        _export(context)
+        _write_dropped(context)
+        (out / "policy.toml").write_text(context.policy.to_toml())
     except OSError as error:
         raise ValueError(
-            f"export: cannot write {workspace.out} ({error.strerror or error}). Free space, then run again."
+            f"export: cannot write {out} ({error.strerror or error}). Free space, then run again."
         ) from error
 
 
-def _export(workspace: Workspace, inputs: Inputs, *, policy: Policy, previous: dict[str, list[str]]) -> None:
+def _export(context: GovernanceContext) -> None:
+    workspace, policy = context.workspace, context.policy
     members = workspace.table("balance", "members")
     content = sizes(members)
-    named = workspace.table("overrides", "keys")
-    key_of = dict(zip(named.column("category").to_pylist(), named.column("category_key").to_pylist(), strict=True))
+    keys = workspace.table("overrides", "keys")
+    key_of = dict(zip(keys.column("category").to_pylist(), keys.column("category_key").to_pylist(), strict=True))
     key_of = {category: key_of[category] for category in content}
-    story = events(key_of, {c: entry["document"] for c, entry in content.items()}, previous)
+    changes = events(key_of, {c: entry["document"] for c, entry in content.items()}, context.previous_keys)
+    # category_id follows the order of the keys, so that it changes as little as they do.
     order = sorted(content, key=lambda category: key_of[category])
     number = {category: i for i, category in enumerate(order)}
     split = splits({key_of[c]: content[c] for c in order}, share=policy.validation_share)
-    catalogue = inputs.catalogue.table
+    catalogue = context.inputs.catalogue.table
     doc_row = first_rows(catalogue.column("doc_id"))
     leaf = catalogue.column("leaf")
     categories = []
@@ -83,10 +80,10 @@ def _export(workspace: Workspace, inputs: Inputs, *, policy: Policy, previous: d
         )
     _write(pa.Table.from_pylist(categories), workspace.out / "categories.parquet")
     map_schema = pa.schema([("old_key", pa.string()), ("event", pa.string()), ("new_key", pa.string())])
-    rows = [dict(zip(map_schema.names, event, strict=True)) for event in story]
+    rows = [dict(zip(map_schema.names, event, strict=True)) for event in changes]
     _write(pa.Table.from_pylist(rows, schema=map_schema), workspace.out / "category_map.parquet")
     splits_of = {category: split[key_of[category]] for category in order}
-    _write_samples(workspace, inputs, members, number, splits_of, policy=policy)
+    _write_samples(context, members, number, splits_of)
 
 
 def previous_categories(previous: Path | None) -> dict[str, list[str]]:
@@ -112,17 +109,17 @@ def previous_categories(previous: Path | None) -> dict[str, list[str]]:
 def splits(content: dict[str, dict[str, Any]], *, share: float) -> dict[str, str]:
     """category_key -> "train" or "validation".
 
-    Of the categories with a query and two documents, the `share` with the smallest sha256 of their key is held out:
-    whole categories, and the same ones as long as the keys live.
+    Of the categories with a query and two documents, the `share` with the smallest sha256 of their key is held out, so
+    that the split is stable from run to run. Categories are held out whole.
     """
-    able = [key for key, entry in content.items() if entry["query"] and len(entry["document"]) >= 2]
-    able.sort(key=lambda key: hashlib.sha256(f"validation {key}".encode()).hexdigest())
-    held = set(able[: round(share * len(able))])
+    eligible = [key for key, entry in content.items() if entry["query"] and len(entry["document"]) >= 2]
+    eligible.sort(key=lambda key: hashlib.sha256(f"validation {key}".encode()).hexdigest())
+    held = set(eligible[: round(share * len(eligible))])
     return {key: "validation" if key in held else "train" for key in content}
 
 
 def first_rows(ids: pa.ChunkedArray) -> dict[str, int]:
-    """id -> its first row: the one that admit kept, as far as it was sound."""
+    """id -> its first row in the table."""
     found: dict[str, int] = {}
     for i, row_id in enumerate(ids.to_pylist()):
         found.setdefault(row_id, i)
@@ -130,31 +127,22 @@ def first_rows(ids: pa.ChunkedArray) -> dict[str, int]:
 
 
 def _write_samples(
-    workspace: Workspace,
-    inputs: Inputs,
-    members: pa.Table,
-    number: dict[int, int],
-    splits_of: dict[int, str],
-    *,
-    policy: Policy,
+    context: GovernanceContext, members: pa.Table, number: dict[int, int], splits_of: dict[int, str]
 ) -> None:
+    workspace = context.workspace
     part = empty_partial(workspace.out / "samples")
     shard = 0
-    for side, source, stage_table, key in (
-        ("query", inputs.queries, "queries", "query_id"),
-        ("document", inputs.catalogue, "documents", "doc_id"),
-    ):
-        admitted = workspace.table("admit", stage_table)
-        at = dict(zip(admitted.column(key).to_pylist(), admitted.column("row").to_pylist(), strict=True))
-        mine = members.filter(pc.equal(members.column("side"), side)).sort_by("id")
+    for side, source in ((QUERY, context.inputs.queries), (DOCUMENT, context.inputs.catalogue)):
+        at = _rows_of_ids(workspace, side)
+        mine = members.filter(pc.equal(members.column("side"), side.name)).sort_by("id")
         for start in range(0, mine.num_rows, ROWS_PER_SHARD):
             rows = mine.slice(start, ROWS_PER_SHARD)
             ids = rows.column("id").to_pylist()
-            table = sample_rows(source, [at[row_id] for row_id in ids], policy=policy)
+            table = sample_rows(source, [at[row_id] for row_id in ids], policy=context.policy)
             category = rows.column("category").to_pylist()
             columns = {
                 "sample_id": pa.array(ids, pa.string()),
-                "side": pa.array([side] * len(ids)),
+                "side": pa.array([side.name] * len(ids)),
                 **table,
                 "category_id": pa.array([number[c] for c in category], pa.int64()),
                 "weight": pa.array(rows.column("weight").to_numpy().astype(np.float64)),
@@ -165,10 +153,16 @@ def _write_samples(
     replace_folder(workspace.out / "samples")
 
 
-def sample_rows(source: Source, rows: list[int], *, policy: Policy) -> dict[str, pa.Array]:
-    """Columns image (bytes, never a path of the user's machine) and text ("" = missing) of the given rows.
+def _rows_of_ids(workspace: Workspace, side: Side) -> dict[str, int]:
+    """Id -> number of its row in the input table, for every admitted row."""
+    admitted = workspace.table("admit", side.table)
+    return dict(zip(admitted.column(side.key).to_pylist(), admitted.column("row").to_pylist(), strict=True))
 
-    An image that cannot be read or is too large a file is null; a text is cut at the policy's limit.
+
+def sample_rows(source: Source, rows: list[int], *, policy: Policy) -> dict[str, pa.Array]:
+    """Columns image (bytes, never a local path) and text ("" = missing) of some rows.
+
+    An image that cannot be read or is too large is null; a text is cut at the policy's limit.
     """
     picked = source.table.take(pa.array(rows, pa.int64()))
     images: list[dict[str, Any] | None] = []
@@ -180,34 +174,33 @@ def sample_rows(source: Source, rows: list[int], *, policy: Policy) -> dict[str,
     return {"image": pa.array(images, IMAGE_TYPE), "text": pa.array(short, pa.string())}
 
 
-def _write_dropped(workspace: Workspace, inputs: Inputs, *, policy: Policy, overrides: Source | None) -> None:
-    """One file per input table: every dropped row as it came, with its stage, reason and figures."""
+def _write_dropped(context: GovernanceContext) -> None:
+    """Write one file per input table: every dropped row as it was read, with its stage, reason and figures."""
+    workspace, overrides = context.workspace, context.overrides
     folder = workspace.out / "dropped"
     folder.mkdir(exist_ok=True)
-    gone = dropped_in_the_end(pa.concat_tables([workspace.table(stage, "decisions") for stage in STAGES]))
-    aside = gone.filter(pc.equal(gone.column("table"), "overrides"))
+    dropped = finally_dropped(pa.concat_tables([workspace.table(stage, "decisions") for stage in workspace.stages]))
+    rejected = dropped.filter(pc.equal(dropped.column("table"), "overrides"))
     if overrides is None:
         (folder / "overrides.parquet").unlink(missing_ok=True)
     else:
-        rows = [json.loads(figures)["row"] - 1 for figures in aside.column("figures").to_pylist()]
-        came = overrides.table.take(pa.array(rows, pa.int64()))
-        _write(_beside(aside, {c: came.column(c) for c in came.column_names}), folder / "overrides.parquet")
-    for name, stage_table, key in (("queries", "queries", "query_id"), ("catalogue", "documents", "doc_id")):
-        mine = gone.filter(pc.equal(gone.column("table"), name))
-        source: Source = getattr(inputs, name)
-        admitted = workspace.table("admit", stage_table)
-        at = dict(zip(admitted.column(key).to_pylist(), admitted.column("row").to_pylist(), strict=True))
+        rows = [json.loads(figures)["row"] - 1 for figures in rejected.column("figures").to_pylist()]
+        original = overrides.table.take(pa.array(rows, pa.int64()))
+        _write(_beside(rejected, {c: original.column(c) for c in original.column_names}), folder / "overrides.parquet")
+    for side, source in ((QUERY, context.inputs.queries), (DOCUMENT, context.inputs.catalogue)):
+        mine = dropped.filter(pc.equal(dropped.column("table"), side.source))
+        at = _rows_of_ids(workspace, side)
         facts = zip(*(mine.column(c).to_pylist() for c in ("row_id", "stage", "figures")), strict=True)
         rows = [json.loads(figures)["row"] if stage == "admit" else at[row_id] for row_id, stage, figures in facts]
-        _write(_beside(mine, sample_rows(source, rows, policy=policy)), folder / f"{name}.parquet")
+        _write(_beside(mine, sample_rows(source, rows, policy=context.policy)), folder / f"{side.source}.parquet")
     _write_log_dropped(workspace, folder / "behaviour.parquet")
 
 
 def _write_log_dropped(workspace: Workspace, path: Path) -> None:
-    """The dropped rows of the log lie in the shards of the stages as they came: they are handed on, batch by batch."""
+    """Copy the dropped rows of the log from the shards of the stages, in batches."""
     log = TABLES[LOG].columns.arrow_schema
     schema = pa.schema([*DECISIONS, *(pa.field(field.name, field.type) for field in log)])
-    files = [shard for stage in STAGES for shard in workspace.shards(stage, LOG_DROPPED)]
+    files = [shard for stage in workspace.stages for shard in workspace.shards(stage, LOG_DROPPED)]
     with atomic_file(path) as part, pq.ParquetWriter(part, schema) as writer:
         for table in shards.gathered(shards.batches(files, schema.names), rows=ROWS_PER_SHARD):
             writer.write_table(table)
@@ -217,16 +210,16 @@ def _beside(decisions: pa.Table, columns: dict[str, Any]) -> pa.Table:
     return pa.table({**{c: decisions.column(c) for c in decisions.column_names}, **columns})
 
 
-def dropped_in_the_end(decisions: pa.Table) -> pa.Table:
-    """The rows of `decisions` (all stages, in order) that drop, less those that a person took back later."""
+def finally_dropped(decisions: pa.Table) -> pa.Table:
+    """The rows of `decisions` (all stages, in order) that drop a row which no override restored later."""
     facts = zip(*(decisions.column(c).to_pylist() for c in ("table", "row_id", "decision")), strict=True)
-    waiting: dict[tuple[str, str], list[int]] = {}
+    open_drops: dict[tuple[str, str], list[int]] = {}
     for i, (table, row_id, decision) in enumerate(facts):
         if decision == "dropped":
-            waiting.setdefault((table, row_id), []).append(i)
+            open_drops.setdefault((table, row_id), []).append(i)
         elif decision == "restored":
-            waiting[table, row_id].pop()
-    return decisions.take(pa.array(sorted(i for rows in waiting.values() for i in rows), pa.int64()))
+            open_drops[table, row_id].pop()
+    return decisions.take(pa.array(sorted(i for rows in open_drops.values() for i in rows), pa.int64()))
 
 
 def _write(table: pa.Table, path: Path) -> None:

@@ -1,8 +1,9 @@
-"""The ledger: one row per decision, and its counts by stage and reason.
+"""Write the ledger: one row per decision, and counts by stage and reason.
 
-Decisions about the log come in shards and are written on as they are read: the ledger is never held.
+Decisions about the log are copied shard by shard, so the ledger is never held in memory.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 
 from data_governance.inputs import shards
 from data_governance.policy import Policy
-from data_governance.stage import DECISIONS, LOG_DROPPED, STAGES, Workspace
+from data_governance.stage import DECISIONS, LOG_DROPPED, Workspace
 from runtime.files import atomic_file, write_json
 
 INPUTS = ("behaviour", "queries", "catalogue")
@@ -33,10 +34,10 @@ def write(workspace: Workspace, *, policy: Policy) -> dict[str, Any]:
     """
     with atomic_file(workspace.out / "ledger.parquet") as part:
         counted = _written(workspace, part)
-    records = {stage: workspace.record(stage) for stage in STAGES}
+    records = {stage: workspace.record(stage) for stage in workspace.stages}
     for record in records.values():
         record.pop("digest")
-    order = sorted(counted, key=lambda item: (STAGES.index(item[0]), *item[1:]))
+    order = sorted(counted, key=lambda item: (workspace.stages.index(item[0]), *item[1:]))
     facts = {
         "encoder": records["admit"]["notes"]["encoder"],
         "rows": {table: _rows(table, records, counted) for table in INPUTS},
@@ -49,6 +50,11 @@ def write(workspace: Workspace, *, policy: Policy) -> dict[str, Any]:
     }
     write_json(workspace.out / "ledger.json", facts, indent=1)
     return facts
+
+
+def stage_names(governed: Path) -> tuple[str, ...]:
+    """Stages of a finished governed folder in order, as its ledger.json lists them."""
+    return tuple(json.loads((governed / "ledger.json").read_text())["notes"])
 
 
 def _written(workspace: Workspace, path: Path) -> Counter[tuple[str, ...]]:
@@ -64,14 +70,14 @@ def _written(workspace: Workspace, path: Path) -> Counter[tuple[str, ...]]:
 
 
 def decisions(workspace: Workspace) -> Iterator[pa.Table]:
-    """All decisions in the order of the stages, those about the log last in each, a shard at a time."""
-    for stage in STAGES:
+    """All decisions in the order of the stages, those about the log last in each stage, one shard at a time."""
+    for stage in workspace.stages:
         yield workspace.table(stage, "decisions")
         yield from shards.batches(workspace.shards(stage, LOG_DROPPED), DECISIONS.names)
 
 
 def _stages(records: dict[str, Any], counted: Counter[tuple[str, ...]]) -> list[dict[str, Any]]:
-    """What every stage did to every table that it judged, in order."""
+    """Counts and reasons of every stage for every table that it counts, in order."""
     found = []
     for stage, record in records.items():
         for table, (rows_in, kept) in record["counts"].items():
@@ -84,7 +90,7 @@ def _stages(records: dict[str, Any], counted: Counter[tuple[str, ...]]) -> list[
 
 
 def _rows(table: str, records: dict[str, Any], counted: Counter[tuple[str, ...]]) -> dict[str, int]:
-    """Conservation over all stages: rows in = rows kept + rows dropped and not restored."""
+    """Row counts over all stages; asserts rows in = rows kept + rows dropped and not restored."""
     rows_in = records["admit"]["counts"][table][0]
     kept = [record["counts"][table][1] for record in records.values() if table in record["counts"]][-1]
     sign = {"dropped": 1, "restored": -1}

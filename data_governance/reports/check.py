@@ -1,28 +1,32 @@
-"""The doctor: says what is wrong with the inputs, and writes nothing but temporary files, which go again.
+"""Validate the inputs without writing output.
 
-It opens and decodes like the first stage, without the encoder, and goes on after a fault: one call shows all of them.
+Opens and decodes like the first stage, without the encoder, and continues after an error, so that one call shows all.
 """
 
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_governance.context import Request
+from data_governance.entities import DOCUMENT, QUERY, SIDES, Side
 from data_governance.inputs import shards
-from data_governance.inputs.behaviour_log import Log, open_log
+from data_governance.inputs.behaviour_log import open_log
 from data_governance.inputs.engine import Engine
-from data_governance.inputs.mapping import Rule, reasons
+from data_governance.inputs.mapping import reasons
 from data_governance.inputs.tables import Source, open_source
-from data_governance.pipeline import Request
 from data_governance.policy import Policy
 from data_governance.stage import LOG, LOG_DROPPED, StageResult
 from data_governance.stages import admit
 from data_governance.stages.admit_log import admit_log
-from data_governance.stages.overrides import SIDES, open_overrides
+from data_governance.stages.overrides import open_overrides
 
+T = TypeVar("T")
 SHOWN = 3
 REMEDIES = {
     "missing_id": "fill the id",
@@ -46,30 +50,28 @@ REMEDIES = {
     "image_path_escapes_folder": "paths must stay below the table's folder",
     "image_path_without_folder": "a Hub table must hold bytes",
     "text_too_long": "shorten the text or raise max_text_characters",
-    "file_unusable": "mend or remove the file; the other files of the folder are used",
+    "file_unusable": "repair or remove the file; the other files of the folder are used",
     "unknown_id": "name an id of queries or catalogue",
     "neither_image_nor_text": "give the document an image or a text",
 }
 
 
 def check(request: Request, policy: Policy) -> int:
-    """Print one line per kind of fault; 1 when a table cannot be used at all, else 0."""
+    """Print one line for each kind of error; returns 1 when a table cannot be used at all, else 0."""
     with tempfile.TemporaryDirectory(prefix="governance-") as folder:
         return _check(request, StageResult(folder=Path(folder)), policy)
 
 
 def _check(request: Request, result: StageResult, policy: Policy) -> int:
-    opened, failed = _open(request)
-    log, without = _open_log(request)
-    decided, wrong = _decisions(request)
-    failed |= without | wrong
+    queries, failed_queries = _opened(lambda: open_source(request.queries, name="queries"))
+    catalogue, failed_catalogue = _opened(lambda: open_source(request.catalogue, name="catalogue"))
+    log, failed_log = _opened(lambda: open_log(request.behaviour))
+    overrides, failed_overrides = _opened(lambda: open_overrides(request.overrides))
+    failed = failed_queries or failed_catalogue or failed_log or failed_overrides
     usable: dict[str, pa.Table] = {}
-    for name, key, rules in (
-        ("queries", "query_id", admit.QUERY_RULES),
-        ("catalogue", "doc_id", admit.DOCUMENT_RULES),
-    ):
-        if name in opened:
-            usable[key] = _checked(result, opened[name], key, rules, policy)
+    for side, source in ((QUERY, queries), (DOCUMENT, catalogue)):
+        if source is not None:
+            usable[side.key] = _usable_rows(result, source, side, policy)
     if log is not None and len(usable) == 2:
         engine = Engine(policy, engine=request.engine)
         try:
@@ -78,65 +80,47 @@ def _check(request: Request, result: StageResult, policy: Policy) -> int:
         except ValueError as error:
             print(f"error: {error}")
             failed = True
-    admit.lost_files(result, [*([log] if log else []), *opened.values()])
-    if decided is not None and len(usable) == 2:
-        _check_decisions(result, decided, usable)
+    admit.record_lost_files(result, [source for source in (log, queries, catalogue) if source is not None])
+    if overrides is not None and len(usable) == 2:
+        _check_overrides(result, overrides, usable)
     for line in _lines(result):
         print(line)
     for name, (rows_in, kept) in result.counts.items():
         print(f"{name}: {kept} of {rows_in} rows are usable")
         failed |= kept == 0 and name != "overrides"
-    print("a run would fail: mend the lines marked `error`" if failed else "a run would go through")
+    print("a run would fail: correct the lines marked `error`" if failed else "a run would go through")
     return int(failed)
 
 
-def _open(request: Request) -> tuple[dict[str, Source], bool]:
-    opened, failed = {}, False
-    for name in ("queries", "catalogue"):
-        try:
-            opened[name] = open_source(getattr(request, name), name=name)
-        except ValueError as error:
-            print(f"error: {error}")
-            failed = True
-    return opened, failed
-
-
-def _open_log(request: Request) -> tuple[Log | None, bool]:
+def _opened(opener: Callable[[], T]) -> tuple[T | None, bool]:
+    """(input, False), or (None, True) with the error printed."""
     try:
-        return open_log(request.behaviour), False
+        return opener(), False
     except ValueError as error:
         print(f"error: {error}")
         return None, True
 
 
-def _decisions(request: Request) -> tuple[Source | None, bool]:
-    try:
-        return open_overrides(request.overrides), False
-    except ValueError as error:
-        print(f"error: {error}")
-        return None, True
-
-
-def _check_decisions(result: StageResult, decided: Source, usable: dict[str, pa.Table]) -> None:
-    """Ids of the overrides that no usable row has; their category keys are known to a run only."""
-    known = {side: set(usable[key].column(key).to_pylist()) for side, (_, _, key, _) in SIDES.items()}
-    rows = zip(decided.table.column("side").to_pylist(), decided.table.column("id").to_pylist(), strict=True)
+def _check_overrides(result: StageResult, overrides: Source, usable: dict[str, pa.Table]) -> None:
+    """Record ids of the overrides that no usable row has; category keys exist only after a run."""
+    known = {name: set(usable[side.key].column(side.key).to_pylist()) for name, side in SIDES.items()}
+    rows = zip(overrides.table.column("side").to_pylist(), overrides.table.column("id").to_pylist(), strict=True)
     lost = [row_id for side, row_id in rows if row_id not in known[side]]
     result.decide("overrides", lost, "dropped", "unknown_id")
-    result.counts["overrides"] = (decided.table.num_rows, decided.table.num_rows - len(lost))
+    result.counts["overrides"] = (overrides.table.num_rows, overrides.table.num_rows - len(lost))
 
 
-def _checked(result: StageResult, source: Source, key: str, rules: list[Rule], policy: Policy) -> pa.Table:
+def _usable_rows(result: StageResult, source: Source, side: Side, policy: Policy) -> pa.Table:
     faults = [facts for _, _, batch in admit.decoded_batches(source, policy=policy) for facts in batch]
     table = source.table.drop_columns(["image"])
     table = table.append_column("image_fault", pa.array([fault or "" for fault, _, _ in faults]))
     table = table.append_column("has_image", pa.array([sha is not None for _, sha, _ in faults]))
-    why = admit.with_duplicates(table.column(key), reasons(table, rules, policy=policy))
-    return admit.set_aside(result, source.name, table, key, why)
+    why = admit.with_duplicates(table.column(side.key), reasons(table, admit.RULES[side], policy=policy))
+    return admit.drop_rejected(result, table, side, why)
 
 
 def _lines(result: StageResult) -> list[str]:
-    """One line for every table and reason, with the first ids; decisions about the log are read shard by shard."""
+    """One line for each table and reason, with the first ids; decisions about the log are read shard by shard."""
     counted: Counter[tuple[str, str]] = Counter()
     first: dict[tuple[str, str], list[str]] = {}
     for row in result.decisions:

@@ -1,7 +1,7 @@
-"""The whole story of one row: what every stage knew of it, what it decided and why, and where the row is now.
+"""Lineage of one row: its values and decisions in every stage, and its place in the published data.
 
-A stage's table says what it knew (category, shares, margin), the ledger what it decided. Category numbers change from
-stage to stage, so each is told with the first documents that the stage had in it.
+Values (category, shares, margin) are from the stage tables, decisions from the ledger. Category numbers change from
+stage to stage, so each is shown with the first documents of the category in that stage.
 """
 
 import json
@@ -12,52 +12,52 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_governance.entities import SIDES
 from data_governance.inputs.shards import first_row
-from data_governance.stage import LOG, STAGES, Workspace
+from data_governance.output.ledger import stage_names
+from data_governance.stage import LOG, Workspace
 
-# Side -> the table of each stage that knows it, the key of its rows, the key of its entities.
-SIDES = {"query": ("queries", "query_id", "query"), "document": ("documents", "doc_id", "doc")}
 BY_ROW = ("admit", "dedupe", "overrides", "balance")
-# Columns of numbers of categories, and columns that say nothing to a reader.
+# Columns with category numbers, and columns that are not shown.
 CATEGORIES = ("category", "second", "other", "candidate", "voted")
-UNTOLD = ("vector", "features", "sha", "hash", "id", "side", "text", "image")
+HIDDEN = ("vector", "features", "sha", "hash", "id", "side", "text", "image")
 SHOWN = 5
 
 
-def story(governed: Path, row_id: str) -> list[str]:
-    """Lines that tell what happened to a query, a document or a behaviour row, in the order of the stages.
+def row_lineage(governed: Path, row_id: str) -> list[str]:
+    """Lines about a query, a document or a behaviour row, in the order of the stages.
 
     Raises:
-        ValueError: when the folder holds no ledger or no such id went in.
+        ValueError: when the folder is not finished, or the id is not of this run.
     """
-    if not (governed / "ledger.parquet").exists():
-        raise ValueError(f"--governed {governed}: no ledger.parquet there. Run `python -m data_governance run` first.")
+    if not (governed / "ledger.json").exists():
+        raise ValueError(f"--governed {governed}: no ledger.json there. Run `python -m data_governance run` first.")
     workspace = Workspace(governed)
-    decided = _decisions(governed, row_id)
+    decisions = _decisions(governed, row_id)
     entity = {side: _entity(workspace, side, row_id) for side in SIDES}
     lines = []
-    for stage in STAGES:
+    for stage in stage_names(governed):
         for side, own in entity.items():
             if own is not None:
-                lines += _known(workspace, stage, side, row_id, own)
+                lines += _stage_values(workspace, stage, side, row_id, own)
         if stage == "admit":
             lines += _click_row(workspace, row_id)
-        lines += [_line(row) for row in decided if row["stage"] == stage]
+        lines += [_line(row) for row in decisions if row["stage"] == stage]
     if not lines:
-        raise ValueError(f"{row_id}: no query_id, doc_id or behaviour row of this run. Ids are told apart by case.")
+        raise ValueError(f"{row_id}: no query_id, doc_id or behaviour row of this run. Ids are case-sensitive.")
     return lines + _now(governed, row_id)
 
 
 def _decisions(governed: Path, row_id: str) -> list[dict[str, Any]]:
-    """Ledger rows of the id itself, and of the clicks on it that were dropped: the others are read past, not held."""
+    """Ledger rows of the id and of dropped clicks on it; other rows are filtered while reading."""
     ids, of_log = pc.field("row_id"), pc.field("table") == LOG
     clicked = of_log & (pc.starts_with(ids, f"{row_id}>") | pc.match_substring(ids, f">{row_id}#"))
     return pq.read_table(governed / "ledger.parquet", filters=(ids == row_id) | clicked).to_pylist()
 
 
 def _entity(workspace: Workspace, side: str, row_id: str) -> str | None:
-    """The id that stands for the row after dedupe; None when no such row was admitted."""
-    name, key, _ = SIDES[side]
+    """Entity of the row after dedupe; None when no such row was admitted."""
+    name, key = SIDES[side].table, SIDES[side].key
     found = _rows(workspace, "dedupe", name, key, row_id)
     return found[0]["entity"] if found else None
 
@@ -66,14 +66,14 @@ def _rows(workspace: Workspace, stage: str, table: str, key: str, value: Any) ->
     """Rows of a stage's table with key = value, without the wide columns."""
     path = workspace.folder(stage) / f"{table}.parquet"
     schema = pq.read_schema(path)
-    told = [field.name for field in schema if field.name not in UNTOLD or field.name == key]
-    return pq.read_table(path, columns=told, filters=[(key, "=", value)]).to_pylist()
+    columns = [field.name for field in schema if field.name not in HIDDEN or field.name == key]
+    return pq.read_table(path, columns=columns, filters=[(key, "=", value)]).to_pylist()
 
 
-def _known(workspace: Workspace, stage: str, side: str, row_id: str, entity: str) -> list[str]:
-    """What the stage knew of the row, or of the entity that it is part of."""
-    name, key, entity_key = SIDES[side]
-    if stage == "weigh":
+def _stage_values(workspace: Workspace, stage: str, side: str, row_id: str, entity: str) -> list[str]:
+    """Values of the row, or of its entity, in the tables of a stage."""
+    name, key, entity_key = SIDES[side].table, SIDES[side].key, SIDES[side].entity
+    if stage == "click_rates":
         return _edges(workspace, side, entity)
     if stage == "admit":
         found = _rows(workspace, stage, name, key, row_id)
@@ -90,9 +90,9 @@ def _known(workspace: Workspace, stage: str, side: str, row_id: str, entity: str
     skip = {key, entity_key, "id"}
     return [
         f"{stage}: {side} {row_id}: "
-        + ", ".join(_told(workspace, stage, k, v) for k, v in row.items() if k not in skip)
+        + ", ".join(_value_text(workspace, stage, k, v) for k, v in row.items() if k not in skip)
         for row in found
-    ] + (_stage_figures(workspace, stage) if found and stage == "clean" else [])
+    ] + (_stage_notes(workspace, stage) if found and stage == "clean" else [])
 
 
 def _rows_of_side(workspace: Workspace, side: str, row_id: str) -> list[dict[str, Any]]:
@@ -102,42 +102,45 @@ def _rows_of_side(workspace: Workspace, side: str, row_id: str) -> list[dict[str
 
 
 def _edges(workspace: Workspace, side: str, entity: str) -> list[str]:
-    """The clicks that count, strongest first."""
+    """Click edges of an entity, highest rate first."""
     own, other = ("query", "doc") if side == "query" else ("doc", "query")
-    found = _rows(workspace, "weigh", "edges", own, entity)
+    found = _rows(workspace, "click_rates", "edges", own, entity)
     found.sort(key=lambda row: (-row["rate"], row[other]))
-    told = [f"{row[other]} ({row['clicks']} clicks, rate {row['rate']:.3g})" for row in found[:SHOWN]]
+    edges = [f"{row[other]} ({row['clicks']} clicks, rate {row['rate']:.3g})" for row in found[:SHOWN]]
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     word = "documents" if side == "query" else "queries"
-    return [f"weigh: {side} {entity}: {len(found)} {word} by click" + (f": {', '.join(told)}{more}" if found else "")]
+    return [
+        f"click_rates: {side} {entity}: {len(found)} {word} by click" + (f": {', '.join(edges)}{more}" if found else "")
+    ]
 
 
-def _stage_figures(workspace: Workspace, stage: str) -> list[str]:
-    """What the stage measured over all rows: a margin says little without its threshold."""
+def _stage_notes(workspace: Workspace, stage: str) -> list[str]:
+    """Statistics of the stage over all rows, such as the threshold of the margins."""
     notes = workspace.record(stage)["notes"]
-    told = [f"{k} {_plain(v)}" for k, v in notes.items() if isinstance(v, (int, float, str))]
-    return [f"{stage}: over all rows: {', '.join(told)}"] if told else []
+    statistics = [f"{k} {_plain(v)}" for k, v in notes.items() if isinstance(v, (int, float, str))]
+    return [f"{stage}: over all rows: {', '.join(statistics)}"] if statistics else []
 
 
 def _click_row(workspace: Workspace, row_id: str) -> list[str]:
-    """A click as it was admitted. Its name ends with the number of its row, which leads to its shard."""
+    """An admitted click."""
+    # Its name ends with the number of its row, which identifies the shard.
     number = row_id.rpartition("#")[2]
     if not number.isdecimal():
         return []
     before = [path for path in workspace.shards("admit", LOG) if first_row(path) <= int(number)]
     rows = pq.read_table(before[-1], filters=[("row_id", "=", row_id)]).to_pylist() if before else []
-    told = [", ".join(f"{k} {_plain(v)}" for k, v in row.items() if k != "row_id" and v is not None) for row in rows]
-    return [f"admit: behaviour {row_id}: {line}" for line in told]
+    texts = [", ".join(f"{k} {_plain(v)}" for k, v in row.items() if k != "row_id" and v is not None) for row in rows]
+    return [f"admit: behaviour {row_id}: {text}" for text in texts]
 
 
-def _told(workspace: Workspace, stage: str, column: str, value: Any) -> str:
+def _value_text(workspace: Workspace, stage: str, column: str, value: Any) -> str:
     if column not in CATEGORIES or not isinstance(value, int):
         return f"{column} {_plain(value)}"
     return f"{column} {value}" + _documents_in(workspace, stage, value)
 
 
 def _documents_in(workspace: Workspace, stage: str, category: int) -> str:
-    """The first documents that a stage has in a category, in brackets."""
+    """The first documents of a category in a stage, in brackets."""
     table, key = ("members", "id") if stage == "balance" else ("documents", "id" if stage in BY_ROW else "doc")
     filters: list[tuple[str, str, Any]] = [("category", "=", category)]
     filters += [("side", "=", "document")] if stage == "balance" else []
@@ -162,21 +165,21 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _now(governed: Path, row_id: str) -> list[str]:
-    """Where the row is in what is published."""
+    """Place of the row in the published data."""
     columns = ["sample_id", "side", "category_id", "weight", "split"]
     found = pq.read_table(governed / "samples", columns=columns, filters=[("sample_id", "=", row_id)]).to_pylist()
-    named = pq.read_table(governed / "categories.parquet", columns=["category_id", "category_key"])
-    key = dict(zip(*(named.column(c).to_pylist() for c in named.column_names), strict=True))
+    table = pq.read_table(governed / "categories.parquet", columns=["category_id", "category_key"])
+    key = dict(zip(*(table.column(c).to_pylist() for c in table.column_names), strict=True))
     lines = []
     for row in found:
         category = row["category_id"]
-        mates: pa.Table = pq.read_table(
+        members: pa.Table = pq.read_table(
             governed / "samples", columns=["sample_id", "side"], filters=[("category_id", "=", category)]
         )
-        sides = {side: [m["sample_id"] for m in mates.to_pylist() if m["side"] == side] for side in SIDES}
+        sides = {side: [m["sample_id"] for m in members.to_pylist() if m["side"] == side] for side in SIDES}
         lines.append(
             f"now: {row['side']} of category {category}, key {key[category]} ({row['split']}, weight"
             f" {row['weight']:.2f}) with {len(sides['document'])} documents ({_some(sides['document'])}) and"
             f" {len(sides['query'])} queries"
         )
-    return lines or ["now: in no category; dropped/ holds the row as it came"]
+    return lines or ["now: in no category; dropped/ has the row as it was read"]

@@ -1,8 +1,7 @@
-"""Stage 1, admit: ids, counts, texts and images are checked; what is bad is quarantined with its reason.
+"""Stage 1, admit: validate ids, counts, texts and images; drop bad rows with a reason.
 
-Each image is decoded once, here: fault, hash and features come from the same pass, and no later stage needs pixels.
-
-The log, which has no images and no end, goes its own way: admit_log.py.
+Each image is decoded once, here: fault, hash and features come from one pass, and no later stage needs pixels. The
+behaviour log, which has no images and no bound, is read in batches: see admit_log.py.
 """
 
 import hashlib
@@ -15,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from tqdm import tqdm
 
-from data_governance import image_cache
-from data_governance.image_cache import Memory
+from data_governance.context import GovernanceContext, Inputs
+from data_governance.entities import DOCUMENT, QUERY, Side
+from data_governance.image_cache import ImageCache, cache_key, load_cache
 from data_governance.inputs import rules
 from data_governance.inputs.behaviour_log import Log
 from data_governance.inputs.encoder import Encoder
@@ -32,24 +31,24 @@ from data_governance.stage import LOG, LOG_DROPPED, StageResult
 from data_governance.stages.admit_log import admit_log, reasons_of
 
 ROWS_PER_BATCH = 256
-# (fault or None, sha256 of the bytes or None where there is no good image, perceptual hash)
+# (fault or None, sha256 of the bytes or None without a valid image, perceptual hash)
 DecodedFacts = tuple[str | None, str | None, int]
-QUERY_RULES: list[Rule] = [rules.query_id, rules.image_fault, rules.query_has_image]
-DOCUMENT_RULES: list[Rule] = [
-    rules.document_id,
-    rules.image_fault,
-    rules.document_text,
-    rules.document_shows_something,
-]
+RULES: dict[Side, list[Rule]] = {
+    QUERY: [rules.query_id, rules.image_fault, rules.query_has_image],
+    DOCUMENT: [rules.document_id, rules.image_fault, rules.document_text, rules.document_shows_something],
+}
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """The log and the two opened tables."""
-
-    behaviour: Log
-    queries: Source
-    catalogue: Source
+def run(context: GovernanceContext) -> StageResult:
+    """Stage 1 on the inputs of the run, into its new folder."""
+    return admit(
+        context.inputs,
+        context.workspace.begin("admit"),
+        policy=context.policy,
+        engine=context.engine,
+        encoder=context.encoder,
+        reused=(context.workspace.out, context.previous),
+    )
 
 
 def admit(
@@ -59,47 +58,46 @@ def admit(
     policy: Policy,
     engine: Engine,
     encoder: Encoder,
-    earlier: tuple[Path | None, ...] = (),
+    reused: tuple[Path | None, ...] = (),
 ) -> StageResult:
-    """Quarantine bad rows; hash and embed the images of the good ones, but those seen in `earlier` governed folders.
+    """Drop bad rows; hash and embed the images of the others.
 
-    The shards of the log are written into `folder`, which is empty.
+    Args:
+        folder: empty folder that the shards of the log are written into.
+        reused: governed folders of earlier runs whose image features are reused.
     """
-    recipe = image_cache.recipe(policy, encoder)
-    memory = image_cache.remembered(earlier, recipe)
-    notes = {"encoder": encoder.name, "recipe": recipe, "images_taken_over": 0}
-    result, seen = StageResult(notes=notes, folder=folder), {}
-    for source, key, chosen in (
-        (inputs.queries, "query_id", QUERY_RULES),
-        (inputs.catalogue, "doc_id", DOCUMENT_RULES),
-    ):
-        facts = image_facts(source, policy=policy, encoder=encoder, memory=memory)
-        result.notes["images_taken_over"] += facts.taken_over
+    key = cache_key(policy, encoder)
+    cache = load_cache(reused, key)
+    widths = cache.block_widths or encoder.block_widths(policy.image_size)
+    notes = {"encoder": encoder.name, "recipe": key, "images_taken_over": 0}
+    notes |= {"blocks": widths, "views": encoder.blocks_per_view(len(widths))}
+    result, admitted = StageResult(notes=notes, folder=folder), {}
+    for side, source in ((QUERY, inputs.queries), (DOCUMENT, inputs.catalogue)):
+        facts = image_facts(source, policy=policy, encoder=encoder, cache=cache, width=sum(widths))
+        result.notes["images_taken_over"] += facts.num_reused
         table = source.table.drop_columns(["image"])
         table = table.append_column("row", pa.array(range(table.num_rows), pa.int64()))
         for name, column in facts.columns.items():
             table = table.append_column(name, column)
-        why = with_duplicates(table.column(key), reasons(table, chosen, policy=policy))
-        kept = set_aside(result, source.name, table, key, why)
-        name = "queries" if key == "query_id" else "documents"
-        result.tables[f"{name}_features"] = pa.table(
-            {key: kept.column(key), "features": feature_column(facts.features[_kept_mask(why)])}
+        why = with_duplicates(table.column(side.key), reasons(table, RULES[side], policy=policy))
+        kept = drop_rejected(result, table, side, why)
+        result.tables[f"{side.table}_features"] = pa.table(
+            {side.key: kept.column(side.key), "features": feature_column(facts.features[_kept_mask(why)])}
         )
-        result.tables[name] = seen[key] = kept.drop_columns(["image_fault"])
-    result.notes |= {"blocks": encoder.blocks, "views": encoder.views}
-    lost = admit_log(result, inputs.behaviour, seen, policy=policy, engine=engine)
-    lost_files(result, [replace(inputs.behaviour, lost=tuple(lost)), inputs.queries, inputs.catalogue])
-    for kind in ("queries", "catalogue", LOG):
-        if result.counts[kind][1] == 0:
-            told = {d["reason"] for d in result.decisions if d["table"] == kind}
-            told |= reasons_of(result.shards(LOG_DROPPED)) if kind == LOG else set()
-            why_all = ", ".join(sorted(told))
-            raise ValueError(f"{kind}: no row is usable ({why_all}). `check` lists the first rows of each reason.")
+        result.tables[side.table] = admitted[side.key] = kept.drop_columns(["image_fault"])
+    lost = admit_log(result, inputs.behaviour, admitted, policy=policy, engine=engine)
+    record_lost_files(result, [replace(inputs.behaviour, lost=tuple(lost)), inputs.queries, inputs.catalogue])
+    for name in (QUERY.source, DOCUMENT.source, LOG):
+        if result.counts[name][1] == 0:
+            found = {d["reason"] for d in result.decisions if d["table"] == name}
+            found |= reasons_of(result.shards(LOG_DROPPED)) if name == LOG else set()
+            listed = ", ".join(sorted(found))
+            raise ValueError(f"{name}: no row is usable ({listed}). `check` lists the first rows of each reason.")
     return result
 
 
-def lost_files(result: StageResult, sources: Sequence[Source | Log]) -> None:
-    """Files of a folder that could not be used are decisions of their own: how many rows they held is not known."""
+def record_lost_files(result: StageResult, sources: Sequence[Source | Log]) -> None:
+    """Record files of a folder that could not be used; how many rows they held is unknown, so files are counted."""
     lost = [(source.name, file, why) for source in sources for file, why in source.lost]
     if lost:
         files = sum(source.files for source in sources)
@@ -113,7 +111,7 @@ def _kept_mask(why: Sequence[str]) -> np.ndarray:
 
 
 def with_duplicates(ids: pa.ChunkedArray, why: Sequence[str]) -> list[str]:
-    """Of several sound rows with one id the first stays; the others are `duplicate_id`."""
+    """The reasons, with `duplicate_id` for all valid rows of one id but the first."""
     seen: set[str] = set()
     found = list(why)
     for i, row_id in enumerate(ids.to_pylist()):
@@ -123,46 +121,50 @@ def with_duplicates(ids: pa.ChunkedArray, why: Sequence[str]) -> list[str]:
     return found
 
 
-def set_aside(result: StageResult, name: str, table: pa.Table, key: str, why: Sequence[str]) -> pa.Table:
-    keep = pa.array(_kept_mask(why))
-    ids = [f"{row_id}" if row_id else f"row {i}" for i, row_id in enumerate(table.column(key).to_pylist())]
+def drop_rejected(result: StageResult, table: pa.Table, side: Side, why: Sequence[str]) -> pa.Table:
+    """Record the rows that have a reason as dropped; returns the others."""
+    ids = [f"{row_id}" if row_id else f"row {i}" for i, row_id in enumerate(table.column(side.key).to_pylist())]
     bad = [i for i, reason in enumerate(why) if reason]
-    result.decide(name, [ids[i] for i in bad], "dropped", [why[i] for i in bad], row=bad)
-    kept = table.filter(keep)
-    result.counts[name] = (table.num_rows, kept.num_rows)
+    result.decide(side.source, [ids[i] for i in bad], "dropped", [why[i] for i in bad], row=bad)
+    kept = table.filter(pa.array(_kept_mask(why)))
+    result.counts[side.source] = (table.num_rows, kept.num_rows)
     return kept
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """Per row of a table: columns image_fault, has_image, sha, hash; features (N, W) float16, 0 without image.
+    """Image columns of a table.
 
-    `taken_over` counts the rows whose image an earlier run had seen.
+    Attributes:
+        columns: image_fault, has_image, sha, hash.
+        features: (N, W) float16; 0 for a row without an image.
+        num_reused: rows whose image was in the cache.
     """
 
     columns: dict[str, pa.Array]
     features: np.ndarray
-    taken_over: int
+    num_reused: int
 
 
-def image_facts(source: Source, *, policy: Policy, encoder: Encoder, memory: Memory) -> ImageFacts:
-    """Decode, hash and embed every new image of a table, in batches; decoding overlaps with the encoder."""
+def image_facts(source: Source, *, policy: Policy, encoder: Encoder, cache: ImageCache, width: int) -> ImageFacts:
+    """Decode, hash and embed every image of a table that is not cached, in batches.
+
+    Args:
+        width: of the encoder's features.
+    """
     found: list[DecodedFacts] = []
     parts: list[np.ndarray] = []
-    taken_over = 0
-    encoder.blocks = encoder.blocks or memory.blocks
-    if not encoder.blocks:
-        encoder.features(np.zeros((1, policy.image_size, policy.image_size, 3), dtype=np.uint8))
+    num_reused = 0
     total = source.table.num_rows
     with tqdm(total=total, desc=f"embed {source.name}", unit="image", delay=1, mininterval=1) as bar:
-        for squares, new, facts in decoded_batches(source, policy=policy, known=memory.hash_of):
-            values = np.zeros((len(facts), sum(encoder.blocks)), dtype=np.float16)
+        for squares, new, facts in decoded_batches(source, policy=policy, known_hashes=cache.hash_of):
+            values = np.zeros((len(facts), width), dtype=np.float16)
             if len(new):
                 values[new] = encoder.features(squares)
-            old = [i for i, (_, sha, _) in enumerate(facts) if sha in memory.row_of]
+            old = [i for i, (_, sha, _) in enumerate(facts) if sha in cache.row_of]
             if old:
-                values[old] = memory.features[[memory.row_of[str(facts[i][1])] for i in old]]
-            taken_over += len(old)
+                values[old] = cache.features[[cache.row_of[str(facts[i][1])] for i in old]]
+            num_reused += len(old)
             parts.append(values)
             found += facts
             bar.update(len(facts))
@@ -172,36 +174,32 @@ def image_facts(source: Source, *, policy: Policy, encoder: Encoder, memory: Mem
         "sha": pa.array([sha for _, sha, _ in found], pa.string()),
         "hash": pa.array([bits for _, _, bits in found], pa.int64()),
     }
-    return ImageFacts(columns, np.concatenate(parts), taken_over)
+    return ImageFacts(columns, np.concatenate(parts), num_reused)
 
 
 def decoded_batches(
-    source: Source, *, policy: Policy, known: Mapping[str, int] = MappingProxyType({})
+    source: Source, *, policy: Policy, known_hashes: Mapping[str, int] = MappingProxyType({})
 ) -> Iterator[tuple[np.ndarray, list[int], list[DecodedFacts]]]:
     """Batches of (squares (E, S, S, 3), their places in the batch, facts of each row).
 
-    Only sound images have a square; one whose sha256 is `known` has its hash from there and is not decoded.
+    Only valid images have a square. One whose sha256 is in `known_hashes` takes its hash from there and is not decoded.
     """
 
-    def one(cell: dict[str, Any] | None) -> tuple[np.ndarray | None, DecodedFacts]:
+    def decode(cell: dict[str, Any] | None) -> tuple[np.ndarray | None, DecodedFacts]:
         data, fault = image_bytes(cell, source.folder, max_bytes=policy.max_image_bytes)
         if data is None:
             return None, (fault, None, 0)
         sha = hashlib.sha256(data).hexdigest()
-        if sha in known:
-            return None, (None, sha, known[sha])
+        if sha in known_hashes:
+            return None, (None, sha, known_hashes[sha])
         square, fault = decode_square(data, size=policy.image_size, max_pixels=policy.max_image_pixels)
         return (None, (fault, None, 0)) if square is None else (square, (None, sha, hash64(square)))
 
     cells = source.table.column("image")
+    # Threads help: Pillow and hashlib release the GIL.
     with ThreadPoolExecutor(threads(policy)) as pool:
         for start in range(0, len(cells), ROWS_PER_BATCH):
-            done = list(pool.map(one, cells.slice(start, ROWS_PER_BATCH).to_pylist()))
+            done = list(pool.map(decode, cells.slice(start, ROWS_PER_BATCH).to_pylist()))
             new = [(i, square) for i, (square, _) in enumerate(done) if square is not None]
             squares = np.stack([square for _, square in new]) if new else np.zeros((0, 0, 0, 3), dtype=np.uint8)
             yield squares, [i for i, _ in new], [facts for _, facts in done]
-
-
-def leaf_of(table: pa.Table) -> list[str]:
-    """The leaf of every document; "" where there is none."""
-    return [value or "" for value in pc.fill_null(table.column("leaf"), "").to_pylist()]

@@ -1,8 +1,7 @@
-"""Stage 8, balance: caps for the head, a weight for every query, bands, and what happens to the tail.
+"""Stage 8, balance: cap large categories, weight the queries, list the members of every category.
 
-A category without documents cannot be answered: its queries are dropped. A category without queries stays: its
-documents are in the index all the same, and the trainer may leave them out. Nothing is repeated: a
-repeat factor is a weight.
+Queries of a category without documents are dropped: no document can answer them. A category without queries is kept,
+because its documents are indexed anyway; training may skip it. No row is repeated: repetition is a weight.
 """
 
 from typing import Any
@@ -10,20 +9,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_governance.context import GovernanceContext
 from data_governance.policy import Policy
 from data_governance.stage import StageResult, Workspace
 
 
+def run(context: GovernanceContext) -> StageResult:
+    """Stage 8 in the folder of the run."""
+    return balance(context.workspace, policy=context.policy)
+
+
 def balance(workspace: Workspace, *, policy: Policy) -> StageResult:
-    """Cap, weigh and list the members of every category."""
+    """Cap, weight and list the members of every category."""
     result = StageResult()
     doc_rows = _rows(workspace.table("overrides", "documents"))
     query_rows = _rows(workspace.table("overrides", "queries"))
     with_documents = {category for _, category, _ in doc_rows}
-    answered = [row for row in query_rows if row[1] in with_documents]
+    answerable = [row for row in query_rows if row[1] in with_documents]
     orphans = [row[0] for row in query_rows if row[1] not in with_documents]
     result.decide("queries", orphans, "dropped", "category_without_documents")
-    kept, over = capped(answered, most=policy.max_queries_per_category)
+    kept, over = capped(answerable, most=policy.max_queries_per_category)
     result.decide("queries", [row[0] for row in over], "dropped", "over_the_cap", category=[row[1] for row in over])
     result.counts["queries"] = (len(query_rows), len(kept))
     result.counts["catalogue"] = (len(doc_rows), len(doc_rows))
@@ -51,7 +56,7 @@ def _rows(table: pa.Table) -> list[tuple[str, int, float]]:
 def capped(
     rows: list[tuple[str, int, float]], *, most: int
 ) -> tuple[list[tuple[str, int, float]], list[tuple[str, int, float]]]:
-    """(kept, over): of each category the `most` rows with the largest lead, ties by id; both in the given order."""
+    """(kept, over the cap): per category the `most` rows with the largest lead, ties by id; order is preserved."""
     place: dict[str, int] = {}
     counted: dict[int, int] = {}
     for row in sorted(rows, key=lambda r: (r[1], -r[2], r[0])):
@@ -60,7 +65,7 @@ def capped(
 
 
 def weights(categories: list[int], *, policy: Policy) -> np.ndarray:
-    """(N,): (median size / own size) ** `repeat_power`, clipped to the limits, scaled to mean 1; power 0 gives ones."""
+    """(N,): (median size / own size) ** `repeat_power`, clipped to the limits, scaled to mean 1; all 1 for power 0."""
     if not categories:
         return np.zeros(0)
     names, place, size = np.unique(np.array(categories), return_inverse=True, return_counts=True)

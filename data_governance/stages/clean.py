@@ -1,9 +1,8 @@
-"""Stage 5, clean: a query that its category's other members do not support is relabelled or dropped.
+"""Stage 5, clean: relabel or drop queries that the other members of their category do not support.
 
-margins.py says how much better each row fits its own category than the next one, threshold.py where that is too little.
-A row below the cut needs a second vote, its nearest queries: where both name the same other category it is relabelled,
-where the neighbours merely disagree it is dropped. Without two clear modes of margins nothing is relabelled, and the
-ledger says so.
+margins.py computes how much better each row fits its own category than the next one; threshold.py finds the cut. A row
+below the cut gets a second vote, by its nearest queries: if both name the same other category it is relabelled, if the
+neighbours only disagree with its label it is dropped. Nothing is relabelled when the margins do not have two modes.
 """
 
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_governance.context import GovernanceContext
+from data_governance.entities import QUERY, rows_of_entities
 from data_governance.inputs.tables import feature_matrix
 from data_governance.noise import neighbours
 from data_governance.noise.margins import Margins, refined
@@ -19,15 +20,21 @@ from data_governance.noise.threshold import share_interval
 from data_governance.policy import Policy
 from data_governance.stage import StageResult, Workspace
 
-# Of learning the margins again from what is believed; three to five are enough where they help.
+# Of computing the margins again with updated label confidence; three to five are enough where they help.
 MOST_ROUNDS = 6
-# Products of voting and asked rows up to which every row is compared, beyond only those in near cells.
+# Largest number of row pairs compared exactly in the vote; beyond, only rows in near prototype cells are compared.
 EXACT_VOTE = 10**9
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Per row: flagged by the margin and not upheld by its neighbours; of those relabelled to `voted`, or dropped."""
+    """Outcome per row.
+
+    Attributes:
+        flagged: low margin, and the neighbours do not support the label.
+        relabel: flagged rows that move to category `voted`.
+        drop: flagged rows that are removed.
+    """
 
     flagged: np.ndarray
     relabel: np.ndarray
@@ -40,31 +47,32 @@ class Verdict:
 def judge(
     rows_NW: np.ndarray, label_N: np.ndarray, members_EW: np.ndarray, member_label_E: np.ndarray, *, policy: Policy
 ) -> Verdict:
-    """Both votes on unit rows whose categories also have further members (documents, with or without any).
+    """Both votes on unit rows; `members_EW` are further members of the categories (documents), or none.
 
     Labels are ints from 0. Memory grows with N x W and K x W, never with N x K or N x N.
     """
     most = policy.max_dropped_share
     found = refined(rows_NW, label_N, members_EW, member_label_E, most=most, rounds=MOST_ROUNDS)
-    known = np.isfinite(found.margin)
-    low = np.flatnonzero(known & (found.margin < found.cut.at))
+    has_margin = np.isfinite(found.margin)
+    low = np.flatnonzero(has_margin & (found.margin < found.cut.at))
     voted = label_N.copy()
     voted[low], recall = neighbour_vote(rows_NW, label_N, found, low, count=policy.clean_neighbours)
     flagged = voted != label_N
     separated = found.cut.mixture is not None and found.cut.separation >= policy.min_separation
     relabel = flagged & (voted == found.other) & separated
     drop = flagged & ~relabel
+    # At most `max_dropped_share` of all rows, those with the lowest margins.
     order = np.argsort(np.where(drop, found.margin, np.inf), kind="stable")
     drop[order[int(most * len(label_N)) :]] = False
     mixture = found.cut.mixture
-    interval = share_interval(found.margin[known], mixture) if mixture else None
+    interval = share_interval(found.margin[has_margin], mixture) if mixture else None
     notes: dict[str, Any] = {
         "rho": round(found.rho, 4),
         "threshold": round(found.cut.at, 4),
         "method": found.cut.method,
         "separation": round(found.cut.separation, 3),
         "relabelling": "on" if separated else "refused: the margins do not separate",
-        "low_share": round(len(low) / max(int(known.sum()), 1), 4),
+        "low_share": round(len(low) / max(int(has_margin.sum()), 1), 4),
         "low_share_by_round": found.low_share_by_round,
         "wrong_labels": round(mixture.share, 4) if mixture else None,
         "wrong_labels_interval": [round(end, 4) for end in interval] if interval else None,
@@ -76,47 +84,57 @@ def judge(
 
 
 def neighbour_vote(
-    rows_NW: np.ndarray, label_N: np.ndarray, margins: Margins, asking: np.ndarray, *, count: int
+    rows_NW: np.ndarray, label_N: np.ndarray, margins: Margins, chosen: np.ndarray, *, count: int
 ) -> tuple[np.ndarray, float]:
     """(category with the largest sum of cosines among the `count` nearest other rows, recall of the neighbours).
 
-    A neighbour says its own category as far as it is believed, and its best other one for the rest. Ties go to the
-    smaller number; without a neighbour the row keeps its label.
+    A neighbour votes for its own category in proportion to its label confidence, and for its best other category with
+    the rest. Ties go to the smaller number; without a neighbour the row keeps its label.
+
+    Args:
+        chosen: rows to vote on.
     """
-    if not len(asking):
-        return label_N[asking], 1.0
-    rows = np.ascontiguousarray(rows_NW[asking])
-    if len(rows_NW) * len(asking) <= EXACT_VOTE:
-        found = neighbours.nearest(rows_NW, rows, count + 1)
+    if not len(chosen):
+        return label_N[chosen], 1.0
+    rows = np.ascontiguousarray(rows_NW[chosen])
+    if len(rows_NW) * len(chosen) <= EXACT_VOTE:
+        found = neighbours.nearest(rows_NW, rows, count + 1)  # one more, because a row finds itself
     else:
         near = neighbours.Found(
-            margins.near.cosine[asking], margins.near.index[asking], margins.near.recall, margins.near.method
+            margins.near.cosine[chosen], margins.near.index[chosen], margins.near.recall, margins.near.method
         )
         cells = margins.near.index[:, 0]
         found = neighbours.nearest_in_cells(rows_NW, cells, margins.prototype_KW, rows, near, count + 1)
-    asked, place = np.nonzero((found.index >= 0) & (found.index != asking[:, None]))
-    told = found.index[asked, place]
-    say = np.maximum(found.cosine[asked, place], 0)
-    right = margins.right[told]
-    who = np.concatenate([asked, asked])
-    what = np.concatenate([label_N[told], margins.other[told]]).astype(np.int64)
-    pair, at = np.unique(who * (int(what.max(initial=0)) + 1) + what, return_inverse=True)
-    total = np.bincount(at, np.concatenate([say * right, say * (1 - right)]), len(pair))
-    who, what = np.divmod(pair, int(what.max(initial=0)) + 1)
-    order = np.lexsort((what, -np.round(total, 9), who))
-    voter, first = np.unique(who[order], return_index=True)
-    voted = label_N[asking].copy()
-    voted[voter] = what[order[first]]
+    row, place = np.nonzero((found.index >= 0) & (found.index != chosen[:, None]))
+    neighbour = found.index[row, place]
+    cosine = np.maximum(found.cosine[row, place], 0)
+    confidence = margins.confidence[neighbour]
+    row = np.concatenate([row, row])
+    category = np.concatenate([label_N[neighbour], margins.other[neighbour]]).astype(np.int64)
+    # Sum the votes of each (row, category) pair, encoded as one integer.
+    num_categories = int(category.max(initial=0)) + 1
+    pair, at = np.unique(row * num_categories + category, return_inverse=True)
+    total = np.bincount(at, np.concatenate([cosine * confidence, cosine * (1 - confidence)]), len(pair))
+    row, category = np.divmod(pair, num_categories)
+    order = np.lexsort((category, -np.round(total, 9), row))
+    with_vote, first = np.unique(row[order], return_index=True)
+    voted = label_N[chosen].copy()
+    voted[with_vote] = category[order[first]]
     return voted, found.recall
 
 
+def run(context: GovernanceContext) -> StageResult:
+    """Stage 5 in the folder of the run."""
+    return clean(context.workspace, policy=context.policy)
+
+
 def clean(workspace: Workspace, *, policy: Policy) -> StageResult:
-    """Relabel where prototype and neighbours agree, drop where neither supports the label."""
+    """Relabel queries whose prototype and neighbour votes agree; drop those whose neighbours only disagree."""
     queries, documents = workspace.table("organise", "queries"), workspace.table("organise", "documents")
     vectors = feature_matrix(queries.column("vector"))
     label = queries.column("category").to_numpy()
-    shown = documents.filter(documents.column("has_image"))
-    members, member_label = feature_matrix(shown.column("vector")), shown.column("category").to_numpy()
+    with_image = documents.filter(documents.column("has_image"))
+    members, member_label = feature_matrix(with_image.column("vector")), with_image.column("category").to_numpy()
     verdict = judge(vectors, label, members, member_label, policy=policy)
     result = StageResult(notes=verdict.notes)
     _record(result, workspace, queries, verdict)
@@ -128,9 +146,9 @@ def clean(workspace: Workspace, *, policy: Policy) -> StageResult:
 
 
 def _record(result: StageResult, workspace: Workspace, queries: pa.Table, verdict: Verdict) -> None:
-    """Decisions are by row, so every member of an entity is named."""
+    """Record decisions by row: one for every member of an entity."""
     entities = queries.column("query").to_pylist()
-    members = members_of(workspace, entities)
+    members = rows_of_entities(workspace, entities, QUERY)
     for mask, decision, reason in (
         (verdict.drop, "dropped", "unsupported_by_category"),
         (verdict.relabel, "relabelled", "prototype_and_neighbours_agree"),
@@ -146,15 +164,3 @@ def _record(result: StageResult, workspace: Workspace, queries: pa.Table, verdic
     total = sum(len(members[entity]) for entity in entities)
     gone = sum(len(members[entities[i]]) for i in np.flatnonzero(verdict.drop))
     result.counts["queries"] = (total, total - gone)
-
-
-def members_of(
-    workspace: Workspace, entities: list[str], *, table: str = "queries", key: str = "query_id"
-) -> dict[str, list[str]]:
-    """Entity -> ids of the rows that it stands for."""
-    rows = workspace.table("dedupe", table)
-    members: dict[str, list[str]] = {entity: [] for entity in entities}
-    for row_id, entity in zip(rows.column(key).to_pylist(), rows.column("entity").to_pylist(), strict=True):
-        if entity in members:
-            members[entity].append(row_id)
-    return members

@@ -1,7 +1,7 @@
-"""Stage 3, weigh: clicks become smoothed, position-corrected rates on edges from query entity to document entity.
+"""Stage 3, click_rates: compute smoothed, position-corrected click rates per query and document.
 
-The log stays on disk: the engine reads its shards, and names the rows of weak edges in the order of the log; each shard
-then gives up those rows. Edges are held: there are at most `max_documents_per_query` for every query.
+The log stays on disk: the engine reads its shards and returns the rows of weak edges in the order of the log, and each
+shard is then filtered. Edges are held in memory: at most `max_documents_per_query` for every query.
 """
 
 import json
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_governance.context import GovernanceContext
 from data_governance.inputs import shards
 from data_governance.inputs.engine import Engine
 from data_governance.inputs.relations import aggregated, ranked, weak_rows
@@ -19,16 +20,21 @@ from data_governance.policy import Policy
 from data_governance.stage import LOG, LOG_DROPPED, StageResult, Workspace
 from data_governance.stages.admit_log import log_decisions
 
-# Positions beyond are counted as this one.
+# Larger positions are counted as this one.
 MOST_POSITION = 1_000
 
 
-def weigh(workspace: Workspace, *, policy: Policy, engine: Engine) -> StageResult:
+def run(context: GovernanceContext) -> StageResult:
+    """Stage 3 in the folder of the run."""
+    return click_rates(context.workspace, policy=context.policy, engine=context.engine)
+
+
+def click_rates(workspace: Workspace, *, policy: Policy, engine: Engine) -> StageResult:
     """Aggregate clicks per pair of entities, correct, smooth, and drop weak edges.
 
     rate = (clicks + k base) / (shown + k), shown = sum of impressions * position ** -power, k = `click_prior`,
-    base = all clicks / all shown. A row without impressions counts as shown as often as it was clicked (once at
-    least); one without a position as shown at position 1.
+    base = all clicks / all shown. A row without impressions counts as shown as often as it was clicked, at least once;
+    one without a position as shown at position 1.
     """
     log = workspace.shards("admit", LOG)
     power = policy.position_power
@@ -39,16 +45,19 @@ def weigh(workspace: Workspace, *, policy: Policy, engine: Engine) -> StageResul
         for key, name in (("query_id", "queries"), ("doc_id", "documents"))
     }
     rows = engine.read(workspace.folder("admit") / LOG)
+    # Kept as Parquet, because the totals and the ranks both read it.
     edges = engine.keep(aggregated(rows, entities, power=power))
-    # A total sum in another order differs in its last bits; rounding makes runs equal.
+    # The order of a floating point sum changes its last bits; rounding makes runs equal.
     totals = engine.fetch(edges.aggregate(clicks=edges.clicks.sum().cast("float64"), shown=edges.shown.sum()))
     base = round(totals.column("clicks")[0].as_py() / max(totals.column("shown")[0].as_py(), 1e-9), 6)
-    judged = engine.keep(ranked(edges, base=base, policy=policy))
-    result = StageResult(notes={"position_power": round(power, 4), "base_rate": base}, folder=workspace.begin("weigh"))
-    strong = judged.filter(judged.strong).select("query", "doc", "clicks", "shown", "rate")
+    rated = engine.keep(ranked(edges, base=base, policy=policy))
+    result = StageResult(
+        notes={"position_power": round(power, 4), "base_rate": base}, folder=workspace.begin("click_rates")
+    )
+    strong = rated.filter(rated.strong).select("query", "doc", "clicks", "shown", "rate")
     result.tables["edges"] = engine.fetch(strong.order_by(["query", "doc"]))
     rows_in, gone = shards.count(log), 0
-    for path, weak in shards.by_shard(engine.stream(weak_rows(rows, entities, judged)), log):
+    for path, weak in shards.by_shard(engine.stream(weak_rows(rows, entities, rated)), log):
         result.add_shard(LOG_DROPPED, _dropped(pq.read_table(path), weak), first=shards.first_row(path))
         gone += weak.num_rows
     result.counts[LOG] = (rows_in, rows_in - gone)
@@ -56,27 +65,27 @@ def weigh(workspace: Workspace, *, policy: Policy, engine: Engine) -> StageResul
 
 
 def _dropped(rows: pa.Table, weak: pa.Table) -> pa.Table:
-    """The rows of one shard that lie on weak edges, with the reason and the rate of the edge."""
+    """The rows of one shard on weak edges, with the reason and the rate of the edge."""
     rate = weak.column("rate").combine_chunks().dictionary_encode()
-    said = pa.array([json.dumps({"rate": round(value, 6)}) for value in rate.dictionary.to_pylist()], pa.string())
+    figures = pa.array([json.dumps({"rate": round(value, 6)}) for value in rate.dictionary.to_pylist()], pa.string())
     why = pc.if_else(weak.column("no_click"), "no_click", "weak_edge")
     mine = rows.filter(pa.array(shards.picked(rows, weak)))
-    return log_decisions(mine, "weigh", why, said.take(rate.indices))
+    return log_decisions(mine, "click_rates", why, figures.take(rate.indices))
 
 
 def estimated_power(log: Iterable[pa.Table]) -> float:
-    """Slope of log clicks over log position, by least squares over positions with clicks; 0 with fewer than two.
+    """Negative slope of log clicks over log position, by least squares; 0 with fewer than two positions clicked.
 
-    It takes clicks per position as examination, which is right when the order shown is not already by relevance.
+    Clicks per position estimate examination only when the results were not already ordered by relevance.
     """
     count = np.zeros(MOST_POSITION + 1)
     for rows in log:
         position = rows.column("position").to_numpy(zero_copy_only=False).astype(np.float64)
-        known = np.isfinite(position)
-        place = np.rint(position[known]).astype(np.int64).clip(1, MOST_POSITION)
-        count += np.bincount(place, rows.column("clicks").to_numpy()[known], len(count))
-    seen = np.flatnonzero(count)
-    if len(seen) < 2:
+        has_position = np.isfinite(position)
+        place = np.rint(position[has_position]).astype(np.int64).clip(1, MOST_POSITION)
+        count += np.bincount(place, rows.column("clicks").to_numpy()[has_position], len(count))
+    clicked = np.flatnonzero(count)
+    if len(clicked) < 2:
         return 0.0
-    slope = np.polyfit(np.log(seen), np.log(count[seen]), 1, w=np.sqrt(count[seen]))[0]
+    slope = np.polyfit(np.log(clicked), np.log(count[clicked]), 1, w=np.sqrt(count[clicked]))[0]
     return float(np.clip(-slope, 0.0, 2.0))

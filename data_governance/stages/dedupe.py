@@ -1,14 +1,9 @@
-"""Stage 2, dedupe: rows that show and say the same become one entity.
+"""Stage 2, dedupe: merge rows with equal image and text into one entity.
 
-Two documents with one picture but different texts stay two: catalogues draw different things alike, and their clicks
-tell them apart. Exact duplicates (equal bytes) are collapsed first. Near-duplicates are documents whose 64-bit hashes
-differ in at most `duplicate_radius` bits and whose features agree. Query events are only collapsed when byte-equal:
-their renderings are data.
-
-All pairs within radius r are found, without an index and without an N x N table: cut 64 bits into m > r blocks; r
-flipped bits touch at most r of them, so two such hashes agree in some m - r whole blocks, and one sorted self-join for
-each choice of m - r blocks finds every pair (the pigeonhole of Manku, Jain, Das Sarma 2007, "Detecting near-duplicates
-for web crawling"). More blocks mean more joins with fewer chance meetings each; the cheapest m is taken.
+Two documents with one image but different texts stay separate: catalogues draw different things alike, and their
+clicks differ. Exact duplicates (equal bytes) are merged first; then documents whose 64-bit hashes differ in at most
+`duplicate_radius` bits and whose features agree. Queries are merged only if their bytes are equal: other renderings of
+a drawing are useful training data.
 """
 
 from collections.abc import Iterator
@@ -19,6 +14,8 @@ import igraph
 import numpy as np
 import pyarrow as pa
 
+from data_governance.context import GovernanceContext
+from data_governance.entities import DOCUMENT, QUERY
 from data_governance.inputs.tables import feature_matrix
 from data_governance.policy import Policy
 from data_governance.stage import StageResult, Workspace
@@ -26,56 +23,65 @@ from data_governance.stage import StageResult, Workspace
 HASH_RECIPE = "dct32-64"
 
 
+def run(context: GovernanceContext) -> StageResult:
+    """Stage 2 in the folder of the run."""
+    return dedupe(context.workspace, policy=context.policy)
+
+
 def dedupe(workspace: Workspace, *, policy: Policy) -> StageResult:
-    """Add `entity` to queries and documents; record what was merged."""
+    """Add the column `entity` to queries and documents; record merged rows."""
     result = StageResult(notes={"hash": HASH_RECIPE, "radius": policy.duplicate_radius})
-    for name, key, table_name in (("queries", "query_id", "queries"), ("documents", "doc_id", "catalogue")):
-        rows = workspace.table("admit", name)
-        ids = rows.column(key).to_pylist()
-        said = [""] * len(ids) if name == "queries" else spoken(rows)
-        stands_for = exact_entities(rows.column("sha").to_pylist(), said)
-        reason = np.where(stands_for != np.arange(len(ids)), "same_bytes", "").astype(object)
-        if name == "documents":
+    for side in (QUERY, DOCUMENT):
+        rows = workspace.table("admit", side.table)
+        ids = rows.column(side.key).to_pylist()
+        texts = [""] * len(ids) if side is QUERY else text_keys(rows)
+        representative = exact_entities(rows.column("sha").to_pylist(), texts)
+        reason = np.where(representative != np.arange(len(ids)), "same_bytes", "").astype(object)
+        if side is DOCUMENT:
             features = feature_matrix(workspace.table("admit", "documents_features").column("features"))
-            near, crowded = near_entities(rows, stands_for, features, policy=policy)
-            reason[(near != stands_for) & (reason == "")] = "near_duplicate"
-            stands_for = near
+            near, crowded = near_entities(rows, representative, features, policy=policy)
+            reason[(near != representative) & (reason == "")] = "near_duplicate"
+            representative = near
             result.notes["crowded_buckets"] = crowded
-        merged = np.flatnonzero(stands_for != np.arange(len(ids)))
-        into = [ids[stands_for[i]] for i in merged]
-        result.decide(table_name, [ids[i] for i in merged], "merged", [str(reason[i]) for i in merged], into=into)
-        result.tables[name] = rows.append_column("entity", pa.array([ids[i] for i in stands_for]))
-        result.counts[table_name] = (len(ids), len(ids))
+        merged = np.flatnonzero(representative != np.arange(len(ids)))
+        into = [ids[representative[i]] for i in merged]
+        result.decide(side.source, [ids[i] for i in merged], "merged", [str(reason[i]) for i in merged], into=into)
+        result.tables[side.table] = rows.append_column("entity", pa.array([ids[i] for i in representative]))
+        result.counts[side.source] = (len(ids), len(ids))
     return result
 
 
-def spoken(documents: pa.Table) -> list[str]:
-    """What a document says beside its picture: leaf and text, without case and spacing."""
+def text_keys(documents: pa.Table) -> list[str]:
+    """Leaf and text of each document, ignoring case and spacing."""
     rows = zip(documents.column("leaf").to_pylist(), documents.column("text").to_pylist(), strict=True)
     return [f"{leaf or ''}\x00{' '.join((text or '').lower().split())}" for leaf, text in rows]
 
 
-def exact_entities(shas: list[str | None], said: list[str]) -> np.ndarray:
-    """(N,): the first row with the same bytes that says the same (itself when there is none, or no image)."""
+def exact_entities(shas: list[str | None], texts: list[str]) -> np.ndarray:
+    """(N,): the first row with equal bytes and text; the row itself without an image."""
     first: dict[tuple[str, str], int] = {}
-    both = enumerate(zip(shas, said, strict=True))
+    both = enumerate(zip(shas, texts, strict=True))
     return np.array([i if sha is None else first.setdefault((sha, text), i) for i, (sha, text) in both], dtype=np.int64)
 
 
 def near_entities(
-    rows: pa.Table, stands_for: np.ndarray, features: np.ndarray, *, policy: Policy
+    rows: pa.Table, representative: np.ndarray, features: np.ndarray, *, policy: Policy
 ) -> tuple[np.ndarray, int]:
-    """(entity of each row, number of buckets too crowded to compare); the smallest row number stands for a group."""
-    alone = np.flatnonzero((stands_for == np.arange(len(stands_for))) & rows.column("has_image").to_numpy())
+    """(entity of each row, number of buckets too large to compare); the smallest row number represents a group.
+
+    Args:
+        representative: (N,) entity of each row after exact merging.
+    """
+    alone = np.flatnonzero((representative == np.arange(len(representative))) & rows.column("has_image").to_numpy())
     hashes = rows.column("hash").to_numpy()
     pairs, crowded = hash_pairs(hashes[alone], radius=policy.duplicate_radius, most=policy.duplicate_bucket)
     pairs = alone[pairs]
-    said = np.array(spoken(rows), dtype=object)
-    pairs = pairs[said[pairs[:, 0]] == said[pairs[:, 1]]]
+    texts = np.array(text_keys(rows), dtype=object)
+    pairs = pairs[texts[pairs[:, 0]] == texts[pairs[:, 1]]]
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
     same = (unit[pairs[:, 0]] * unit[pairs[:, 1]]).sum(axis=1) >= policy.duplicate_cosine
-    exact = np.stack([np.arange(len(stands_for)), stands_for], axis=1)
-    graph = igraph.Graph(n=len(stands_for), edges=np.concatenate([pairs[same], exact]).tolist())
+    exact = np.stack([np.arange(len(representative)), representative], axis=1)
+    graph = igraph.Graph(n=len(representative), edges=np.concatenate([pairs[same], exact]).tolist())
     membership = np.array(graph.connected_components().membership)
     smallest = np.full(membership.max() + 1, len(membership))
     np.minimum.at(smallest, membership, np.arange(len(membership)))
@@ -83,17 +89,21 @@ def near_entities(
 
 
 def hash_pairs(hashes: np.ndarray, *, radius: int, most: int) -> tuple[np.ndarray, int]:
-    """All pairs (P, 2) of rows i < j whose int64 hashes differ in at most `radius` bits, and what was too crowded.
+    """All pairs (P, 2) of rows i < j whose int64 hashes differ in at most `radius` bits, and the groups not compared.
 
-    Equal hashes are collapsed first: flat and empty images share theirs. The second value counts the groups that were
-    not compared because more than `most` rows share a hash, or more than `most` hashes the blocks of one join: where
-    it is 0, no pair is missing.
+    Cut the 64 bits into m > r blocks: r flipped bits touch at most r of them, so two such hashes agree in m - r whole
+    blocks, and one sorted self-join for each choice of m - r blocks finds every pair (the pigeonhole principle of
+    Manku, Jain, Das Sarma 2007, "Detecting near-duplicates for web crawling"). No N x N table is built.
+
+    The second value counts groups that were not compared because more than `most` rows share a hash, or more than
+    `most` hashes share the blocks of one join; if it is 0, no pair is missing.
 
     Raises:
-        ValueError: for a radius outside 0..16, where the joins would be more work than comparing every pair.
+        ValueError: for a radius outside 0..16, where the joins would cost more than comparing every pair.
     """
     if not 0 <= radius <= 16:
         raise ValueError(f"radius = {radius} must lie between 0 and 16 bits: wider hashes are not near-duplicates.")
+    # Equal hashes are joined as one: flat and empty images have the same.
     bits, place, size = np.unique(hashes.view(np.uint64), return_inverse=True, return_counts=True)
     order = np.argsort(place, kind="stable")
     start = np.concatenate([[0], np.cumsum(size)])
@@ -124,7 +134,7 @@ def hash_pairs(hashes: np.ndarray, *, radius: int, most: int) -> tuple[np.ndarra
 def block_masks(rows: int, radius: int) -> list[np.uint64]:
     """The bits that each self-join compares: all choices of m - radius among m blocks, for the cheapest m.
 
-    Cost of m: C(m, radius) joins, each sorting the rows and meeting rows^2 / 2^(bits compared + 1) chance pairs.
+    Cost of m: C(m, radius) joins, each sorting the rows and comparing rows^2 / 2^(bits compared + 1) chance pairs.
     """
 
     def cost(blocks: int) -> float:
@@ -138,7 +148,7 @@ def block_masks(rows: int, radius: int) -> list[np.uint64]:
 
 
 def _crowded(key: np.ndarray, most: int) -> tuple[int, np.ndarray]:
-    """(number of runs of equal keys longer than `most`, which rows lie in the others); keys are sorted."""
+    """(number of runs of equal keys longer than `most`, mask of the rows in other runs); keys are sorted."""
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.zeros(0, dtype=np.int64)
     length = np.diff(np.concatenate([first, [len(key)]]))
     return int((length > most).sum()), np.repeat(length <= most, length)
@@ -147,7 +157,7 @@ def _crowded(key: np.ndarray, most: int) -> tuple[int, np.ndarray]:
 def _near(bits: np.ndarray, mask: np.uint64, radius: int) -> Iterator[np.ndarray]:
     """Pairs (P, 2) of rows at most `radius` bits apart that agree under the mask; rows are sorted by it.
 
-    Step s compares each row with the s-th after it, as long as that one is still in the same run.
+    Step s compares each row with the s-th after it, while both are in the same run.
     """
     key = bits & mask
     row = np.arange(len(bits))

@@ -1,4 +1,4 @@
-"""An image that an earlier run has seen is not decoded again, and nothing else depends on that run."""
+"""Images of an earlier run are not decoded again, and nothing else depends on that run."""
 
 import json
 import shutil
@@ -10,16 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data_governance import image_cache
 from data_governance.__main__ import main
-from data_governance.image_cache import Memory
+from data_governance.image_cache import ImageCache, cache_key, load_cache
 from data_governance.inputs.encoder import Encoder
 from data_governance.inputs.tables import Source, feature_column
 from data_governance.policy import Policy
 from data_governance.stage import StageResult, Workspace
 from data_governance.stages import admit
 from modeling_oclear import EfficientNetLiteConfig, OclearConfig, OclearModel
-from tests.data_governance.conftest import IMAGE, World, make_world, png
+from tests.support.synthetic_shop import IMAGE, SyntheticShop, png, write_shop
 
 POLICY = Policy(image_size=32)
 
@@ -31,8 +30,8 @@ def source(numbers: list[int]) -> Source:
     return Source("queries", pa.table({"query_id": ids, "image": pa.array(cells, IMAGE)}), None)
 
 
-class Counting(Encoder):
-    """The packaged encoder, and how many images it was given."""
+class CountingEncoder(Encoder):
+    """The packaged encoder; counts the images that it embeds."""
 
     def __init__(self) -> None:
         super().__init__(None, threads=1)
@@ -43,32 +42,36 @@ class Counting(Encoder):
         return super().features(squares_NSSC)
 
 
-def committed(folder: Path, facts: admit.ImageFacts, recipe: str, blocks: list[int]) -> None:
-    """The admit stage of a run whose queries these were (and which had no documents)."""
+def facts_of(numbers: list[int], encoder: Encoder, cache: ImageCache | None = None) -> admit.ImageFacts:
+    width = sum(encoder.block_widths(POLICY.image_size))
+    return admit.image_facts(source(numbers), policy=POLICY, encoder=encoder, cache=cache or ImageCache(), width=width)
+
+
+def committed(folder: Path, facts: admit.ImageFacts, encoder: Encoder) -> None:
+    """Write the admit stage of a run with these queries and no documents."""
     rows = pa.table({name: facts.columns[name] for name in ("sha", "hash")})
     tables = {"queries": rows, "queries_features": pa.table({"features": feature_column(facts.features)})}
     tables |= {"documents": rows.slice(0, 0), "documents_features": tables["queries_features"].slice(0, 0)}
-    notes = {"recipe": recipe, "blocks": blocks}
+    notes = {"recipe": cache_key(POLICY, encoder), "blocks": encoder.block_widths(POLICY.image_size)}
     Workspace(folder).commit("admit", StageResult(tables=tables, notes=notes), digest="d", seconds=0)
 
 
-def test_only_new_images_are_embedded_and_the_old_ones_are_equal_to_the_bit(tmp_path: Path) -> None:
-    first = Counting()
-    facts = admit.image_facts(source([0, 1, -1, 2, 3]), policy=POLICY, encoder=first, memory=Memory())
-    assert facts.taken_over == 0
+def test_only_new_images_are_embedded_and_reused_ones_are_bit_equal(tmp_path: Path) -> None:
+    first = CountingEncoder()
+    facts = facts_of([0, 1, -1, 2, 3], first)
+    assert facts.num_reused == 0
     assert not facts.features[2].any()
-    recipe = image_cache.recipe(POLICY, first)
-    committed(tmp_path, facts, recipe, first.blocks)
+    committed(tmp_path, facts, first)
 
-    again = Counting()
-    memory = image_cache.remembered((None, tmp_path / "nowhere", tmp_path), recipe)
-    found = admit.image_facts(source([3, 9, 1, -1, 3]), policy=POLICY, encoder=again, memory=memory)
-    assert (again.embedded, found.taken_over) == (1, 3)
-    assert again.blocks == first.blocks
+    again = CountingEncoder()
+    cache = load_cache((None, tmp_path / "nowhere", tmp_path), cache_key(POLICY, first))
+    found = facts_of([3, 9, 1, -1, 3], again, cache)
+    assert (again.embedded, found.num_reused) == (1, 3)
+    assert cache.block_widths == first.block_widths(POLICY.image_size)
     np.testing.assert_array_equal(found.features[[0, 2, 4]], facts.features[[4, 1, 4]])
     assert found.columns["hash"].take([0, 2]) == facts.columns["hash"].take([4, 1])
     assert found.columns["sha"].take([0, 2, 3]) == facts.columns["sha"].take([4, 1, 2])
-    alone = admit.image_facts(source([3, 9, 1, -1, 3]), policy=POLICY, encoder=Counting(), memory=Memory())
+    alone = facts_of([3, 9, 1, -1, 3], CountingEncoder())
     assert {name: column.to_pylist() for name, column in found.columns.items()} == {
         name: column.to_pylist() for name, column in alone.columns.items()
     }
@@ -76,17 +79,15 @@ def test_only_new_images_are_embedded_and_the_old_ones_are_equal_to_the_bit(tmp_
 
 
 @pytest.mark.parametrize("policy", [Policy(image_size=48), Policy(image_size=32, max_image_pixels=9)])
-def test_another_recipe_forgets(tmp_path: Path, policy: Policy) -> None:
-    encoder = Counting()
-    facts = admit.image_facts(source([0]), policy=POLICY, encoder=encoder, memory=Memory())
-    committed(tmp_path, facts, image_cache.recipe(POLICY, encoder), encoder.blocks)
-    assert len(image_cache.remembered((tmp_path,), image_cache.recipe(POLICY, encoder)).row_of) == 1
-    assert not image_cache.remembered((tmp_path,), image_cache.recipe(policy, encoder)).row_of
+def test_a_cache_with_another_key_is_ignored(tmp_path: Path, policy: Policy) -> None:
+    encoder = CountingEncoder()
+    committed(tmp_path, facts_of([0], encoder), encoder)
+    assert len(load_cache((tmp_path,), cache_key(POLICY, encoder)).row_of) == 1
+    assert not load_cache((tmp_path,), cache_key(policy, encoder)).row_of
 
 
-@pytest.mark.slow
 def own_model(folder: Path) -> Path:
-    """A small random model of ours, as training publishes it."""
+    """A small random OCLEAR model, saved as training publishes it."""
     vision = EfficientNetLiteConfig(
         stem_channels=5, out_channels=(6, 7, 9), num_block_repeats=(1, 2, 1), kernel_sizes=(3, 5, 3),
         strides=(1, 2, 2), expand_ratios=(1, 2, 3), hidden_size=19,
@@ -96,25 +97,25 @@ def own_model(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("ours", [False, True])
-def test_new_rows_through_the_command_keep_keys_and_take_over_images(tmp_path: Path, ours: bool) -> None:
-    """With a model of ours there are two views, and each has a lens through which the later run looks."""
-    (tmp_path / "world").mkdir()
-    world = make_world(tmp_path / "world", categories=6, queries=3, noise=0.0)
-    if ours:
-        world.more = ["--encoder", str(own_model(tmp_path / "hub"))]
-    assert main(["run", *world.arguments, "--out", str(tmp_path / "first")]) == 0
-    lenses = sorted(path.stem for path in (tmp_path / "first" / "stages" / "organise").glob("lens_?.parquet"))
-    assert lenses == (["lens_0", "lens_1"] if ours else ["lens_0"])
-    queries = pq.read_table(world.folder / "queries.parquet")
+@pytest.mark.parametrize("oclear", [False, True])
+def test_a_run_with_new_rows_keeps_category_keys_and_reuses_images(tmp_path: Path, oclear: bool) -> None:
+    """An OCLEAR encoder gives two views, each with a projection that the incremental run reuses."""
+    (tmp_path / "shop").mkdir()
+    shop = write_shop(tmp_path / "shop", categories=6, queries=3, noise=0.0)
+    if oclear:
+        shop.more = ["--encoder", str(own_model(tmp_path / "hub"))]
+    assert main(["run", *shop.arguments, "--out", str(tmp_path / "first")]) == 0
+    projections = sorted(path.stem for path in (tmp_path / "first" / "stages" / "organise").glob("lens_?.parquet"))
+    assert projections == (["lens_0", "lens_1"] if oclear else ["lens_0"])
+    queries = pq.read_table(shop.folder / "queries.parquet")
     new = pa.table({"query_id": ["fresh"], "image": pa.array([{"bytes": png(2, style="filled", seed=99)}], IMAGE)})
-    pq.write_table(pa.concat_tables([queries, new]), world.folder / "queries.parquet")
-    clicked = next(doc for doc, category in world.document_truth.items() if category == 2)
-    rows = pq.read_table(world.folder / "behaviour.parquet")
+    pq.write_table(pa.concat_tables([queries, new]), shop.folder / "queries.parquet")
+    clicked = next(doc for doc, category in shop.document_truth.items() if category == 2)
+    rows = pq.read_table(shop.folder / "behaviour.parquet")
     click = pa.table({"query_id": ["fresh"], "doc_id": [clicked], "clicks": [1]})
-    pq.write_table(pa.concat_tables([rows, click]), world.folder / "behaviour.parquet")
+    pq.write_table(pa.concat_tables([rows, click]), shop.folder / "behaviour.parquet")
 
-    words = [*world.arguments, "--previous", str(tmp_path / "first")]
+    words = [*shop.arguments, "--previous", str(tmp_path / "first")]
     assert main(["run", *words, "--out", str(tmp_path / "second")]) == 0
     notes = json.loads((tmp_path / "second" / "ledger.json").read_text())["notes"]["admit"]
     assert notes["images_taken_over"] == queries.num_rows + 12
@@ -129,10 +130,10 @@ def test_new_rows_through_the_command_keep_keys_and_take_over_images(tmp_path: P
     assert "fresh" in placed
 
 
-def test_an_incremental_run_without_anything_to_take_over_is_an_error(
-    world: World, governed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_incremental_run_without_a_usable_previous_run_is_an_error(
+    shop: SyntheticShop, governed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["run", *world.arguments, "--incremental"]
+    words = ["run", *shop.arguments, "--incremental"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 2
     assert "--incremental needs --previous" in capsys.readouterr().err
     bare = tmp_path / "bare"

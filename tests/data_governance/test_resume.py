@@ -1,4 +1,4 @@
-"""Killed at any moment, or with a full disk, a run goes on from the last whole stage and ends with equal tables."""
+"""After a kill or a full disk, a run resumes after the last complete stage and gives equal tables."""
 
 import json
 import os
@@ -21,15 +21,15 @@ from threadpoolctl import threadpool_limits
 
 from data_governance import stage
 from data_governance.__main__ import main
-from data_governance.stage import STAGES
-from tests.data_governance.conftest import World, make_world
+from data_governance.pipeline import PIPELINE
+from tests.support.synthetic_shop import SyntheticShop, write_shop
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def killed_when(ready: Callable[[], bool], world: World, out: Path) -> bool:
+def killed_when(ready: Callable[[], bool], shop: SyntheticShop, out: Path) -> bool:
     """Start the user's command and kill it as soon as `ready`; False when it ended before."""
-    command = [sys.executable, "-m", "data_governance", "run", *world.arguments, "--out", str(out)]
+    command = [sys.executable, "-m", "data_governance", "run", *shop.arguments, "--out", str(out)]
     run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while run.poll() is None:
         if ready():
@@ -64,10 +64,10 @@ def same_tables(ours: Path, theirs: Path, said: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_like_one_that_was_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "world").mkdir()
-    world = make_world(tmp_path / "world", categories=6, queries=3)
-    assert main(["run", *world.arguments, "--out", str(tmp_path / "alone")]) == 0
+def test_a_run_killed_several_times_gives_the_tables_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    shop = write_shop(tmp_path / "shop", categories=6, queries=3)
+    assert main(["run", *shop.arguments, "--out", str(tmp_path / "alone")]) == 0
     out = tmp_path / "out"
     stages = out / "stages"
     moment = float(np.random.default_rng().uniform(0.0, 1.0))
@@ -85,27 +85,31 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_left_alone(tmp_path
         lambda: (stages / ".organise.partial").exists() or (stages / ".clean.partial").exists(),
         lambda: (out / "categories.parquet").exists(),
     ):
-        kills += killed_when(ready, world, out)
-        whole = [name for name in STAGES if (stages / name).exists()]
+        kills += killed_when(ready, shop, out)
+        whole = [step.name for step in PIPELINE if (stages / step.name).exists()]
         assert all((stages / name / "stage.json").exists() for name in whole), whole
     assert kills >= 3
-    assert main(["run", *world.arguments, "--out", str(out)]) == 0
+    assert main(["run", *shop.arguments, "--out", str(out)]) == 0
     assert not list(stages.glob(".*.partial"))
     same_tables(out, tmp_path / "alone", f"the second kill came {moment} s after admit")
 
 
-def test_the_last_bits_are_the_same_whatever_threads_linear_algebra_has(tmp_path: Path) -> None:
-    (tmp_path / "world").mkdir()
-    world = make_world(tmp_path / "world", categories=6, queries=3)
-    command = [sys.executable, "-m", "data_governance", "run", *world.arguments, "--out", str(tmp_path / "one")]
+def test_tables_are_bit_equal_for_any_number_of_blas_threads(tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    shop = write_shop(tmp_path / "shop", categories=6, queries=3)
+    command = [sys.executable, "-m", "data_governance", "run", *shop.arguments, "--out", str(tmp_path / "one")]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, check=True)
     with threadpool_limits(limits=2, user_api="blas"):
-        assert main(["run", *world.arguments, "--out", str(tmp_path / "more")]) == 0
+        assert main(["run", *shop.arguments, "--out", str(tmp_path / "more")]) == 0
     same_tables(tmp_path / "more", tmp_path / "one", "two threads")
 
 
-def test_a_folder_whose_export_did_not_end_is_not_taken_for_finished(
-    world: World, governed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_folder_with_an_interrupted_export_is_not_finished(
+    shop: SyntheticShop,
+    governed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "governed"
     shutil.copytree(governed, out)
@@ -115,11 +119,11 @@ def test_a_folder_whose_export_did_not_end_is_not_taken_for_finished(
 
     with monkeypatch.context() as broken:
         broken.setattr("data_governance.output.export._write", full)
-        assert main(["run", *world.arguments, "--out", str(out)]) == 2
+        assert main(["run", *shop.arguments, "--out", str(out)]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert not (out / "ledger.json").exists()
     assert main(["report", "--governed", str(out), "--html", str(tmp_path / "r.html")]) == 2
-    assert main(["run", *world.arguments, "--out", str(out)]) == 0
+    assert main(["run", *shop.arguments, "--out", str(out)]) == 0
     assert facts(out) == facts(governed)
 
 
@@ -134,13 +138,13 @@ def no_file_larger_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_is_full_leaves_the_last_whole_stage_intact(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_last_complete_stage(tmp_path: Path) -> None:
     workspace = stage.Workspace(tmp_path)
     small = stage.StageResult(tables={"edges": pa.table({"clicks": [1, 2, 3]})})
-    workspace.commit("weigh", small, digest="first", seconds=0)
+    workspace.commit("click_rates", small, digest="first", seconds=0)
     noise = np.random.default_rng(0).random(100_000)
     large = stage.StageResult(tables={"edges": pa.table({"clicks": noise})})
-    with no_file_larger_than(20_000), pytest.raises(ValueError, match=r"stage weigh: cannot write .*run again"):
-        workspace.commit("weigh", large, digest="second", seconds=0)
-    assert workspace.is_whole("weigh", "first")
-    assert workspace.table("weigh", "edges").column("clicks").to_pylist() == [1, 2, 3]
+    with no_file_larger_than(20_000), pytest.raises(ValueError, match=r"stage click_rates: cannot write .*run again"):
+        workspace.commit("click_rates", large, digest="second", seconds=0)
+    assert workspace.is_complete("click_rates", "first")
+    assert workspace.table("click_rates", "edges").column("clicks").to_pylist() == [1, 2, 3]

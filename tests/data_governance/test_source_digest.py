@@ -1,4 +1,4 @@
-"""A finished stage is stale once any file that it reads is edited, in whatever folder of the package that file lies."""
+"""A finished stage is stale when any source file that it imports is edited, in any folder of the package."""
 
 import importlib
 from pathlib import Path
@@ -38,7 +38,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "rooms_of_a_test"
 
 
-def test_imports_are_followed_through_sub_packages_and_the_policy_is_left_out(package: str) -> None:
+def test_imports_are_followed_through_sub_packages_without_the_policy(package: str) -> None:
     found = mapping.with_imports(importlib.import_module(f"{package}.stages.first"))
     names = {module.__name__.removeprefix(f"{package}.") for module in found}
     assert names == {"stages.first", "noise.margins", "noise.deep", "grouping.matching", "output", "runtime.threads"}

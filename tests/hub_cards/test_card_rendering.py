@@ -166,7 +166,7 @@ def test_a_ledger_that_loses_rows_is_refused(run: Path) -> None:
 def test_the_ledger_shows_every_reason_with_its_count(run: Path) -> None:
     for path in render_run(run):
         assert "| admit: queries | 1000 | 997 | 3 |" in path.read_text()
-        assert "| weigh: behaviour | weak | 90 |" in path.read_text()
+        assert "| click_rates: behaviour | weak | 90 |" in path.read_text()
 
 
 def test_the_data_card_counts_the_governed_samples(run: Path) -> None:

@@ -18,12 +18,13 @@ def test_blocks_are_pooled_output_embedding_stages_and_colour(tmp_path: Path, vi
     model.save_pretrained(tmp_path / "hub")
     encoder = Encoder(tmp_path / "hub", threads=1)
     squares = np.random.default_rng(0).integers(0, 256, (3, 37, 37, 3), dtype=np.uint8)
-    features = encoder.features(squares)
+    features, widths = encoder.features(squares), encoder.block_widths(37)
     packaged = Encoder(None, threads=1)
-    np.testing.assert_array_equal(features[:, : sum(encoder.blocks[:5])], packaged.features(squares))
-    assert (packaged.views, encoder.views) == ([5], [5, len(encoder.blocks) - 5])
+    np.testing.assert_array_equal(features[:, : sum(widths[:5])], packaged.features(squares))
+    assert packaged.blocks_per_view(5) == [5]
+    assert encoder.blocks_per_view(len(widths)) == [5, len(widths) - 5]
     assert encoder.name.endswith(" beside packaged efficientnet-lite0")
-    found = np.split(features, np.cumsum(encoder.blocks)[:-1], axis=1)[5:]
+    found = np.split(features, np.cumsum(widths)[:-1], axis=1)[5:]
     pixels = (torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255 - 0.498) / 0.502
     with torch.no_grad():
         output = model.vision_model(pixels)
@@ -33,4 +34,4 @@ def test_blocks_are_pooled_output_embedding_stages_and_colour(tmp_path: Path, vi
     assert len(found) == len(expected) + 1
     for block, values in zip(found, expected, strict=False):
         np.testing.assert_allclose(block, values.numpy(), atol=2e-3)
-    assert encoder.features(squares[:1]).shape == (1, sum(encoder.blocks))
+    assert encoder.features(squares[:1]).shape == (1, sum(widths))

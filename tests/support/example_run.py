@@ -49,7 +49,14 @@ METRICS: dict[str, Any] = {
 LEDGER: dict[str, Any] = {
     "stages": [
         {"stage": "admit", "table": "queries", "rows_in": 1000, "kept": 997, "dropped": 3, "reasons": {"no_image": 3}},
-        {"stage": "weigh", "table": "behaviour", "rows_in": 1400, "kept": 1310, "dropped": 90, "reasons": {"weak": 90}},
+        {
+            "stage": "click_rates",
+            "table": "behaviour",
+            "rows_in": 1400,
+            "kept": 1310,
+            "dropped": 90,
+            "reasons": {"weak": 90},
+        },
     ],
     "policy": {"resolution": 10.0, "limits": {"max_pixels": 1000000}},
 }

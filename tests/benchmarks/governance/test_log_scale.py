@@ -23,9 +23,9 @@ def test_every_length_is_counted_whole(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(list((tmp_path / "made" / "behaviour").iterdir())) == 3
     found = log_scale.measured(tmp_path / "made", memory="500MB")
     assert (found["rows"], found["dropped_by_admit"]) == (2_000, 7 + 7 + 6)
-    assert 0 < found["dropped_by_weigh"] < 1_980
+    assert 0 < found["dropped_by_click_rates"] < 1_980
     assert found["edges"] > 0
-    assert set(found["rows_per_second"]) == {"admit", "weigh"}
+    assert set(found["rows_per_second"]) == {"admit", "click_rates"}
 
 
 def test_too_short_a_log_is_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def files(folder: Path) -> None:
             "spark": {"spark": "4.0.5", "master": "local-cluster[2,1,1024]", "worker_processes": 2},
             "tables": 35,
             "rows_compared": 80_000,
-            "rows_from_the_engine": {"weigh/edges": 9_000},
+            "rows_from_the_engine": {"click_rates/edges": 9_000},
             "unequal_tables": [],
         },
         "log_scale_m": {
@@ -89,9 +89,9 @@ def files(folder: Path) -> None:
                 {
                     "rows": 1_000_000,
                     "dropped_by_admit": 10_000,
-                    "dropped_by_weigh": 90_000,
+                    "dropped_by_click_rates": 90_000,
                     "edges": 7_000,
-                    "rows_per_second": {"admit": 400_000, "weigh": 2_000_000},
+                    "rows_per_second": {"admit": 400_000, "click_rates": 2_000_000},
                     "peak_gib": 0.625,
                 }
             ],
@@ -133,7 +133,7 @@ def test_figures_of_the_files_are_shown(tmp_path: Path) -> None:
     assert "| 1,200 | 27 | 200 | 20 | **0.100** | **0.995** of 2,500 | 0.987 |" in found["governance-incremental"]
     assert "| 900 | 800 | 20 | nothing 15, admit 5 | 30 with 12,000 rows | 0 | equal |" in found["governance-killed"]
     assert (
-        "| 50,000 | 4.0.5, local-cluster[2,1,1024] | 2 | 35 with 80,000 rows | weigh/edges 9,000 | none |"
+        "| 50,000 | 4.0.5, local-cluster[2,1,1024] | 2 | 35 with 80,000 rows | click_rates/edges 9,000 | none |"
         in (found["governance-engines"])
     )
     assert (

@@ -1,4 +1,4 @@
-"""Bad input: a clear error that names table and remedy, or a quarantined row with its reason in the ledger."""
+"""Bad input gives an error that names table and remedy, or a dropped row with its reason in the ledger."""
 
 import io
 import json
@@ -20,8 +20,8 @@ from data_governance.inputs.behaviour_log import open_log
 from data_governance.inputs.mapping import reasons
 from data_governance.policy import Policy, load_policy
 from data_governance.stage import StageResult
-from data_governance.stages.admit import lost_files
-from tests.data_governance.conftest import IMAGE, World, make_world
+from data_governance.stages.admit import record_lost_files
+from tests.support.synthetic_shop import IMAGE, SyntheticShop, write_shop
 
 NAN = float("nan")
 
@@ -51,8 +51,8 @@ def edit(folder: Path, name: str, change: Callable[[pa.Table], pa.Table]) -> Non
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> World:
-    return make_world(tmp_path, categories=6, queries=3, noise=0.0)
+def small(tmp_path: Path) -> SyntheticShop:
+    return write_shop(tmp_path, categories=6, queries=3, noise=0.0)
 
 
 ROWS: list[tuple[str, str, Callable[[pa.Table], pa.Table]]] = [
@@ -80,20 +80,24 @@ ROWS: list[tuple[str, str, Callable[[pa.Table], pa.Table]]] = [
 
 
 @pytest.mark.parametrize(("table", "reason", "change"), ROWS, ids=[f"{t}-{r}" for t, r, _ in ROWS])
-def test_check_names_table_row_and_remedy_and_the_run_would_go_through(
-    small: World, capsys: pytest.CaptureFixture[str], table: str, reason: str, change: Callable[[pa.Table], pa.Table]
+def test_check_names_table_row_and_remedy_of_a_bad_row(
+    small: SyntheticShop,
+    capsys: pytest.CaptureFixture[str],
+    table: str,
+    reason: str,
+    change: Callable[[pa.Table], pa.Table],
 ) -> None:
     edit(small.folder, table, change)
     before = sorted(small.folder.iterdir())
     assert main(["check", *small.arguments]) == 0
-    told = capsys.readouterr().out
-    line = next(line for line in told.splitlines() if line.startswith(f"warning: {table}: {reason} in 1 of "))
+    text = capsys.readouterr().out
+    line = next(line for line in text.splitlines() if line.startswith(f"warning: {table}: {reason} in 1 of "))
     assert line.count(": ") >= 3, line
-    assert "a run would go through" in told
+    assert "a run would go through" in text
     assert sorted(small.folder.iterdir()) == before
 
 
-def test_all_bad_rows_at_once_are_quarantined_and_the_run_goes_through(small: World) -> None:
+def test_many_bad_rows_are_dropped_with_reasons_and_the_run_succeeds(small: SyntheticShop) -> None:
     edit(small.folder, "behaviour", lambda t: put(put(t, "clicks", 0, NAN), "clicks", 1, -2.0))
     edit(small.folder, "queries", lambda t: put(t, "image", 0, {"bytes": b"no image", "path": None}))
     giant = {"bytes": header_only_png(50_000, 50_000), "path": None}
@@ -109,8 +113,8 @@ def test_all_bad_rows_at_once_are_quarantined_and_the_run_goes_through(small: Wo
         ("catalogue", "image_too_many_pixels"),
         ("catalogue", "text_too_long"),
     }
-    aside = pq.read_table(out / "dropped" / "queries.parquet")
-    assert b"no image" in [cell["bytes"] for cell in aside.column("image").to_pylist() if cell]
+    rejected = pq.read_table(out / "dropped" / "queries.parquet")
+    assert b"no image" in [cell["bytes"] for cell in rejected.column("image").to_pylist() if cell]
     assert main(["report", "--governed", str(out), "--html", str(small.folder / "r.html")]) == 0
 
 
@@ -146,8 +150,8 @@ ERRORS: list[tuple[str, Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), [e[1:] for e in ERRORS], ids=[e[0] for e in ERRORS])
-def test_what_cannot_be_used_is_one_error_line_and_no_traceback(
-    small: World, capsys: pytest.CaptureFixture[str], change: Callable[[Path], None], message: str
+def test_unusable_input_is_one_error_line_without_traceback(
+    small: SyntheticShop, capsys: pytest.CaptureFixture[str], change: Callable[[Path], None], message: str
 ) -> None:
     change(small.folder)
     assert main(["run", *small.arguments, "--out", str(small.folder / "out")]) == 2
@@ -157,7 +161,7 @@ def test_what_cannot_be_used_is_one_error_line_and_no_traceback(
     assert main(["check", *small.arguments]) == 1
 
 
-def test_a_giant_image_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_giant_image_is_rejected_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         raise AssertionError("decoded")
 
@@ -167,7 +171,7 @@ def test_a_giant_image_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl", "folder", "datasets"])
-def test_a_table_reads_the_same_from_every_kind_of_file(tmp_path: Path, kind: str) -> None:
+def test_a_table_is_equal_from_every_file_format(tmp_path: Path, kind: str) -> None:
     table = pa.table({"query_id": ["a", "b"], "doc_id": ["x", "y"], "clicks": [1, 2], "more": ["kept", "out"]})
     path = tmp_path / f"t.{kind}"
     if kind == "parquet":
@@ -190,7 +194,9 @@ def test_a_table_reads_the_same_from_every_kind_of_file(tmp_path: Path, kind: st
     assert rows.column("position").to_pylist() == [None, None]
 
 
-def test_one_bad_file_of_a_folder_does_not_lose_the_others(small: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_bad_file_of_a_folder_does_not_affect_the_others(
+    small: SyntheticShop, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = pq.read_table(small.folder / "behaviour.parquet")
     folder = small.folder / "behaviour"
     folder.mkdir()
@@ -200,14 +206,14 @@ def test_one_bad_file_of_a_folder_does_not_lose_the_others(small: World, capsys:
     pq.write_table(rows.slice(9), folder / "3.parquet")
     words = [str(folder) if word.endswith("behaviour.parquet") else word for word in small.arguments]
     assert main(["check", *words]) == 0
-    told = capsys.readouterr().out
-    assert "warning: files: file_unusable in 2 of 6 rows (behaviour/1.parquet, behaviour/2.parquet)" in told
-    assert f"behaviour: {rows.num_rows} of {rows.num_rows} rows are usable" in told
+    text = capsys.readouterr().out
+    assert "warning: files: file_unusable in 2 of 6 rows (behaviour/1.parquet, behaviour/2.parquet)" in text
+    assert f"behaviour: {rows.num_rows} of {rows.num_rows} rows are usable" in text
     source = open_log(str(folder))
     whole = tables.open_source(str(folder), name="behaviour")
     assert [file for file, _ in source.lost] == [file for file, _ in whole.lost]
     result = StageResult()
-    lost_files(result, [source])
+    record_lost_files(result, [source])
     assert result.counts == {"files": (4, 2)}
     assert "cannot be read as parquet" in result.decisions[0]["figures"]
     assert "column 'doc_id' is missing" in result.decisions[1]["figures"]
@@ -217,14 +223,14 @@ def test_one_bad_file_of_a_folder_does_not_lose_the_others(small: World, capsys:
     assert "None of the 2 files of behaviour can be used" in capsys.readouterr().out
 
 
-def test_ids_of_a_csv_stay_text_and_texts_may_hold_lines(tmp_path: Path) -> None:
+def test_ids_of_a_csv_stay_text_and_texts_may_have_several_lines(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text('doc_id,image,text,leaf\n007,a.png,"two\nlines",1\n')
     row = tables.open_source(str(tmp_path / "c.csv"), name="catalogue").table.to_pylist()[0]
     assert (row["doc_id"], row["text"], row["leaf"]) == ("007", "two\nlines", "1")
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_a_text_of_ten_megabytes_is_a_row_like_another_in_every_kind_of_file(tmp_path: Path, kind: str) -> None:
+def test_a_text_of_ten_megabytes_is_read_in_every_file_format(tmp_path: Path, kind: str) -> None:
     row = {"doc_id": "d", "image": "a.png", "text": "x" * 10_000_000}
     path = tmp_path / f"c.{kind}"
     path.write_text(json.dumps(row) + "\n" if kind == "jsonl" else f"doc_id,image,text\nd,a.png,{row['text']}\n")
@@ -232,7 +238,7 @@ def test_a_text_of_ten_megabytes_is_a_row_like_another_in_every_kind_of_file(tmp
     assert reasons(rows, [rules.document_text], policy=Policy()) == ["text_too_long"]
 
 
-def test_images_come_as_bytes_as_paths_and_as_structs(tmp_path: Path) -> None:
+def test_images_are_read_from_bytes_paths_and_structs(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"picture")
     cells = [
         pa.array([b"picture"]),
@@ -247,7 +253,7 @@ def test_images_come_as_bytes_as_paths_and_as_structs(tmp_path: Path) -> None:
         assert tables.image_bytes(cell, source.folder, max_bytes=3) == (None, "image_file_too_large")
 
 
-def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_a_link_out_of_the_folder_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "secret.png").write_bytes(b"secret")
     (tmp_path / "in" / "a.png").symlink_to(tmp_path / "secret.png")
@@ -273,19 +279,21 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         ("duplicate_radius = 17", "at most 16 of 64 bits"),
     ],
 )
-def test_a_policy_that_cannot_be_honoured_is_an_error_that_names_it(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_policy_is_an_error_that_names_the_field(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "p.toml").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_policy(tmp_path / "p.toml")
 
 
-def test_the_printed_policy_reads_back_as_the_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_policy_is_read_as_the_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--print-policy"]) == 0
     (tmp_path / "p.toml").write_text(capsys.readouterr().out)
     assert load_policy(tmp_path / "p.toml") == Policy()
 
 
-def test_an_encoder_folder_without_a_model_is_refused(small: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_encoder_folder_without_a_model_is_rejected(
+    small: SyntheticShop, capsys: pytest.CaptureFixture[str]
+) -> None:
     (small.folder / "empty").mkdir()
     words = ["run", *small.arguments, "--out", str(small.folder / "out"), "--encoder", str(small.folder / "empty")]
     assert main(words) == 2

@@ -1,4 +1,4 @@
-"""One relational program, two engines, equal rows; and what the engines refuse."""
+"""DuckDB and Spark give equal rows, and invalid settings are errors."""
 
 import gc
 import importlib.util
@@ -44,26 +44,26 @@ def behaviour(rows: int) -> pa.Table:
 
 
 def relational_part(engine: Engine, folder: Path) -> list[Any]:
-    """What admit and weigh make of a small log in several shards: rows that go on, rows dropped, counts and notes."""
+    """What admit and click_rates make of a small log in several shards: rows kept, rows dropped, counts, notes."""
     queries, documents = [f"q{i}" for i in range(12)], [f"d{i}" for i in range(8)]
-    seen = {"query_id": pa.table({"query_id": queries}), "doc_id": pa.table({"doc_id": documents})}
+    known_ids = {"query_id": pa.table({"query_id": queries}), "doc_id": pa.table({"doc_id": documents})}
     workspace = Workspace(folder)
     admitted = StageResult(folder=workspace.begin("admit"))
-    admit_log(admitted, log_of(behaviour(400)), seen, policy=POLICY, engine=engine)
+    admit_log(admitted, log_of(behaviour(400)), known_ids, policy=POLICY, engine=engine)
     workspace.commit("admit", admitted, digest="d", seconds=0)
     entities = {
         "queries": pa.table({"query_id": queries, "entity": [f"q{i // 2 * 2}" for i in range(12)]}),
         "documents": pa.table({"doc_id": documents, "entity": ["d0", "d0", *documents[2:]]}),
     }
     workspace.commit("dedupe", StageResult(tables=entities), digest="d", seconds=0)
-    weighed = click_rates.weigh(workspace, policy=POLICY, engine=engine)
-    workspace.commit("weigh", weighed, digest="d", seconds=0)
-    found: list[Any] = [admitted.counts, weighed.counts, weighed.notes]
-    for stage, name in (("admit", "behaviour"), ("admit", "behaviour_dropped"), ("weigh", "behaviour_dropped")):
+    rates = click_rates.click_rates(workspace, policy=POLICY, engine=engine)
+    workspace.commit("click_rates", rates, digest="d", seconds=0)
+    found: list[Any] = [admitted.counts, rates.counts, rates.notes]
+    for stage, name in (("admit", "behaviour"), ("admit", "behaviour_dropped"), ("click_rates", "behaviour_dropped")):
         for path in workspace.shards(stage, name):
             table = pq.read_table(path)
             found.append((stage, name, path.name, str(table.schema), repr(table.to_pylist())))
-    edges = workspace.table("weigh", "edges")
+    edges = workspace.table("click_rates", "edges")
     return [*found, str(edges.schema), edges.to_pylist()]
 
 
@@ -81,12 +81,12 @@ def test_duckdb_and_spark_give_the_same_rows_decisions_and_counts(
     duckdb, spark = (relational_part(Engine(POLICY, engine=name), tmp_path / name) for name in ("duckdb", "spark"))
     assert duckdb == spark
     reasons = set[str]()
-    for stage in ("admit", "weigh"):
+    for stage in ("admit", "click_rates"):
         reasons |= reasons_of(Workspace(tmp_path / "spark").shards(stage, "behaviour_dropped"))
     assert reasons >= {"missing_id", "unknown_query", "unknown_document", "fewer_impressions_than_clicks", "weak_edge"}
 
 
-def test_clicks_and_rates_are_the_same_to_the_bit_in_every_order_of_the_rows() -> None:
+def test_clicks_and_rates_are_bit_equal_in_any_order_of_rows() -> None:
     """Sums of fractions would differ in their last bits: engines add in orders of their own."""
     rows = behaviour(4_000).append_column("row", pa.array(range(4_000), pa.int64()))
     rows = rows.filter(pc.is_valid(rows.column("query_id")))
@@ -103,7 +103,7 @@ def test_clicks_and_rates_are_the_same_to_the_bit_in_every_order_of_the_rows() -
     np.testing.assert_array_equal(shown, np.round(shown, 6))
 
 
-def test_an_engine_that_cannot_be_had_is_an_error_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_engine_is_an_error_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="--engine sparc is not one of duckdb, spark"):
         Engine(POLICY, engine="sparc")
     monkeypatch.setitem(sys.modules, "pyspark.errors", None)
@@ -112,11 +112,11 @@ def test_an_engine_that_cannot_be_had_is_an_error_with_its_remedy(monkeypatch: p
 
 
 @pytest.mark.parametrize(("limit", "jvm"), [("2GB", "2048m"), ("1.5 GiB", "1536m"), ("300MB", "300m")])
-def test_a_memory_limit_is_told_to_the_jvm_in_its_own_words(limit: str, jvm: str) -> None:
+def test_a_memory_limit_is_converted_to_the_format_of_the_jvm(limit: str, jvm: str) -> None:
     assert jvm_memory(limit) == jvm
 
 
-def test_what_does_not_fit_goes_to_the_temporary_folder_and_leaves_with_the_engine(
+def test_the_engine_spills_to_the_temporary_folder_and_removes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -134,12 +134,12 @@ def test_what_does_not_fit_goes_to_the_temporary_folder_and_leaves_with_the_engi
     assert not list((tmp_path / "temporary").iterdir())
 
 
-def test_a_memory_limit_that_is_none_is_refused() -> None:
+def test_an_invalid_memory_limit_is_rejected() -> None:
     with pytest.raises(ValueError, match="memory_limit = 'much': not understood"):
         jvm_memory("much")
 
 
-def test_the_benchmark_and_plain_sql_do_the_same(tmp_path: Path) -> None:
+def test_the_ibis_benchmark_and_plain_sql_give_equal_sums(tmp_path: Path) -> None:
     relational.make(tmp_path, rows=3_000, queries=300, documents=90)
     sums = []
     for name, contestant in relational.CONTESTANTS.items():

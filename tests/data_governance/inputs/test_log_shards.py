@@ -1,4 +1,4 @@
-"""The log in shards: any cut into files and batches gives the rows of a plain loop, and a broken file loses itself."""
+"""The log in shards: the rows of a plain loop for any files and batches, and truncated files are rejected."""
 
 import shutil
 from pathlib import Path
@@ -16,21 +16,22 @@ from data_governance.__main__ import main
 from data_governance.inputs import behaviour_log, rules, shards
 from data_governance.inputs.behaviour_log import BrokenFile, open_log
 from data_governance.inputs.engine import Engine
+from data_governance.pipeline import PIPELINE
 from data_governance.policy import Policy
 from data_governance.reports.contact_sheets import DROPPED_SHOWN, dropped_rows
-from data_governance.reports.lineage import story
+from data_governance.reports.lineage import row_lineage
 from data_governance.stage import LOG, LOG_DROPPED, StageResult, Workspace
 from data_governance.stages import admit_log, click_rates
-from tests.data_governance.conftest import World
 from tests.data_governance.test_pipeline import same_tables
 from tests.data_governance.test_resume import facts, no_file_larger_than
+from tests.support.synthetic_shop import SyntheticShop
 
 POLICY = Policy(threads=1, memory_limit="500MB", max_documents_per_query=3)
 QUERIES, DOCUMENTS = [f"q{i:05d}" for i in range(12)], [f"d{i:05d}" for i in range(11)]
-NAMES = ("behaviour", "admit", "edges", "weigh")
+NAMES = ("behaviour", "admit", "edges", "click_rates")
 
 
-def made_log(rows: int = 600) -> pa.Table:
+def synthetic_log(rows: int = 600) -> pa.Table:
     """Every kind of bad row; the last document is unknown."""
     return behaviour(rows, np.arange(12) % 6, 12, np.random.default_rng(3))
 
@@ -44,13 +45,13 @@ def write_files(table: pa.Table, folder: Path, *, rows: int) -> Path:
 
 def admitted(location: Path, out: Path) -> tuple[StageResult, list[tuple[str, str]]]:
     result = StageResult(folder=Workspace(out).begin("admit"))
-    seen = {"query_id": pa.table({"query_id": QUERIES}), "doc_id": pa.table({"doc_id": DOCUMENTS})}
-    lost = admit_log.admit_log(result, open_log(str(location)), seen, policy=POLICY, engine=Engine(POLICY))
+    known_ids = {"query_id": pa.table({"query_id": QUERIES}), "doc_id": pa.table({"doc_id": DOCUMENTS})}
+    lost = admit_log.admit_log(result, open_log(str(location)), known_ids, policy=POLICY, engine=Engine(POLICY))
     return result, lost
 
 
 def governed_log(location: Path, out: Path) -> list[Any]:
-    """What admit and weigh make of a log: rows that go on, rows dropped, edges, counts, notes."""
+    """What admit and click_rates make of a log: rows that go on, rows dropped, edges, counts, notes."""
     workspace = Workspace(out)
     result, _ = admitted(location, out)
     workspace.commit("admit", result, digest="d", seconds=0)
@@ -59,12 +60,13 @@ def governed_log(location: Path, out: Path) -> list[Any]:
         "documents": pa.table({"doc_id": DOCUMENTS, "entity": DOCUMENTS}),
     }
     workspace.commit("dedupe", StageResult(tables=entities), digest="d", seconds=0)
-    weighed = click_rates.weigh(workspace, policy=POLICY, engine=Engine(POLICY))
-    workspace.commit("weigh", weighed, digest="d", seconds=0)
+    rates = click_rates.click_rates(workspace, policy=POLICY, engine=Engine(POLICY))
+    workspace.commit("click_rates", rates, digest="d", seconds=0)
     found = [
-        repr(rows_of(workspace, *name)) for name in (("admit", LOG), ("admit", LOG_DROPPED), ("weigh", LOG_DROPPED))
+        repr(rows_of(workspace, *name))
+        for name in (("admit", LOG), ("admit", LOG_DROPPED), ("click_rates", LOG_DROPPED))
     ]
-    return [*found, workspace.table("weigh", "edges").to_pylist(), result.counts, weighed.counts, weighed.notes]
+    return [*found, workspace.table("click_rates", "edges").to_pylist(), result.counts, rates.counts, rates.notes]
 
 
 def rows_of(workspace: Workspace, name: str, table: str) -> list[dict[str, Any]]:
@@ -83,9 +85,9 @@ def by_a_plain_loop(log: pa.Table) -> list[str]:
     return reasons
 
 
-def test_rows_names_and_reasons_are_those_of_a_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_names_and_reasons_equal_a_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(behaviour_log, "ROWS_PER_BATCH", 37)
-    log = made_log()
+    log = synthetic_log()
     result, lost = admitted(write_files(log, tmp_path / "log", rows=250), tmp_path / "out")
     why, workspace = by_a_plain_loop(log), Workspace(tmp_path / "out")
     assert not lost
@@ -102,8 +104,8 @@ def test_rows_names_and_reasons_are_those_of_a_plain_loop(tmp_path: Path, monkey
     assert [row["figures"] for row in bad] == [f'{{"row": {row["row"]}}}' for row in bad]
 
 
-def test_any_cut_into_files_and_batches_gives_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = made_log()
+def test_tables_do_not_depend_on_files_and_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = synthetic_log()
     pq.write_table(log, tmp_path / "log.parquet")
     whole = governed_log(tmp_path / "log.parquet", tmp_path / "whole")
     assert whole[5][LOG][0] > whole[5][LOG][1] > 0
@@ -124,11 +126,9 @@ def cut_inside(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-def test_a_file_that_breaks_off_inside_loses_its_rows_and_no_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_truncated_file_loses_its_rows_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(behaviour_log, "ROWS_PER_BATCH", 40)
-    log = made_log()
+    log = synthetic_log()
     folder = write_files(log, tmp_path / "log", rows=200)
     cut_inside(folder / "001.parquet")
     result, lost = admitted(folder, tmp_path / "out")
@@ -147,9 +147,7 @@ def test_a_file_that_breaks_off_inside_loses_its_rows_and_no_others(
         admitted(folder, tmp_path / "none")
 
 
-def test_text_files_are_read_in_blocks_and_judged_by_their_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_files_are_read_in_blocks_and_typed_by_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.tables.BLOCK_BYTES", 256)
     rows = pa.table({"query_id": [f"{i:03d}" for i in range(99)], "doc_id": ["7"] * 99, "clicks": [1] * 99})
     pyarrow.csv.write_csv(rows, tmp_path / "log.csv")
@@ -167,8 +165,8 @@ def test_text_files_are_read_in_blocks_and_judged_by_their_first(
         list(open_log(str(tmp_path / "log.csv")).parts[0].batches())
 
 
-def test_rows_that_are_lost_on_the_way_are_noticed(tmp_path: Path) -> None:
-    pq.write_table(made_log(100), tmp_path / "log.parquet")
+def test_lost_rows_fail_the_conservation_check(tmp_path: Path) -> None:
+    pq.write_table(synthetic_log(100), tmp_path / "log.parquet")
     result, _ = admitted(tmp_path / "log.parquet", tmp_path / "out")
     stage.check_conservation("admit", result)
     result.shards(LOG_DROPPED)[0].unlink()
@@ -180,36 +178,37 @@ def test_rows_that_are_lost_on_the_way_are_noticed(tmp_path: Path) -> None:
         stage.check_conservation("admit", result)
 
 
-def test_a_disk_that_is_full_while_the_log_is_read_names_the_stage(tmp_path: Path) -> None:
-    pq.write_table(made_log(20_000), tmp_path / "log.parquet")
+def test_a_full_disk_while_reading_the_log_is_an_error_that_names_the_stage(tmp_path: Path) -> None:
+    pq.write_table(synthetic_log(20_000), tmp_path / "log.parquet")
     workspace = Workspace(tmp_path / "out")
     workspace.commit("admit", StageResult(), digest="before", seconds=0)
     with no_file_larger_than(5_000), pytest.raises(ValueError, match=r"stage admit: cannot write .*run again"):
         admitted(tmp_path / "log.parquet", tmp_path / "out")
-    assert workspace.is_whole("admit", "before")
+    assert workspace.is_complete("admit", "before")
 
 
-def test_what_a_killed_run_left_of_its_shards_is_ignored(world: World, governed: Path, tmp_path: Path) -> None:
+def test_shards_left_by_a_killed_run_are_ignored(shop: SyntheticShop, governed: Path, tmp_path: Path) -> None:
     again = tmp_path / "governed"
     shutil.copytree(governed, again)
-    for name in stage.STAGES[stage.STAGES.index("weigh") :]:
+    names = [step.name for step in PIPELINE]
+    for name in names[names.index("click_rates") :]:
         shutil.rmtree(again / "stages" / name)
-    left = again / "stages" / ".weigh.partial" / LOG_DROPPED
+    left = again / "stages" / ".click_rates.partial" / LOG_DROPPED
     left.mkdir(parents=True)
     (left / "000000000000.parquet").write_bytes(b"PAR1 cut off")
-    assert main(["run", *world.arguments, "--out", str(again)]) == 0
+    assert main(["run", *shop.arguments, "--out", str(again)]) == 0
     assert not list((again / "stages").glob(".*.partial"))
     same_tables(governed, again)
 
 
-def test_a_run_over_a_log_in_shards_ends_like_one_over_a_single_file(
-    world: World, governed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_log_in_several_files_gives_the_tables_of_a_single_file(
+    shop: SyntheticShop, governed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(behaviour_log, "ROWS_PER_BATCH", 17)
     again = tmp_path / "governed"
     shutil.copytree(governed, again)  # its images are not decoded again
-    folder = write_files(pq.read_table(world.folder / "behaviour.parquet"), tmp_path / "log", rows=50)
-    words = [str(folder) if word.endswith("behaviour.parquet") else word for word in world.arguments]
+    folder = write_files(pq.read_table(shop.folder / "behaviour.parquet"), tmp_path / "log", rows=50)
+    words = [str(folder) if word.endswith("behaviour.parquet") else word for word in shop.arguments]
     assert main(["run", *words, "--out", str(again)]) == 0
     assert len(Workspace(again).shards("admit", LOG)) > 10
     same_tables(governed, again)
@@ -220,12 +219,12 @@ def test_a_run_over_a_log_in_shards_ends_like_one_over_a_single_file(
     for found in (ours, theirs):
         found["notes"]["admit"].pop("images_taken_over")
     assert ours == theirs
-    row = pq.read_table(world.folder / "behaviour.parquet").to_pylist()[130]
+    row = pq.read_table(shop.folder / "behaviour.parquet").to_pylist()[130]
     name = f"{row['query_id']}>{row['doc_id']}#130"
-    assert story(again, name) == story(governed, name)
+    assert row_lineage(again, name) == row_lineage(governed, name)
 
 
-def test_the_page_counts_all_dropped_rows_and_shows_the_first(tmp_path: Path) -> None:
+def test_the_report_counts_all_dropped_rows_and_shows_the_first(tmp_path: Path) -> None:
     why = ["a"] * 3 + ["b"] * 30 + ["a"] * 20
     table = pa.table({"reason": why, "row_id": [str(i) for i in range(53)], "text": [""] * 53})
     pq.write_table(table, tmp_path / "dropped.parquet", row_group_size=4)
@@ -235,7 +234,7 @@ def test_the_page_counts_all_dropped_rows_and_shows_the_first(tmp_path: Path) ->
     assert found["a"][1] == [(i, {"reason": "a", "row_id": str(i)}) for i in numbers]
 
 
-def test_rows_are_gathered_and_meet_their_shards() -> None:
+def test_rows_are_gathered_and_matched_with_their_shards() -> None:
     parts = [pa.table({"row": np.arange(a, b)}) for a, b in ((0, 3), (3, 3), (3, 10), (10, 11))]
     assert [t.column("row").to_pylist() for t in shards.gathered(parts, rows=4)] == [
         [0, 1, 2, 3],
@@ -249,6 +248,6 @@ def test_rows_are_gathered_and_meet_their_shards() -> None:
     assert shards.picked(parts[2], pa.table({"row": [4, 9]})).tolist() == [False, True] + [False] * 4 + [True]
 
 
-def test_the_rules_of_the_log_are_all_the_rules_of_behaviour() -> None:
+def test_the_log_is_checked_by_all_behaviour_rules() -> None:
     named = [name for name in vars(rules) if name.startswith("behaviour_")]
     assert [rule.__name__ for rule in admit_log.BEHAVIOUR_RULES] == named

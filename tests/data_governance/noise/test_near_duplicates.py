@@ -1,4 +1,4 @@
-"""Near-duplicates: every pair within the radius, whatever the number of blocks, and what is too crowded is counted."""
+"""Near-duplicates: every pair within the radius is found, for any number of blocks, and large groups are counted."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_hash_pairs_are_all_pairs_within_the_radius(radius: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [100, 10**5, 10**6, 10**8])
-def test_pigeonhole_blocks_leave_no_pattern_of_flips_uncovered(rows: int) -> None:
+def test_blocks_cover_every_pattern_of_flipped_bits(rows: int) -> None:
     masks = dedupe.block_masks(rows, 6)
     rng = np.random.default_rng(1)
     flips = np.array([sum(1 << int(b) for b in rng.choice(64, 6, replace=False)) for _ in range(500)], dtype=np.uint64)
@@ -35,7 +35,7 @@ def test_pigeonhole_blocks_leave_no_pattern_of_flips_uncovered(rows: int) -> Non
     assert len(masks) == {100: 7, 10**5: 28, 10**6: 28, 10**8: 84}[rows]
 
 
-def test_many_blocks_find_what_comparing_all_with_all_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_blocks_find_the_pairs_of_a_full_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dedupe, "block_masks", lambda rows, radius: MASKS_OF_A_MILLION)
     hashes, planted = near_duplicates.planted(1_500, 6, seed=3)
     found, _ = dedupe.hash_pairs(hashes, radius=6, most=100)
@@ -46,7 +46,7 @@ def test_many_blocks_find_what_comparing_all_with_all_finds(monkeypatch: pytest.
 MASKS_OF_A_MILLION = dedupe.block_masks(10**6, 6)
 
 
-def test_crowded_groups_are_counted_not_compared() -> None:
+def test_large_groups_are_counted_not_compared() -> None:
     found, crowded = dedupe.hash_pairs(np.zeros(5, dtype=np.int64), radius=3, most=3)
     assert found.shape == (0, 2)
     assert crowded == 1
@@ -54,14 +54,14 @@ def test_crowded_groups_are_counted_not_compared() -> None:
     assert crowded > 0
 
 
-def test_an_empty_or_single_list_has_no_pairs_and_an_absurd_radius_is_refused() -> None:
+def test_fewer_than_two_hashes_have_no_pairs_and_a_large_radius_is_rejected() -> None:
     for count in (0, 1):
         assert dedupe.hash_pairs(np.zeros(count, dtype=np.int64), radius=6, most=3)[0].shape == (0, 2)
     with pytest.raises(ValueError, match="radius = 17"):
         dedupe.hash_pairs(np.zeros(2, dtype=np.int64), radius=17, most=3)
 
 
-def test_scores_of_drawings_by_hand() -> None:
+def test_scores_of_drawings_equal_a_case_worked_by_hand() -> None:
     owner, kind = np.array([0, 0, 0, 1, 1]), np.array(["original", "crop", "jpeg", "original", "crop"])
     scores = near_duplicates.drawing_scores(np.array([[0, 1], [1, 2], [2, 3]]), owner, kind)
     # two of three pairs are of one drawing; one of two crops is beside its original, no jpeg is

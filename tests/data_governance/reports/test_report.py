@@ -1,4 +1,4 @@
-"""The page on a governed folder: it stands alone, shows what was decided, and no text of the data becomes markup."""
+"""The HTML report is self-contained, shows the decisions, and escapes all text of the data."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from data_governance.__main__ import main
 from data_governance.grouping import matching
 from data_governance.reports import report
 from data_governance.stage import DECISIONS, StageResult
-from tests.data_governance.conftest import IMAGE, png
+from tests.support.synthetic_shop import IMAGE, png
 
 HEADINGS = (
     "Rows",
@@ -24,10 +24,10 @@ HEADINGS = (
     "Before and after",
     "Head, body and tail",
     "Categories",
-    "Set aside, and why",
+    "Rejected, and why",
     "Merged",
     "Relabelled",
-    "Decided by a person",
+    "Overrides",
 )
 
 
@@ -36,7 +36,7 @@ def page_of(governed: Path, target: Path) -> str:
     return target.read_text()
 
 
-def test_the_report_stands_alone_and_shows_pictures(governed: Path, tmp_path: Path) -> None:
+def test_the_report_is_self_contained_and_shows_images(governed: Path, tmp_path: Path) -> None:
     text = page_of(governed, tmp_path / "report.html")
     assert "http" not in text
     assert "data:image/jpeg;base64," in text
@@ -51,7 +51,7 @@ def add_decisions(governed: Path, stage: str, result: StageResult) -> None:
         pq.write_table(pa.concat_tables([pq.read_table(path), rows]), path)
 
 
-def test_dropped_merged_and_relabelled_rows_are_shown_with_reason_and_picture(governed: Path, tmp_path: Path) -> None:
+def test_dropped_merged_and_relabelled_rows_have_reasons_and_images(governed: Path, tmp_path: Path) -> None:
     mine = tmp_path / "governed"
     shutil.copytree(governed, mine)
     samples = pq.read_table(mine / "samples", columns=["sample_id", "side"]).to_pylist()
@@ -63,7 +63,7 @@ def test_dropped_merged_and_relabelled_rows_are_shown_with_reason_and_picture(go
     decided.decide("queries", [query], "relabelled", "<b>mine</b> & yours", action="relabel")
     for stage, result in (("dedupe", merged), ("clean", moved), ("overrides", decided)):
         add_decisions(mine, stage, result)
-    aside = {
+    rejected = {
         **{name: [value] for name, value in zip(DECISIONS.names, ("queries", "q?", "dropped"), strict=False)},
         "stage": ["organise"],
         "reason": ["ambiguous"],
@@ -71,43 +71,43 @@ def test_dropped_merged_and_relabelled_rows_are_shown_with_reason_and_picture(go
         "image": pa.array([{"bytes": png(3, style="filled"), "path": None}], IMAGE),
         "text": [""],
     }
-    pq.write_table(pa.table(aside), mine / "dropped" / "queries.parquet")
+    pq.write_table(pa.table(rejected), mine / "dropped" / "queries.parquet")
     text = page_of(mine, tmp_path / "report.html")
     part = {piece.split("</h2>")[0]: piece for piece in text.split("<h2>")[1:]}
-    assert "queries: ambiguous, 1 rows" in part["Set aside, and why"]
-    assert part["Set aside, and why"].count("<img") == 3
-    assert "lead 0.05" in part["Set aside, and why"]
+    assert "queries: ambiguous, 1 rows" in part["Rejected, and why"]
+    assert part["Rejected, and why"].count("<img") == 3
+    assert "lead 0.05" in part["Rejected, and why"]
     assert "near_duplicate" in part["Merged"]
     assert part["Merged"].count("<img") == 2
     assert part["Relabelled"].count("<img") == 2
-    assert "&lt;b&gt;mine&lt;/b&gt; &amp; yours" in part["Decided by a person"]
+    assert "&lt;b&gt;mine&lt;/b&gt; &amp; yours" in part["Overrides"]
     assert "<b>mine" not in text
 
 
 @pytest.mark.parametrize(
-    ("notes", "told"),
+    ("notes", "text"),
     [
         ({"wrong_labels": 0.123, "wrong_labels_interval": [0.1, 0.15]}, "12.3% are wrong, interval 10.0% to 15.0%"),
         ({"wrong_labels": None, "method": "otsu"}, "No estimate: the margins do not show two modes (cut by otsu)"),
     ],
 )
-def test_the_noise_is_told_with_its_interval_or_refused(governed: Path, notes: dict[str, object], told: str) -> None:
-    assert told in report.noise(governed, {"threshold": 0.1, **notes})
+def test_label_noise_has_an_interval_or_a_reason_for_none(notes: dict[str, object], text: str) -> None:
+    assert text in report.label_noise(notes)
 
 
-def test_clicks_outside_their_category_are_told_with_an_interval(governed: Path, tmp_path: Path) -> None:
-    told = re.search(
+def test_clicks_outside_their_category_have_an_interval(governed: Path, tmp_path: Path) -> None:
+    text = re.search(
         r"clicked pairs, ([\d.]+)% lie outside .*?interval ([\d.]+)% to ([\d.]+)%",
         page_of(governed, tmp_path / "r.html"),
     )
-    assert told is not None
-    share, low, high = map(float, told.groups())
+    assert text is not None
+    share, low, high = map(float, text.groups())
     assert low < share < high
-    assert low < 20 < high  # the planted share of wrong clicks
+    assert low < 20 < high  # the true share of wrong clicks
     assert report.click_noise({}) == ""
 
 
-def test_the_share_of_clicks_outside_by_hand() -> None:
+def test_the_share_of_clicks_outside_equals_a_case_worked_by_hand() -> None:
     edges, best, group = np.array([[0, 0], [0, 1], [1, 1], [2, 0]]), np.array([0, 1, 1]), np.array([0, 1])
     # outside: one of two, none of one, one of one; r = 1/2, deviation sqrt(0 + 1/4 + 1/4) / 4
     found = matching.clicks_outside(edges, best, group)
@@ -117,6 +117,6 @@ def test_the_share_of_clicks_outside_by_hand() -> None:
     )
 
 
-def test_a_folder_that_is_not_finished_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unfinished_folder_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--governed", str(tmp_path), "--html", str(tmp_path / "r.html")]) == 2
     assert "no ledger.json there" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Cleaning: margins by their definition, the guarded threshold, the second vote, and what it does to made worlds."""
+"""Cleaning: margins by their definition, the threshold, the vote of neighbours, and results on synthetic labels."""
 
 import numpy as np
 import pytest
@@ -41,10 +41,10 @@ def by_definition(
                 size = part.sum() ** 2 / (part**2).sum()
                 centre = part @ everyone
                 scores[k] = float(rows[i] @ centre / np.linalg.norm(centre) / margins.reliability(size, rho))
-        rivals = {k: score for k, score in scores.items() if k != label[i]}
-        best[i] = max(rivals, key=lambda k: rivals[k])
+        others = {k: score for k, score in scores.items() if k != label[i]}
+        best[i] = max(others, key=lambda k: others[k])
         if label[i] in scores:
-            margin[i] = scores[label[i]] - rivals[int(best[i])]
+            margin[i] = scores[label[i]] - others[int(best[i])]
     return margin, best, rho
 
 
@@ -62,9 +62,11 @@ def test_margins_follow_the_definition_row_by_row(doubt: bool) -> None:
         found = margins.margins(rows, label, members, named, most=0.1)
         margin, best, rho = found.margin, found.other, found.rho
     else:
-        centres = margins.weighted_centres(rows, label, right, other, members, named, 6)
+        labels = margins.SoftLabels(label, right, other)
+        centres = margins.weighted_centres(rows, labels, members, named, 6)
         everyone = np.tile(np.arange(6), (21, 1))
-        margin, best = margins.scored(rows, label, right.astype(np.float32), other, everyone, centres)
+        labels = margins.SoftLabels(label, right.astype(np.float32), other)
+        margin, best = margins.scored(rows, labels, everyone, centres)
         rho = centres.rho
     expected = by_definition(rows, label, right, other, members, named)
     assert rho == pytest.approx(expected[2], abs=1e-5)
@@ -74,7 +76,7 @@ def test_margins_follow_the_definition_row_by_row(doubt: bool) -> None:
     assert known.sum() == (21 if doubt else 20)
 
 
-def test_the_mixture_finds_the_low_part_with_an_interval_around_its_share() -> None:
+def test_the_mixture_finds_the_low_component_with_an_interval_around_its_share() -> None:
     rng = np.random.default_rng(3)
     two = np.concatenate([rng.normal(-2, 0.4, 100), rng.normal(1, 0.4, 900)])
     fitted = threshold.mixture(two)
@@ -88,7 +90,7 @@ def test_the_mixture_finds_the_low_part_with_an_interval_around_its_share() -> N
 
 
 def fitted_by_value(values: np.ndarray, start: list[float], *, steps: int, common: bool) -> list[float]:
-    """The slow twin: all `steps` steps over every value, which lies at the centre of its bin."""
+    """Reference implementation: all `steps` steps over every value, moved to the centre of its bin."""
     edges = np.histogram_bin_edges(values, bins=threshold.BINS)
     width = edges[1] - edges[0]
     place = np.clip(((values - edges[0]) / width).astype(int), 0, threshold.BINS - 1)
@@ -108,7 +110,7 @@ def fitted_by_value(values: np.ndarray, start: list[float], *, steps: int, commo
 
 
 @pytest.mark.parametrize("common", [True, False])
-def test_fitting_bins_until_nothing_moves_equals_all_steps_over_every_value(common: bool) -> None:
+def test_fitting_bins_until_convergence_equals_all_steps_over_every_value(common: bool) -> None:
     rng = np.random.default_rng(8)
     values = np.concatenate([rng.normal(-1, 0.4, 301), rng.normal(1, 0.5, 900)])
     start = [-1.2, 0.8, 0.6, 0.6, 0.1]
@@ -119,7 +121,7 @@ def test_fitting_bins_until_nothing_moves_equals_all_steps_over_every_value(comm
     np.testing.assert_allclose(found[0], fitted_by_value(values, start, steps=300, common=common), atol=1e-6)
 
 
-def test_the_mixture_refuses_one_heap_a_tiny_part_and_nothing_at_all() -> None:
+def test_the_mixture_rejects_one_mode_a_tiny_component_and_empty_input() -> None:
     rng = np.random.default_rng(4)
     assert threshold.mixture(rng.normal(size=3_000)) is None
     assert threshold.mixture(-rng.gamma(4.0, size=3_000)) is None
@@ -129,7 +131,7 @@ def test_the_mixture_refuses_one_heap_a_tiny_part_and_nothing_at_all() -> None:
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5])
-def test_two_modes_are_those_of_the_density(share: float) -> None:
+def test_two_modes_agrees_with_the_density(share: float) -> None:
     place = np.linspace(-4, 12, 4_001)
     for separation in (1.5, 1.9, 2.1, 2.5, 3.0, 3.5, 4.0, 5.0):
         low, high = np.exp(-(place**2) / 2), np.exp(-((place - separation) ** 2) / 2)
@@ -138,7 +140,7 @@ def test_two_modes_are_those_of_the_density(share: float) -> None:
         assert threshold.Mixture(0.0, separation, 1.0, share).two_modes == (peaks == 2), separation
 
 
-def test_a_cut_without_two_modes_flags_little() -> None:
+def test_a_cut_without_two_modes_flags_few_rows() -> None:
     values = np.random.default_rng(5).normal(size=2_000)
     found = threshold.cut(values, most=0.1)
     assert found.method == "quantile"
@@ -148,12 +150,12 @@ def test_a_cut_without_two_modes_flags_little() -> None:
     assert threshold.cut(few + 1e-4 * values[:100], most=0.1).method in ("otsu", "mixture")
 
 
-def test_otsu_cuts_between_two_heaps() -> None:
+def test_otsu_cuts_between_two_clusters() -> None:
     cut = threshold.otsu(np.array([0.0] * 10 + [1.0] * 30))
     assert 0.0 < cut <= 1.0
 
 
-def test_codes_answer_like_the_exact_search_or_give_way_to_it() -> None:
+def test_quantised_search_has_high_recall_or_falls_back_to_exact_search() -> None:
     rng = np.random.default_rng(6)
     base = feature_space.unit_rows(rng.normal(size=(1_200, 32)).astype(np.float32))
     rows = feature_space.unit_rows(base[:300] + 0.1 * rng.normal(size=(300, 32)).astype(np.float32))
@@ -166,7 +168,7 @@ def test_codes_answer_like_the_exact_search_or_give_way_to_it() -> None:
     assert narrow.method == "exact"
 
 
-def test_cells_that_hold_every_row_answer_like_the_exact_search() -> None:
+def test_searching_all_cells_equals_the_exact_search() -> None:
     rng = np.random.default_rng(7)
     base = feature_space.unit_rows(rng.normal(size=(200, 8)).astype(np.float32))
     centre = feature_space.unit_rows(rng.normal(size=(5, 8)).astype(np.float32))
@@ -180,13 +182,13 @@ def test_cells_that_hold_every_row_answer_like_the_exact_search() -> None:
     assert neighbours.nearest_in_cells(base, near.index[:, 0], centre, base[:20], first, 4).recall < 1.0
 
 
-def test_neighbours_vote_without_the_row_itself_and_only_as_far_as_believed() -> None:
+def test_neighbours_vote_without_the_row_itself_and_by_label_confidence() -> None:
     rows = feature_space.unit_rows(np.array([[1, 0], [1, 0.1], [1, 0.2], [0, 1]], dtype=np.float32))
     label = np.array([3, 1, 1, 2])
     found = margins.margins(rows, label, np.zeros((0, 2), np.float32), np.zeros(0, np.int64), most=0.1)
     asking = np.array([0])
     assert clean.neighbour_vote(rows, label, found, asking, count=2)[0].tolist() == [1]
-    found.right[:] = [1, 0.1, 0.1, 1]
+    found.confidence[:] = [1, 0.1, 0.1, 1]
     found.other[:] = [0, 2, 2, 0]
     assert clean.neighbour_vote(rows, label, found, asking, count=2)[0].tolist() == [2]
 
@@ -202,27 +204,27 @@ def test_wrong_labels_are_found_relabelled_and_estimated() -> None:
     assert found["stage"]["prototype_recall"] == 1.0
 
 
-def test_the_vote_in_cells_decides_like_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = cleaning.made(1_500, 150, kind="confusable", noise=0.2, seed=1)
-    exact = clean.judge(world.rows, world.label, *cleaning.NOBODY, policy=POLICY)
+def test_the_vote_in_cells_agrees_with_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = cleaning.made(1_500, 150, kind="confusable", noise=0.2, seed=1)
+    exact = clean.judge(labels.rows, labels.label, *cleaning.NOBODY, policy=POLICY)
     monkeypatch.setattr(clean, "EXACT_VOTE", 0)
-    cells = clean.judge(world.rows, world.label, *cleaning.NOBODY, policy=POLICY)
+    cells = clean.judge(labels.rows, labels.label, *cleaning.NOBODY, policy=POLICY)
     assert 0.8 < cells.notes["neighbour_recall"] <= 1
     assert (exact.flagged == cells.flagged).mean() > 0.995
 
 
-def test_right_labels_and_random_ones_are_never_relabelled() -> None:
-    world = cleaning.made(1_500, 150, kind="uniform", noise=0.0, seed=0)
+def test_correct_labels_and_random_ones_are_never_relabelled() -> None:
+    labels = cleaning.made(1_500, 150, kind="uniform", noise=0.0, seed=0)
     label = np.random.default_rng(8).integers(0, 150, 1_500)
-    for given in (world.label, label):
-        found = clean.judge(world.rows, given, *cleaning.NOBODY, policy=POLICY)
+    for given in (labels.label, label):
+        found = clean.judge(labels.rows, given, *cleaning.NOBODY, policy=POLICY)
         assert found.notes["relabelling"].startswith("refused")
         assert not found.relabel.any()
         assert found.notes["wrong_labels_interval"] is None
         assert found.drop.mean() <= threshold.QUANTILE + 0.001
 
 
-def test_a_single_row_and_a_single_category_are_left_alone() -> None:
+def test_a_single_row_and_a_single_category_are_not_changed() -> None:
     row = feature_space.unit_rows(np.ones((1, 8), dtype=np.float32))
     for rows, label in ((row, np.zeros(1, np.int64)), (np.repeat(row, 20, axis=0), np.zeros(20, np.int64))):
         found = clean.judge(rows, label, *NONE, policy=POLICY)
@@ -230,10 +232,10 @@ def test_a_single_row_and_a_single_category_are_left_alone() -> None:
         assert np.isnan(found.margins.margin).all()
 
 
-def test_f1_by_hand() -> None:
+def test_f1_equals_a_case_worked_by_hand() -> None:
     flagged, wrong = np.array([True, True, False, False]), np.array([True, False, True, False])
     assert cleaning.f1(flagged, wrong) == 0.5
-    # cutting above the lowest: 1 caught of 1 said and 2 wrong; above the third: 2 caught of 3 said
+    # cut above the lowest: 1 of 1 flagged is wrong, of 2 wrong ones; above the third: 2 of 3 flagged
     score = np.array([0.1, 0.2, 0.3, np.nan])
     assert cleaning.best_f1(score, wrong) == pytest.approx(2 * 2 / (3 + 2))
     assert cleaning.best_f1(score, np.zeros(4, dtype=bool)) == 1.0

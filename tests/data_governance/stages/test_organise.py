@@ -1,4 +1,4 @@
-"""Organise by hand: the space that clicks teach, sources, affinities, one-to-one matches, Leiden, and its choice."""
+"""Parts of organise on small cases: learned space, sources, affinities, matches, Leiden, choice of resolution."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from data_governance.policy import Policy
 POLICY = Policy()
 
 
-def test_a_style_gap_vanishes_in_the_space_that_clicks_teach() -> None:
+def test_the_learned_space_removes_a_style_gap() -> None:
     rng = np.random.default_rng(0)
     truth = rng.normal(size=(60, 20))
     nuisance = rng.normal(size=(3, 20)) * 6
@@ -29,9 +29,9 @@ def test_a_style_gap_vanishes_in_the_space_that_clicks_teach() -> None:
     assert right(space.queries_NW, space.documents_MW) > 0.85
 
 
-def test_blocks_are_rooted_if_marked_and_scaled_to_equal_strength_and_missing_images_stay_zero() -> None:
+def test_blocks_are_rooted_and_scaled_and_missing_images_stay_zero() -> None:
     features = np.array([[4.0, 10.0, -5.0], [16.0, 0.0, 15.0], [9.0, 9.0, 9.0]])
-    rooted = feature_space.never_negative(features[:2], features[2:], [1, 2])
+    rooted = feature_space.non_negative_blocks(features[:2], features[2:], [1, 2])
     assert rooted == [True, False]
     found = feature_space.prepared(features, np.array([True, True, False]), [1, 2], rooted)
     # block one: roots 2 and 4, centred -1 and 1; block two as it is, centred (5, -10) and (-5, 10)
@@ -40,7 +40,7 @@ def test_blocks_are_rooted_if_marked_and_scaled_to_equal_strength_and_missing_im
     assert not found[2].any()
 
 
-def test_reducing_to_principal_axes_keeps_the_products_that_matter() -> None:
+def test_principal_axes_keep_the_inner_products() -> None:
     rng = np.random.default_rng(5)
     values = (rng.normal(size=(40, 3)) @ rng.normal(size=(3, 10))).astype(np.float32)
     axes = feature_space.principal_axes(values[:25], values[25:], width=3)
@@ -49,7 +49,7 @@ def test_reducing_to_principal_axes_keeps_the_products_that_matter() -> None:
     np.testing.assert_allclose(queries @ documents.T, values[:25] @ values[25:].T, atol=1e-3)
 
 
-def test_sources_are_found_from_pairs_that_lie_across_and_refused_by_chance_pairs() -> None:
+def test_sources_are_found_from_pairs_across_them_and_not_from_chance_pairs() -> None:
     rng = np.random.default_rng(1)
     thing = rng.normal(size=(100, 12))
     style = np.repeat([[1.0], [-1.0]], 100, axis=0) * np.eye(12)[3] * 4
@@ -82,7 +82,7 @@ def dense(rows: list[list[float]]) -> csr_array:
     return csr_array(np.array(rows))
 
 
-def test_affinity_is_shared_queries_over_the_sizes_and_small_within_a_source() -> None:
+def test_affinity_is_common_queries_over_sizes_and_reduced_within_a_source() -> None:
     shares = dense([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
     leaf = np.zeros(3, dtype=int)
     a = matching.document_affinity(shares, np.zeros(3, dtype=int), leaf, policy=POLICY).toarray()
@@ -96,7 +96,7 @@ def test_affinity_is_shared_queries_over_the_sizes_and_small_within_a_source() -
     assert c[0, 1] == 0
 
 
-def test_matching_maximises_the_sum_where_greed_would_not() -> None:
+def test_matching_maximises_the_sum_where_a_greedy_match_would_not() -> None:
     # greedy would take 0-2 (.9) and leave 1-3 (0); the best sum is 0-3 (.8) and 1-2 (.8)
     affinity = dense([[0, 0, 0.9, 0.8], [0, 0, 0.8, 0.0], [0.9, 0.8, 0, 0], [0.8, 0.0, 0, 0]])
     source = np.array([0, 0, 1, 1])
@@ -110,7 +110,7 @@ def test_mutual_pairs_need_both_to_choose_each_other() -> None:
     assert matching.mutual_pairs(affinity, count=2, least=0.6).tolist() == [[0, 1], [1, 2]]
 
 
-def test_leiden_parts_two_cliques_that_one_weak_edge_joins_and_repeats_itself() -> None:
+def test_leiden_separates_two_cliques_with_a_weak_edge_and_is_deterministic() -> None:
     size = 5
     pairs = [(i + o, j + o) for o in (0, size) for i in range(size) for j in range(i + 1, size)] + [(0, size)]
     affinity = np.zeros((10, 10))
@@ -133,7 +133,7 @@ def test_best_two_ranks_with_ties_to_the_smaller_group_and_empty_rows() -> None:
     assert following.tolist() == [0.5, 0.0, 0.0]
 
 
-def test_click_fit_takes_off_what_chance_within_the_leaf_gives() -> None:
+def test_click_fit_subtracts_the_chance_within_the_leaf() -> None:
     edges = np.array([[0, 0], [1, 1], [2, 1], [3, 2]])
     best, group, leaf = np.array([0, 1, 0, 2]), np.array([0, 1, 2]), np.array([0, 0, 1])
     # inside: 3 of 4. chance: leaf 0 has 3 clicks, one on group 0, two on group 1; leaf 1 is all group 2

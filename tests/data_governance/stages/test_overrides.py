@@ -1,4 +1,4 @@
-"""A person's decisions, through the user's own command: honoured, in the ledger with their reason, or set aside."""
+"""Overrides through the command line: applied and in the ledger with their reason, or rejected."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from data_governance.inputs.tables import Source
 from data_governance.reports import lineage
 from data_governance.stage import DECISIONS, StageResult, Workspace, check_conservation
 from data_governance.stages import overrides
-from tests.data_governance.conftest import World
+from tests.support.synthetic_shop import SyntheticShop
 
 
 def samples(governed: Path) -> dict[tuple[str, str], str]:
@@ -36,32 +36,32 @@ def write(path: Path, rows: Sequence[tuple[str, str, str, str | None, str]]) -> 
 
 
 @pytest.fixture(scope="module")
-def strict(world: World, governed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose policy sets queries aside."""
+def strict(shop: SyntheticShop, governed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose policy drops many queries as ambiguous."""
     out = tmp_path_factory.mktemp("strict") / "governed"
     shutil.copytree(governed, out)
     (out.parent / "policy.toml").write_text("min_query_margin = 0.9\n")
-    assert run(world, out) == 0
+    assert run(shop, out) == 0
     return out
 
 
-def run(world: World, out: Path, *words: str) -> int:
-    return main(["run", *world.arguments, "--policy", str(out.parent / "policy.toml"), "--out", str(out), *words])
+def run(shop: SyntheticShop, out: Path, *words: str) -> int:
+    return main(["run", *shop.arguments, "--policy", str(out.parent / "policy.toml"), "--out", str(out), *words])
 
 
-def again(world: World, strict: Path, out: Path, *words: str) -> int:
+def again(shop: SyntheticShop, strict: Path, out: Path, *words: str) -> int:
     shutil.copytree(strict, out)
     (out.parent / "policy.toml").write_text((strict.parent / "policy.toml").read_text())
-    return run(world, out, *words)
+    return run(shop, out, *words)
 
 
 @pytest.fixture(scope="module")
-def decided(world: World, strict: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run with one decision of every kind."""
+def decided(shop: SyntheticShop, strict: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run with one override of every kind."""
     before = samples(strict)
     queries = sorted(row_id for side, row_id in before if side == "query")
     documents = sorted(row_id for side, row_id in before if side == "document")
-    gone = sorted(set(world.query_truth) - set(queries))
+    gone = sorted(set(shop.query_truth) - set(queries))
     home = before["query", queries[0]]
     other = next(key for key in sorted(set(before.values())) if key != home)
     # The smallest document of a category gave it its key.
@@ -69,7 +69,7 @@ def decided(world: World, strict: Path, tmp_path_factory: pytest.TempPathFactory
     elsewhere = next(key for key in sorted(set(before.values())) if key != before["document", moved])
     rows: list[tuple[str, str, str, str | None, str]] = [
         ("query", queries[0], "relabel", other, "it shows the other thing"),
-        ("query", queries[1], "drop", None, "a finger before the lens"),
+        ("query", queries[1], "drop", None, "a finger in front of the camera"),
         ("query", gone[0], "keep", None, "dark but right"),
         ("query", queries[2], "keep", None, ""),
         ("document", moved, "relabel", elsewhere, "same product"),
@@ -79,11 +79,11 @@ def decided(world: World, strict: Path, tmp_path_factory: pytest.TempPathFactory
         ("query", gone[1], "drop", None, "agreed"),
     ]
     out = tmp_path_factory.mktemp("decided") / "governed"
-    assert again(world, strict, out, "--overrides", str(write(out.parent / "o.parquet", rows))) == 0
+    assert again(shop, strict, out, "--overrides", str(write(out.parent / "o.parquet", rows))) == 0
     return {"out": out, "before": before, "after": samples(out), "rows": rows, "other": other, "elsewhere": elsewhere}
 
 
-def test_every_decision_is_honoured_and_nothing_else_moves(decided: dict[str, Any]) -> None:
+def test_every_override_is_applied_and_nothing_else_moves(decided: dict[str, Any]) -> None:
     before, after, rows = decided["before"], decided["after"], decided["rows"]
     named = {(row[0], row[1]): row for row in rows}
     relabelled, dropped, kept = (("query", rows[i][1]) for i in range(3))
@@ -104,10 +104,10 @@ def test_every_decision_is_honoured_and_nothing_else_moves(decided: dict[str, An
     assert all(untouched[row] in alone for row in lost)
 
 
-def test_the_ledger_has_each_decision_with_the_reason_of_the_person(decided: dict[str, Any]) -> None:
+def test_the_ledger_has_each_override_with_its_reason(decided: dict[str, Any]) -> None:
     rows = pq.read_table(decided["out"] / "ledger.parquet").to_pylist()
-    told = {(row["table"], row["row_id"]): row for row in rows if row["stage"] == "overrides"}
-    kinds = {i: told["queries" if r[0] == "query" else "catalogue", r[1]] for i, r in enumerate(decided["rows"][:6])}
+    by_row = {(row["table"], row["row_id"]): row for row in rows if row["stage"] == "overrides"}
+    kinds = {i: by_row["queries" if r[0] == "query" else "catalogue", r[1]] for i, r in enumerate(decided["rows"][:6])}
     assert [kinds[i]["decision"] for i in range(6)] == [
         "relabelled",
         "dropped",
@@ -118,20 +118,20 @@ def test_the_ledger_has_each_decision_with_the_reason_of_the_person(decided: dic
     ]
     assert [kinds[i]["reason"] for i in (0, 1, 2, 3)] == [
         "it shows the other thing",
-        "a finger before the lens",
+        "a finger in front of the camera",
         "dark but right",
         "no reason given",
     ]
     assert json.loads(kinds[2]["figures"])["was"].startswith("dropped by organise")
-    assert told["overrides", "nobody"]["reason"] == "unknown_id"
-    assert told["overrides", decided["rows"][7][1]]["reason"] == "unknown_category_key"
-    assert told["overrides", decided["rows"][8][1]]["reason"] == "already_dropped"
-    told_all = "\n".join(lineage.story(decided["out"], decided["rows"][2][1]))
-    assert "dark but right" in told_all
-    assert "now: query of category" in told_all
+    assert by_row["overrides", "nobody"]["reason"] == "unknown_id"
+    assert by_row["overrides", decided["rows"][7][1]]["reason"] == "unknown_category_key"
+    assert by_row["overrides", decided["rows"][8][1]]["reason"] == "already_dropped"
+    lineage_text = "\n".join(lineage.row_lineage(decided["out"], decided["rows"][2][1]))
+    assert "dark but right" in lineage_text
+    assert "now: query of category" in lineage_text
 
 
-def test_rows_are_conserved_and_what_could_not_be_honoured_is_kept_aside(decided: dict[str, Any]) -> None:
+def test_rows_are_conserved_and_rejected_overrides_are_exported(decided: dict[str, Any]) -> None:
     facts = json.loads((decided["out"] / "ledger.json").read_text())
     assert facts["overrides"] == {"given": 9, "set_aside": {"unknown_category_key": 1, "unknown_id": 1}}
     for entry in facts["stages"]:
@@ -139,19 +139,19 @@ def test_rows_are_conserved_and_what_could_not_be_honoured_is_kept_aside(decided
     for name, rows in facts["rows"].items():
         assert rows["in"] == rows["kept"] + rows["dropped"]
         assert pq.read_metadata(decided["out"] / "dropped" / f"{name}.parquet").num_rows == rows["dropped"]
-    aside = pq.read_table(decided["out"] / "dropped" / "overrides.parquet").to_pylist()
-    assert {(row["id"], row["reason"], row["why"]) for row in aside} == {
+    rejected = pq.read_table(decided["out"] / "dropped" / "overrides.parquet").to_pylist()
+    assert {(row["id"], row["reason"], row["why"]) for row in rejected} == {
         ("nobody", "unknown_id", "typing error"),
         (decided["rows"][7][1], "unknown_category_key", "no such category"),
     }
 
 
-def test_keys_live_on_and_the_map_tells_what_the_person_moved(
-    decided: dict[str, Any], world: World, strict: Path, tmp_path: Path
+def test_keys_are_kept_and_the_map_lists_what_overrides_moved(
+    decided: dict[str, Any], shop: SyntheticShop, strict: Path, tmp_path: Path
 ) -> None:
     assert set(decided["after"].values()) <= set(decided["before"].values())
     words = ["--overrides", str(decided["out"].parent / "o.parquet"), "--previous", str(strict)]
-    assert again(world, strict, tmp_path / "linked", *words) == 0
+    assert again(shop, strict, tmp_path / "linked", *words) == 0
     assert samples(tmp_path / "linked") == decided["after"]
     events = pq.read_table(tmp_path / "linked" / "category_map.parquet").to_pylist()
     moved = decided["rows"][4][1]
@@ -159,15 +159,15 @@ def test_keys_live_on_and_the_map_tells_what_the_person_moved(
     assert {"old_key": came, "event": "merged", "new_key": went} in events
 
 
-def test_overrides_redo_only_what_follows_them_and_taking_them_away_undoes_them(
-    decided: dict[str, Any], world: World, strict: Path, tmp_path: Path
+def test_overrides_rerun_only_later_stages_and_removing_them_restores_the_tables(
+    decided: dict[str, Any], shop: SyntheticShop, strict: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "governed"
     shutil.copytree(decided["out"], out)
     (tmp_path / "policy.toml").write_text((strict.parent / "policy.toml").read_text())
     first = (strict / "stages" / "merge_split" / "stage.json").stat().st_mtime_ns
     assert (out / "stages" / "merge_split" / "stage.json").stat().st_mtime_ns == first
-    assert run(world, out) == 0
+    assert run(shop, out) == 0
     assert samples(out) == decided["before"]
     assert not (out / "dropped" / "overrides.parquet").exists()
 
@@ -176,7 +176,7 @@ class Tables(Workspace):
     """Stage tables in memory."""
 
     def __init__(self, **tables: pa.Table) -> None:
-        super().__init__(Path("none"))
+        super().__init__(Path("none"), ("admit", "clean", "overrides"))
         object.__setattr__(self, "tables", tables)
 
     def table(self, name: str, table: str) -> pa.Table:
@@ -184,7 +184,7 @@ class Tables(Workspace):
         return found.get(f"{name}_{table}", DECISIONS.empty_table())
 
 
-def test_keep_takes_back_what_cleaning_dropped_or_relabelled_and_leaves_the_rest() -> None:
+def test_keep_undoes_what_cleaning_did_and_changes_nothing_else() -> None:
     """Two categories; q1 was dropped by clean, q2 relabelled from 0 to 1, q3 stands for q4 too and was left alone."""
     ids = ["q1", "q2", "q3", "q4"]
     docs = pa.table({"doc": ["a", "b"], "category": [0, 1]})
@@ -220,7 +220,7 @@ WRONG: list[tuple[str, dict[str, str | None], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
-def test_a_decision_that_cannot_be_meant_is_an_error_that_names_row_and_value(
+def test_an_invalid_override_is_an_error_that_names_row_and_value(
     tmp_path: Path, change: dict[str, str | None], message: str
 ) -> None:
     row = {"side": "query", "id": "q", "action": "keep", "category_key": None, "why": None} | change
@@ -230,9 +230,9 @@ def test_a_decision_that_cannot_be_meant_is_an_error_that_names_row_and_value(
         overrides.open_overrides(tmp_path / "o.parquet")
 
 
-def test_one_row_decided_twice_and_a_missing_column_are_errors(tmp_path: Path) -> None:
+def test_two_overrides_of_one_row_and_a_missing_column_are_errors(tmp_path: Path) -> None:
     twice = [("query", "q", "drop", None, ""), ("query", "q", "keep", None, "")]
-    with pytest.raises(ValueError, match="row 2: query q is decided in row 1 too"):
+    with pytest.raises(ValueError, match="row 2: query q is listed in row 1 too"):
         overrides.open_overrides(write(tmp_path / "o.parquet", twice))
     (tmp_path / "o.csv").write_text("side,id\nquery,q\n")
     with pytest.raises(ValueError, match="overrides: column 'action' is missing"):
@@ -248,11 +248,11 @@ def test_ids_and_keys_of_a_csv_stay_text(tmp_path: Path) -> None:
 
 
 def test_check_names_unknown_ids_of_the_overrides_and_a_broken_file(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shop: SyntheticShop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "o.parquet", [("query", "nobody", "drop", None, "")])
-    assert main(["check", *world.arguments, "--overrides", str(path)]) == 0
+    assert main(["check", *shop.arguments, "--overrides", str(path)]) == 0
     assert "warning: overrides: unknown_id in 1 of 1 rows (nobody)" in capsys.readouterr().out
     path = write(tmp_path / "o.parquet", [("query", "nobody", "burn", None, "")])
-    assert main(["check", *world.arguments, "--overrides", str(path)]) == 1
+    assert main(["check", *shop.arguments, "--overrides", str(path)]) == 1
     assert "error: overrides: row 1: action 'burn'" in capsys.readouterr().out

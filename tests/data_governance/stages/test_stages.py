@@ -1,4 +1,4 @@
-"""Hand-worked cases of every rule and stage."""
+"""Every rule and stage on small cases worked by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from data_governance.inputs.engine import Engine
 from data_governance.inputs.mapping import reasons
 from data_governance.policy import Policy
 from data_governance.stages import balance, click_rates, dedupe, merge_split
-from tests.data_governance.conftest import on_disk, png
+from tests.support.synthetic_shop import on_disk, png
 
 POLICY = Policy()
 NAN = float("nan")
@@ -57,13 +57,13 @@ def test_a_rule_returns_one_reason_per_row(rule: Any, batch: dict[str, list[Any]
     assert rule(batch, policy=POLICY) == expected
 
 
-def test_the_first_rule_that_finds_fault_names_the_reason() -> None:
+def test_the_reason_is_that_of_the_first_rule_that_rejects_a_row() -> None:
     table = pa.table({"query_id": ["a", None], "doc_id": ["d", "d"], "clicks": [-1.0, -1.0]})
     found = reasons(table, [rules.behaviour_ids, rules.behaviour_clicks], policy=POLICY)
     assert found == ["clicks_negative", "missing_id"]
 
 
-def test_a_stage_that_loses_a_row_is_caught() -> None:
+def test_a_stage_that_loses_a_row_fails() -> None:
     lost = stage.StageResult(counts={"queries": (3, 1)})
     lost.decide("queries", ["q1"], "dropped", "some_reason")
     with pytest.raises(AssertionError, match="3 in, 1 kept, 1 dropped"):
@@ -74,14 +74,14 @@ def test_a_stage_that_loses_a_row_is_caught() -> None:
         stage.check_conservation("clean", uncounted)
 
 
-def test_equal_bytes_that_say_the_same_collapse_and_missing_images_do_not() -> None:
+def test_equal_bytes_with_equal_text_are_merged_and_missing_images_are_not() -> None:
     assert dedupe.exact_entities(["a", "b", "a", None, None, "a"], [""] * 6).tolist() == [0, 1, 0, 3, 4, 0]
     assert dedupe.exact_entities(["a", "a", "a"], ["man", "person", "man"]).tolist() == [0, 1, 0]
     table = pa.table({"leaf": [None, "x"], "text": [" Red  Car", "red car"]})
-    assert dedupe.spoken(table) == ["\x00red car", "x\x00red car"]
+    assert dedupe.text_keys(table) == ["\x00red car", "x\x00red car"]
 
 
-def test_the_hash_survives_rescaling_and_tells_drawings_apart() -> None:
+def test_the_hash_is_stable_under_rescaling_and_differs_between_drawings() -> None:
     drawing, other = (images.decode_square(png(c, style="filled"), size=112, max_pixels=10_000)[0] for c in (1, 2))
     assert drawing is not None
     assert other is not None
@@ -91,7 +91,7 @@ def test_the_hash_survives_rescaling_and_tells_drawings_apart() -> None:
     assert np.bitwise_count(a ^ c) > 10
 
 
-def test_cropping_keeps_the_drawing_and_pads_with_the_border_colour() -> None:
+def test_cropping_keeps_the_content_and_pads_with_the_border_colour() -> None:
     page = Image.new("RGB", (100, 60), (250, 240, 230))
     page.paste((10, 20, 30), (40, 20, 60, 30))
     square = images._square(page, 20)
@@ -118,7 +118,7 @@ def test_rates_are_smoothed_and_corrected_for_position(tmp_path: Path) -> None:
         documents=pa.table({"doc_id": ["a", "b", "b2"], "entity": ["a", "b", "b"]}),
     )
     policy = Policy(position_power=0.5, click_prior=1.0)
-    result = click_rates.weigh(workspace, policy=policy, engine=Engine(policy))
+    result = click_rates.click_rates(workspace, policy=policy, engine=Engine(policy))
     edges = {row["doc"]: row for row in result.tables["edges"].to_pylist()}
     # a: shown 2 / sqrt(1) = 2. b: 4 / sqrt(4) + 1 (the row without impressions counts once) = 3. base = 2 / 5 = .4
     assert edges["a"]["rate"] == pytest.approx((1 + 0.4) / (2 + 1))
@@ -144,7 +144,7 @@ def test_an_edge_far_below_the_strongest_is_dropped_with_its_rows(tmp_path: Path
         queries=pa.table({"query_id": ["q"], "entity": ["q"]}),
         documents=pa.table({"doc_id": ["a", "b"], "entity": ["a", "b"]}),
     )
-    result = click_rates.weigh(workspace, policy=POLICY, engine=Engine(POLICY))
+    result = click_rates.click_rates(workspace, policy=POLICY, engine=Engine(POLICY))
     assert result.tables["edges"].column("doc").to_pylist() == ["a"]
     gone = pa.concat_tables(shards.batches(result.shards("behaviour_dropped")))
     assert [(row["row_id"], row["reason"], row["clicks"]) for row in gone.to_pylist()] == [("q>b#1", "weak_edge", 1.0)]
@@ -158,33 +158,33 @@ def test_the_position_power_is_the_slope_of_clicks_over_positions() -> None:
     assert click_rates.estimated_power([table.slice(0, 10)]) == 0.0
 
 
-def test_categories_merge_only_when_content_and_clicks_of_both_sides_agree() -> None:
+def test_categories_merge_only_when_content_and_clicks_in_both_directions_agree() -> None:
     near = feature_space.unit_rows(np.array([[1, 0.1], [1, 0.0], [0, 1]], dtype=np.float32))
-    query_label, document_label = np.repeat([0, 1, 2], 4), np.array([0, 1, 2])
+    labels = merge_split.Labels(np.repeat([0, 1, 2], 4), np.array([0, 1, 2]))
     crossing = [(0, 0), (1, 0), (2, 1), (3, 1), (4, 1), (5, 1), (6, 0), (7, 0), (8, 2), (9, 2), (10, 2), (11, 2)]
     filled = np.arange(3)
-    joined = merge_split.merges(near, filled, np.array(crossing), query_label, document_label, policy=POLICY)
+    joined = merge_split.merges(near, filled, np.array(crossing), labels, policy=POLICY)
     assert joined.tolist() == [0, 0, 2]
     one_way = [(q, 0 if q < 4 else d) for q, d in crossing]
-    joined = merge_split.merges(near, filled, np.array(one_way), query_label, document_label, policy=POLICY)
+    joined = merge_split.merges(near, filled, np.array(one_way), labels, policy=POLICY)
     assert joined.tolist() == [0, 1, 2]
 
 
-def test_a_category_with_two_modes_and_documents_of_their_own_is_parted() -> None:
+def test_a_category_with_two_modes_and_separate_documents_is_split() -> None:
     rows = feature_space.unit_rows(
         np.array([[1, 0.01 * i] for i in range(5)] + [[0.01 * i, 1] for i in range(5)], np.float32)
     )
     edges = np.array([(q, 0 if q < 5 else 1) for q in range(10)])
-    label, docs = np.zeros(10, dtype=np.int64), np.zeros(2, dtype=np.int64)
-    queries, documents, parted = merge_split.splits(rows, label, docs, edges, policy=POLICY)
-    assert parted == 1
-    assert queries.tolist() == [0] * 5 + [1] * 5
-    assert documents.tolist() == [0, 1]
+    labels = merge_split.Labels(np.zeros(10, dtype=np.int64), np.zeros(2, dtype=np.int64))
+    found, num_split = merge_split.splits(rows, labels, edges, policy=POLICY)
+    assert num_split == 1
+    assert found.query.tolist() == [0] * 5 + [1] * 5
+    assert found.document.tolist() == [0, 1]
     mixed = np.array([(q, q % 2) for q in range(10)])
-    assert merge_split.splits(rows, label, docs, mixed, policy=POLICY)[2] == 0
+    assert merge_split.splits(rows, labels, mixed, policy=POLICY)[1] == 0
 
 
-def test_a_cap_keeps_the_most_certain_and_a_weight_evens_out_sizes() -> None:
+def test_a_cap_keeps_the_largest_leads_and_weights_balance_sizes() -> None:
     rows = [("a", 0, 0.2), ("b", 0, 0.9), ("c", 0, 0.9), ("d", 1, 0.1)]
     kept, over = balance.capped(rows, most=2)
     assert [row[0] for row in kept] == ["b", "c", "d"]
@@ -200,7 +200,7 @@ def test_bands_follow_the_number_of_queries(queries: int, name: str) -> None:
     assert balance.band(queries, policy=POLICY) == name
 
 
-def test_a_disk_that_refuses_leaves_the_stage_before_and_names_the_remedy(
+def test_a_full_disk_keeps_the_previous_stage_and_the_error_names_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = stage.Workspace(tmp_path)
@@ -212,5 +212,5 @@ def test_a_disk_that_refuses_leaves_the_stage_before_and_names_the_remedy(
     monkeypatch.setattr("data_governance.stage.pq.write_table", full)
     with pytest.raises(ValueError, match=r"stage dedupe: cannot write .*No space left.*run again"):
         workspace.commit("dedupe", stage.StageResult(), digest="d", seconds=0)
-    assert workspace.is_whole("admit", "d")
-    assert not workspace.is_whole("dedupe", "d")
+    assert workspace.is_complete("admit", "d")
+    assert not workspace.is_complete("dedupe", "d")

@@ -38,7 +38,7 @@ def report(task: TinyTask, built: Path, evaluated: Evaluated) -> Path:
     whole |= {"baselines": {"text_removed": metrics}, "environment": metrics["environment"]}
     (folder / "all.json").write_text(json.dumps(whole))
     reasons = {"reasons": {"weak_edge": 7, "<b>odd</b>": 1}}
-    stage = {"stage": "weigh", "table": "edges", "rows_in": 40, "kept": 32, "dropped": 8} | reasons
+    stage = {"stage": "click_rates", "table": "edges", "rows_in": 40, "kept": 32, "dropped": 8} | reasons
     (folder / "ledger.json").write_text(json.dumps({"stages": [stage]}))
     (folder / "governed").mkdir()
     sizes = pa.table({"size": [40, 9, 8, 2, 2], "band": ["head", "body", "body", "tail", "tail"]})

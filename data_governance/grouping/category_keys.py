@@ -1,16 +1,16 @@
-"""Category keys that survive from run to run, and what became of each old one."""
+"""Stable category keys from run to run, and the changes of each previous category."""
 
 import hashlib
 from collections import Counter
 
-# Share of a category's documents that must be found in one other category to speak of the same: of two, one is enough,
-# so a pair of which one document is exchanged stays what it was.
+# Least share of documents that two categories must have in common to be the same. Of two documents one is enough, so a
+# pair keeps its key when one document is exchanged.
 SAME = 0.5
 Event = tuple[str | None, str, str | None]
 
 
 def fresh_key(documents: list[str]) -> str:
-    """Twelve hexadecimal digits of sha256 of the smallest document id: it survives whatever else joins or leaves."""
+    """Twelve hexadecimal digits of sha256 of the smallest document id, which does not depend on the other documents."""
     return hashlib.sha256(min(documents).encode()).hexdigest()[:12]
 
 
@@ -18,8 +18,8 @@ def keys(new: dict[int, list[str]], old: dict[str, list[str]]) -> dict[int, str]
     """Category -> key.
 
     A new category takes the key of the old one with which it shares the most documents (ties: smaller key), if these
-    are at least half of the smaller of the two and no larger overlap claims that key. The others get a fresh key that
-    no old category bears.
+    are at least half of the smaller of the two and no category with a larger overlap takes that key. The others get a
+    fresh key that no old category has.
     """
     overlap = _overlap(new, old)
     key_of: dict[int, str] = {}
@@ -36,34 +36,34 @@ def keys(new: dict[int, list[str]], old: dict[str, list[str]]) -> dict[int, str]
 
 
 def events(key_of: dict[int, str], new: dict[int, list[str]], old: dict[str, list[str]]) -> list[Event]:
-    """Sorted (old_key, event, new_key): every old key, every new key, and every way that a document went.
+    """Sorted (old_key, event, new_key): every old key, every new key, and every move of documents between them.
 
-    Where documents of old category o are found in the new category n:
+    For documents of old category o in new category n:
 
         kept     o = n
         split    o != n, and documents of o went to more than one new category
         merged   o != n, and n holds documents of more than one old category
-        renamed  o != n, and neither: all that is left of o is in n, and n holds nothing of another
+        renamed  o != n, and neither: all remaining documents of o are in n, and n holds no others of old categories
 
-    A part that left o and joined another is both split and merged. `retired`: no document of o is left; `new`: n holds
-    no document of an old category.
+    A part that left o and joined another category is both split and merged. `retired`: no document of o is left; `new`:
+    n holds no document of an old category.
     """
-    ways = sorted({(key, key_of[category]) for category, key in _overlap(new, old)})
-    heirs, parents = Counter(o for o, _ in ways), Counter(n for _, n in ways)
+    moves = sorted({(key, key_of[category]) for category, key in _overlap(new, old)})
+    children, parents = Counter(o for o, _ in moves), Counter(n for _, n in moves)
     found: list[Event] = []
-    for o, n in ways:
+    for o, n in moves:
         if o == n:
             found.append((o, "kept", n))
             continue
-        kinds = ["split"] * (heirs[o] > 1) + ["merged"] * (parents[n] > 1)
+        kinds = ["split"] * (children[o] > 1) + ["merged"] * (parents[n] > 1)
         found += [(o, kind, n) for kind in kinds or ["renamed"]]
-    found += [(o, "retired", None) for o in old if o not in heirs]
+    found += [(o, "retired", None) for o in old if o not in children]
     found += [(None, "new", key_of[category]) for category in new if key_of[category] not in parents]
     return sorted(found, key=lambda event: tuple(part or "" for part in event))
 
 
 def _overlap(new: dict[int, list[str]], old: dict[str, list[str]]) -> dict[tuple[int, str], int]:
-    """(category, old key) -> number of documents that both hold."""
+    """(category, old key) -> number of common documents."""
     where = {doc: key for key, documents in old.items() for doc in documents}
     return Counter((category, where[doc]) for category, documents in new.items() for doc in documents if doc in where)
 

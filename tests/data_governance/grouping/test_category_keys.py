@@ -1,12 +1,12 @@
-"""Keys that live on, and a map in which nothing is lost: a case by hand, and random ones against the definition."""
+"""Category keys and the category map: a case worked by hand, and random ones against the definition."""
 
 import numpy as np
 import pytest
 
-from data_governance.output import category_keys
+from data_governance.grouping import category_keys
 
 
-def test_a_key_lives_on_and_the_map_tells_what_became_of_the_old_ones() -> None:
+def test_keys_are_kept_and_the_map_lists_what_became_of_old_ones() -> None:
     old = {"k1": ["a", "b"], "k2": ["c", "d", "e", "f"], "k3": ["g"], "k4": ["h", "i"], "k5": ["j"]}
     new = {0: ["a", "b", "new"], 1: ["c", "d", "e"], 2: ["f"], 3: ["h", "i", "j"], 4: ["x"]}
     key_of = category_keys.keys(new, old)
@@ -37,14 +37,14 @@ def test_a_part_that_leaves_one_category_and_joins_another_is_split_and_merged()
     ]
 
 
-def test_a_rest_too_small_to_bear_the_old_key_is_renamed() -> None:
+def test_a_remainder_too_small_for_the_old_key_is_renamed() -> None:
     old, new = {"k1": ["a", "b", "c", "d"]}, {0: ["a", "x", "y", "z"]}
     key_of = category_keys.keys(new, old)
     assert category_keys.events(key_of, new, old) == [("k1", "renamed", key_of[0])]
     assert key_of[0] == category_keys.fresh_key(["a"])
 
 
-def test_a_pair_of_which_one_document_is_exchanged_keeps_its_key_and_only_one_half_inherits_it() -> None:
+def test_a_pair_with_one_document_exchanged_keeps_its_key_and_only_one_half_inherits_it() -> None:
     old = {"k1": ["a", "b"], "k2": ["c", "d"]}
     key_of = category_keys.keys({0: ["a", "new"], 1: ["c", "d", "b"]}, old)
     assert key_of == {0: "k1", 1: "k2"}
