@@ -1,9 +1,8 @@
-"""A double of the Hugging Face Hub on 127.0.0.1, in memory, with the standard library.
+"""In-memory test double of the Hugging Face Hub on 127.0.0.1.
 
-Why: publishing must be tried from end to end with the real client (create, preupload, large files, commit, tag,
-download) without any network. The double refuses what the Hub refuses: a wrong token, a missing revision, a path
-outside the repo.
-Protocol as the client of huggingface_hub 2.4 speaks it with HF_HUB_DISABLE_XET=1 (its `_commit_api.py` and `lfs.py`).
+For end-to-end tests of publishing with the real client (create, preupload, large files, commit, tag, download) without
+network. Like the Hub it rejects a wrong token, a missing revision and a path outside of the repository. Protocol of the
+client of huggingface_hub 2.4 with HF_HUB_DISABLE_XET=1 (its `_commit_api.py` and `lfs.py`).
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""A made governed folder: squares of a category's colour and place, so that a tiny network can learn them."""
+"""A synthetic governed folder that a tiny network can learn."""
 
 import io
 from pathlib import Path

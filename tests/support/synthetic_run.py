@@ -1,4 +1,4 @@
-"""An image side on made features, without images: what the tests of one process train on."""
+"""Image stage on synthetic features, for tests in one process."""
 
 import types
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A synthetic dataset split: the tables of the emoji data with coloured squares, and a governed folder."""
+"""A synthetic dataset split: emoji tables of coloured squares, and governed data."""
 
 import io
 import json

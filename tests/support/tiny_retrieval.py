@@ -1,4 +1,4 @@
-"""Tiny drawings, a tiny random model, and calls of the retrieval command."""
+"""Tiny images, a tiny model and the retrieval command line, for tests."""
 
 import io
 import os
