@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 
 from modeling_oclear import OclearImageProcessor, OclearProcessor, OclearQueryProcessor
 from modeling_oclear.image_processing_oclear import border_colour, split_alpha
+from tests.support.images import encode
 from tests.support.small_oclear import drawing, small_processor
 
 PLAIN = {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
@@ -171,9 +172,7 @@ def test_saved_and_loaded_processor_gives_equal_tensors(tmp_path: Path) -> None:
 
 
 def test_damaged_and_huge_images_are_rejected_with_their_row(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    Image.effect_noise((64, 64), 90).convert("RGB").save(buffer, "PNG")
-    broken = Image.open(io.BytesIO(buffer.getvalue()[:2000]))
+    broken = Image.open(io.BytesIO(encode(Image.effect_noise((64, 64), 90).convert("RGB"))[:2000]))
     processor = small_processor(tmp_path)
     with pytest.raises(ValueError, match=r"images\[1\] cannot be decoded"):
         processor(images=[drawing(), broken])

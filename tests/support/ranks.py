@@ -85,7 +85,7 @@ class Job:
         deadline = time.monotonic() + TIMEOUT
         for process in waited:
             process.join(max(0.0, deadline - time.monotonic()))
-            assert not process.is_alive(), f"a rank has not ended in {TIMEOUT} s: {self.said()[-3000:]}"
+            assert not process.is_alive(), f"a rank has not ended in {TIMEOUT} s: {self.output()[-3000:]}"
         return [process.exitcode for process in waited]
 
     def wait_for_steps(self, out: Path, steps: int) -> bool:
@@ -94,11 +94,11 @@ class Job:
         while steps_done(out) < steps:
             if not any(process.is_alive() for process in self.processes):
                 return False
-            assert time.monotonic() < deadline, self.said()[-3000:]
+            assert time.monotonic() < deadline, self.output()[-3000:]
             time.sleep(0.002)
         return True
 
-    def said(self) -> str:
+    def output(self) -> str:
         """Output of the ranks of this job."""
         return self.log.read_bytes()[self.began :].decode()
 
@@ -107,8 +107,8 @@ def finished(*words: object, ranks: int = 1, log: Path, **options: Any) -> str:
     """Run to the end, assert exit codes of 0, and return the output."""
     with Job(*words, ranks=ranks, log=log, **options) as job:
         codes = job.codes()
-        assert codes == [0] * ranks, job.said()[-3000:]
-        return job.said()
+        assert codes == [0] * ranks, job.output()[-3000:]
+        return job.output()
 
 
 def steps_done(out: Path) -> int:
