@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from transformers import AutoModel
 
 from modeling_oclear import OclearForCategoryClassification
+from tests.support.commands import reset_accelerator
 from tests.support.synthetic_governed import CATEGORIES, write_governed
 from train.class_weights.prototypes import PrototypeFolder
 from train.command import read_options
@@ -46,7 +46,7 @@ def run(folder: Path, recipe: Recipe) -> Path:
     try:
         train(options)
     finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
+        reset_accelerator()
     return folder
 
 
