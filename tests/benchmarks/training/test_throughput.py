@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from benchmarks.training.throughput import main
+from tests.support.commands import reset_accelerator
 
 SMALL = ["--image-size", "32", "--layers", "1", "--width", "16", "--hidden-size", "12", "--classes", "300"]
 
@@ -15,7 +15,7 @@ SMALL = ["--image-size", "32", "--layers", "1", "--width", "16", "--hidden-size"
 def test_encoder_head_and_both_are_timed_beside_the_plan(tmp_path: Path) -> None:
     words = [*SMALL, "--batch-size", "9", "--steps", "2", "--json", str(tmp_path / "found.json")]
     assert main(words) == 0
-    AcceleratorState._reset_state(reset_partial_state=True)
+    reset_accelerator()
     found = json.loads((tmp_path / "found.json").read_text())
     assert set(found["seconds_a_step"]) == {"encoder", "head", "both"}
     assert min(found["seconds_a_step"].values()) > 0
