@@ -1,6 +1,5 @@
 """A tiny planted world: drawings of made shapes in two styles, a log with known right and wrong clicks."""
 
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from data_governance.inputs import shards
 from data_governance.stage import Workspace
+from tests.support.images import encode
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -33,9 +33,7 @@ def png(category: int, *, style: str, seed: int = 0, size: int = 64) -> bytes:
             kind(box, outline=(0, 0, 0), fill=colour, width=3)
         else:
             kind(box, fill=colour)
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
+    return encode(image)
 
 
 @dataclass
