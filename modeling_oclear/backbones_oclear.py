@@ -1,4 +1,4 @@
-"""Adapters for the image and text encoders of transformers: patches, pooled row, tokens.
+"""Adapters for the encoders of transformers: patches, pooled row, tokens.
 
 Encoders return different things: token sequences with class and register tokens, or channel maps; a pooler that was
 trained for another task, or none. The functions here return the same form for each.

@@ -1,4 +1,4 @@
-"""Sampling of the classes of a training step: positives, hard classes, uniform draws.
+"""Sampling of classes per training step: positives, hard classes, uniform draws.
 
 The draw depends on (seed, step) alone, not on how classes are sharded. The classes are cut into virtual blocks whose
 number depends on the class count only, and the number of draws per block is drawn down a binary tree (hypergeometric

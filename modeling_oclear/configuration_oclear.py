@@ -1,4 +1,4 @@
-"""Configuration of the OCLEAR models: encoders, widths, fusion, classification head.
+"""Configuration of the OCLEAR models: encoders, widths, fusion, classifier.
 
 A model is built from its config alone: every setting that changes its shape or its output is a field here.
 """

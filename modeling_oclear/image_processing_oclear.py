@@ -1,4 +1,4 @@
-"""Image processor: orientation, crop to the subject, padding, resize, normalisation.
+"""Image processor: orientation, crop to the subject, padding, normalisation.
 
 All options are stored with the model, so that training, indexing and queries use the same pixels.
 """

@@ -1,4 +1,4 @@
-"""Margins (CosFace, ArcFace, combined) and settings of the softmax over categories.
+"""Margins (CosFace, ArcFace, combined) and settings of the category softmax.
 
 Every margin phi is continuously differentiable and decreases over the whole range of angles, 0 to pi. cos(t + m)
 itself rises again beyond t = pi - m, which would reward the worst samples for getting worse; hence the continuations.

@@ -1,4 +1,4 @@
-"""Pretrained weights from Python packages: EfficientNet-Lite0 and all-MiniLM-L6-v2.
+"""Weights from Python packages: EfficientNet-Lite0 and all-MiniLM-L6-v2.
 
 With them the demo trains without access to the Hugging Face Hub. This file is not published with a model, and no
 published file may import it: its dependencies would be required of everyone who loads the model.

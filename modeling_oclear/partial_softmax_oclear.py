@@ -1,4 +1,4 @@
-"""Partial softmax: margin softmax over sampled classes that may be sharded over ranks.
+"""Partial softmax: margin softmax over sampled classes, optionally sharded.
 
     loss = -log  exp(s phi(cos_y)) / ( exp(s phi(cos_y)) + sum_{j in S, j not in Y} exp(s cos_j + c_j) )
     several positives Y of a sample: mean over y in Y;      batch: sum_i w_i loss_i / sum_i w_i

@@ -1,4 +1,4 @@
-"""Evaluation protocol of the demo data: categories, splits, documents, held-out drawings.
+"""Evaluation protocol of the demo data: splits, documents, held-out drawings.
 
 Queries and documents are drawn by different artists, and test categories are not in the training data. The split
 depends on its number only, not on the seed, so that runs with different seeds have the same test set. Categories with a

@@ -1,4 +1,4 @@
-"""Push of an adapter and its base model to two repositories, and loading from there."""
+"""Push of an adapter and its base model to two repositories, and loading."""
 
 import json
 import shutil

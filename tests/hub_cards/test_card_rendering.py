@@ -1,4 +1,4 @@
-"""Rendering of the cards: every number comes from a result file, none may be missing."""
+"""Rendering of the cards: every number comes from a result file."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Push with the real Hub client, then load by name and run the usage code of the cards.
+"""Push with the real Hub client, load by name, run the usage code of the cards.
 
 Everything that talks to the test double runs in subprocesses, because the client reads its environment at import. They
 run in another directory and without our packages, as for a reader of the card.
