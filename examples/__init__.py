@@ -1,1 +1,1 @@
-"""Runnable examples: the emoji data set and the whole path on it."""
+"""Runnable examples: the emoji data set, and a demo of all stages on it."""

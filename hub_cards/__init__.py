@@ -1,1 +1,1 @@
-"""Model and data set cards rendered from result files, and their upload to the Hub."""
+"""Model and data set cards from the result files of a run, and upload to the Hub."""

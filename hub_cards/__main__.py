@@ -1,4 +1,4 @@
-"""Command line: `python -m hub_cards render RUN` and `python -m hub_cards push RUN/hub --repo-id owner/name`."""
+"""Command line of the cards: `python -m hub_cards render` and `push`."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ from hub_cards.render import render_run
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m hub_cards", description="Cards from result files, and their way to the Hub."
+        prog="python -m hub_cards", description="Render model and data set cards, and push them to the Hub."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     render = commands.add_parser(
@@ -22,11 +22,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Render RUN/hub/README.md and RUN/dataset_card/README.md from the result files of a run.",
         epilog="example: python -m hub_cards render runs/demo --repo-id my-org/oclear-demo",
     )
-    render.add_argument("run", type=Path, help="run folder that training, governance and evaluation wrote")
-    render.add_argument(
-        "--repo-id", help="model repository owner/name, where it is known (push writes it in otherwise)"
-    )
-    render.add_argument("--dataset-repo-id", help="data repository owner/name, where it is known")
+    render.add_argument("run", type=Path, help="run folder with the results of training, governance and evaluation")
+    render.add_argument("--repo-id", help="model repository owner/name (default: push fills it in)")
+    render.add_argument("--dataset-repo-id", help="data set repository owner/name (default: push fills it in)")
     render.add_argument(
         "--sample", type=Path, metavar="DIR", help="also write DIR/sample_model_card.md and sample_dataset_card.md"
     )
@@ -36,15 +34,15 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m hub_cards push runs/demo/hub --repo-id my-org/oclear-demo --revision v1 --yes",
     )
     push.add_argument(
-        "folder", type=Path, help="published model folder (its query side lies in the subfolder query), or run/adapter"
+        "folder", type=Path, help="published model folder (with the query model in its subfolder query), or run/adapter"
     )
-    push.add_argument("--repo-id", required=True, help="model repository owner/name; created when it is missing")
-    push.add_argument("--yes", action="store_true", help="really upload; without it nothing is sent")
-    push.add_argument("--revision", metavar="TAG", help="tag the new commit; a tag that exists is refused")
-    push.add_argument("--private", action="store_true", help="create missing repositories as private")
+    push.add_argument("--repo-id", required=True, help="model repository owner/name; created if it does not exist")
+    push.add_argument("--yes", action="store_true", help="upload; without it nothing is sent")
+    push.add_argument("--revision", metavar="TAG", help="tag the new commit; an existing tag is rejected")
+    push.add_argument("--private", action="store_true", help="create new repositories as private")
     push.add_argument("--dataset", type=Path, metavar="GOVERNED", help="governed folder to publish as a data set")
-    push.add_argument("--dataset-repo-id", help="data repository owner/name; goes with --dataset")
-    push.add_argument("--base-repo-id", help="repository owner/name of an adapter's base; goes with an adapter folder")
+    push.add_argument("--dataset-repo-id", help="data set repository owner/name; required with --dataset")
+    push.add_argument("--base-repo-id", help="repository owner/name of the base model; required for an adapter")
     return parser
 
 
@@ -57,11 +55,11 @@ def _render(args: argparse.Namespace) -> None:
         print(path)
 
 
-def _planned(args: argparse.Namespace) -> list[Upload]:
-    """The uploads of a model folder, or of an adapter and its base."""
+def _planned_uploads(args: argparse.Namespace) -> list[Upload]:
+    """Uploads of a model folder, or of an adapter and its base model."""
     if is_adapter(args.folder):
         if args.dataset is not None or args.dataset_repo_id is not None:
-            raise ValueError(f"{args.folder} is an adapter; --dataset goes with the push of the whole model.")
+            raise ValueError(f"{args.folder} is an adapter; --dataset is for the push of a model folder.")
         return plan_adapter(args.folder, repo_id=args.repo_id, base_repo_id=args.base_repo_id)
     if args.base_repo_id is not None:
         raise ValueError(f"--base-repo-id is {args.base_repo_id}, but {args.folder} holds no adapter. Leave it out.")
@@ -71,7 +69,7 @@ def _planned(args: argparse.Namespace) -> list[Upload]:
 def _push(args: argparse.Namespace) -> None:
     if args.revision is not None:
         check_tag_name(args.revision)
-    uploads = _planned(args)
+    uploads = _planned_uploads(args)
     print(describe(uploads, private=args.private, tag=args.revision))
     if not args.yes:
         print("dry run: nothing was sent. Add --yes to upload.")
@@ -81,7 +79,7 @@ def _push(args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0, or 2 with one line on stderr for a mistake of the caller or a refusal of the Hub."""
+    """Run one command; returns 0, or 2 after one line on stderr (invalid input, or an error of the Hub)."""
     args = _parser().parse_args(arguments)
     try:
         {"render": _render, "push": _push}[args.command](args)
@@ -91,7 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
     except HfHubHTTPError as error:
         message = " ".join(str(error).split())
         print(
-            f"error: the Hub refused: {message} Check the token (HF_TOKEN), its rights and the repository's name.",
+            f"error: the Hub rejected the request: {message} Check the token (HF_TOKEN), its rights and the repository "
+            "name.",
             file=sys.stderr,
         )
         return 2

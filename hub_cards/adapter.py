@@ -1,7 +1,7 @@
-"""Upload of a low-rank adapter and of the model that it is added to: two repositories, each with a card of its own.
+"""Upload of a low-rank adapter and its base model, as two repositories.
 
-Why here: training knows neither repository, so the adapter names its base by a path within the run. Only now can it
-name one that a stranger can load, and that is written on the way: the folders on disk stay as they are.
+In a run the adapter names its base model by a relative path. The upload replaces it by the repository of the base
+model, in the uploaded copy only: the folders on disk do not change.
 """
 
 import json
@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 
 from hub_cards.address import render_template
-from hub_cards.figures import table
+from hub_cards.formatting import table
 from hub_cards.model_card import nested, weight_sources
 from hub_cards.publishable import (
     ADAPTER_CONFIG,
@@ -31,30 +31,30 @@ ENCODERS = {"vision_model": "image encoder", "text_model": "text encoder"}
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds an adapter and no whole model."""
+    """Whether the folder holds an adapter (and not a full model)."""
     return (folder / ADAPTER_CONFIG).is_file()
 
 
 def plan_adapter(folder: Path, *, repo_id: str, base_repo_id: str | None) -> list[Upload]:
-    """Check an adapter and its base and list both; sends nothing.
+    """Check an adapter and its base model and list their files; sends nothing.
 
     Args:
-        folder: the adapter; its base lies where its config says.
-        repo_id: repository of the adapter. base_repo_id: repository of the base.
+        folder: the adapter; its config names the folder of the base model.
+        repo_id: repository of the adapter. base_repo_id: repository of the base model.
 
     Returns:
-        The uploads in order: the base before the adapter that names it.
+        The uploads in order: the base model before the adapter that names it.
 
     Raises:
-        ValueError: whatever must not or cannot be published.
+        ValueError: for a file that must not or cannot be published.
     """
     if base_repo_id is None:
         raise ValueError(
-            f"{folder} holds an adapter, which nobody can load without its base. Add --base-repo-id owner/name: the "
-            "repository that takes the base."
+            f"{folder} holds an adapter, which cannot be loaded without its base model. Add --base-repo-id owner/name: "
+            "the repository for the base model."
         )
     if check_repo_id(repo_id) == check_repo_id(base_repo_id):
-        raise ValueError(f"adapter and base cannot both be {repo_id}. Give --base-repo-id another name.")
+        raise ValueError(f"adapter and base model cannot both be {repo_id}. Give --base-repo-id another name.")
     files = adapter_files(folder)
     config = read_json(folder / ADAPTER_CONFIG, ADAPTER_CONFIG)
     base = folder / config.text("base_model_name_or_path")
@@ -73,20 +73,19 @@ def plan_adapter(folder: Path, *, repo_id: str, base_repo_id: str | None) -> lis
         attribution=nested(read_attribution(folder.parent)),
         **shared,
     )
-    named = {**config.content, "base_model_name_or_path": base_repo_id}
-    made = {ADAPTER_CONFIG: json.dumps(named, indent=2, sort_keys=True) + "\n", "README.md": adapter_card}
+    addressed = {**config.content, "base_model_name_or_path": base_repo_id}
+    replaced = {ADAPTER_CONFIG: json.dumps(addressed, indent=2, sort_keys=True) + "\n", "README.md": adapter_card}
     return [
-        Upload("model", base_repo_id, _with(base_files, {"README.md": base_card})),
-        Upload("model", repo_id, _with(files, made)),
+        Upload("model", base_repo_id, _with_texts(base_files, {"README.md": base_card})),
+        Upload("model", repo_id, _with_texts(files, replaced)),
     ]
 
 
-def _with(files: list[PlannedFile], made: dict[str, str]) -> list[PlannedFile]:
-    """The same files, those of `made` added or in the place of older ones."""
-    kept = [file for file in files if file.path_in_repo not in made]
-    return sorted(
-        [*kept, *(PlannedFile(name, text.encode()) for name, text in made.items())], key=lambda file: file.path_in_repo
-    )
+def _with_texts(files: list[PlannedFile], texts: dict[str, str]) -> list[PlannedFile]:
+    """Add the files of `texts` to the list, in place of files of the same path."""
+    kept = [file for file in files if file.path_in_repo not in texts]
+    added = [PlannedFile(name, text.encode()) for name, text in texts.items()]
+    return sorted([*kept, *added], key=lambda file: file.path_in_repo)
 
 
 def _card(template: str, repo_id: str, *, library: str, base: str, **values: Any) -> str:
@@ -107,12 +106,12 @@ def _card(template: str, repo_id: str, *, library: str, base: str, **values: Any
     body = render_template(template, model_name=repo_id.split("/")[1], repo_id=repo_id, base=base, **values)
     text = str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}"))
     for trace in machine_traces(text, this_host()):
-        raise ValueError(f"'{trace}' of the run's result files tells about this machine. Write a relative path there.")
+        raise ValueError(f"'{trace}' in the result files of the run names this machine. Use a relative path there.")
     return text
 
 
 def _parts(folder: Path, config: ResultFile) -> str:
-    """A table of what the adapter holds: layers, rank and parameters, as its files say."""
+    """Table of the adapted parts: rank, number of layers and parameters, read from the adapter's files."""
     sizes: dict[str, int] = {}
     with safe_open(folder / ADAPTER_WEIGHTS, framework="numpy") as weights:
         for name in weights.keys():  # noqa: SIM118
@@ -123,6 +122,6 @@ def _parts(folder: Path, config: ResultFile) -> str:
         ranks.setdefault(str(layer).split(".")[0], []).append(int(rank))
     rows = []
     for part, size in sizes.items():
-        what = f"rank {max(ranks[part])} on {len(ranks[part])} layers" if part in ranks else "whole"
+        what = f"rank {max(ranks[part])} on {len(ranks[part])} layers" if part in ranks else "full weights"
         rows.append([ENCODERS.get(part, part), what, f"{size:,}"])
-    return table(["part", "held", "parameters"], rows)
+    return table(["part", "content", "parameters"], rows)

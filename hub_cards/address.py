@@ -1,7 +1,7 @@
-"""The part of a card that depends on where the repository lives: usage code, the model's name, the data set it cites.
+"""Repository-dependent part of a card: usage code, model name, cited data set.
 
-Why apart: a card is rendered when training ends, before anyone knows the repository. `push` then writes the address
-into the same card, through these functions, and touches no figure.
+A card is rendered at the end of training, when the repository is not known. `push` then writes the address into the
+card with these functions and changes nothing else.
 """
 
 import re
@@ -16,13 +16,13 @@ TEMPLATES = Path(__file__).parent
 
 
 def render_template(template: str, /, **values: Any) -> str:
-    """One template of this package; a name that has no value is an error, not an empty place.
+    """Render a template of this package.
 
     Raises:
-        ValueError: the template names something that was not handed over.
+        ValueError: the template uses a variable that was not passed.
     """
     loader = jinja2.FileSystemLoader(TEMPLATES)
-    # Markdown is no HTML: escaping would turn quotes of the usage code into entities.
+    # No autoescape: this is Markdown, and HTML escaping would turn quotes of the usage code into entities.
     environment = jinja2.Environment(
         loader=loader,
         undefined=jinja2.StrictUndefined,
@@ -34,12 +34,12 @@ def render_template(template: str, /, **values: Any) -> str:
         return environment.get_template(template).render(**values)
     except jinja2.UndefinedError as error:
         raise ValueError(
-            f"{template}: {error}. Hand the value to the template, or take the place out of it."
+            f"{template}: {error}. Pass the value to the template, or remove the variable from it."
         ) from error
 
 
 def usage(template: str, *, address: str, on_hub: bool, **values: Any) -> str:
-    """The usage section between its two marks; `address` is `owner/name` or a local folder."""
+    """Render the usage section between its two markers; `address` is `owner/name` or a local folder."""
     body = render_template(template, address=address, on_hub=on_hub, **values)
     return f"{BEGIN}\n{body.strip()}\n{END}"
 
@@ -49,13 +49,13 @@ def _with_usage(text: str, section: str) -> str:
     found, count = pattern.subn(lambda _: section, text)
     if count != 1:
         raise ValueError(
-            f"the card holds {count} usage sections, not one. Render it again: python -m hub_cards render RUN"
+            f"the card has {count} usage sections, not one. Render it again: python -m hub_cards render RUN"
         )
     return found
 
 
 def addressed_model_card(text: str, repo_id: str, *, has_text: bool, dataset_repo_id: str | None) -> str:
-    """The card of a model that lives at `repo_id` and cites `dataset_repo_id` where one is given."""
+    """Write the repository of the model, and of its data set if there is one, into a model card."""
     section = usage("model_usage.md.j2", address=repo_id, on_hub=True, has_text=has_text)
     card = ModelCard(_with_usage(text, section))
     card.data["model_name"] = repo_id.split("/")[1]
@@ -65,5 +65,5 @@ def addressed_model_card(text: str, repo_id: str, *, has_text: bool, dataset_rep
 
 
 def addressed_dataset_card(text: str, repo_id: str) -> str:
-    """The card of a data set that lives at `repo_id`."""
+    """Write the repository into a data set card."""
     return str(DatasetCard(_with_usage(text, usage("dataset_usage.md.j2", address=repo_id, on_hub=True))))

@@ -1,9 +1,9 @@
-"""The card of the governed data: what a row is, where it came from, what was dropped and why."""
+"""Card of the governed data set: tables, source, governance, licences."""
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from hub_cards.address import render_template, usage
-from hub_cards.figures import key_table, table
+from hub_cards.formatting import key_table, table
 from hub_cards.governance_tables import governance_measured, ledger_summary, policy_table
 from hub_cards.model_card import data_name, nested, simulated
 from hub_cards.results import RunResults
@@ -28,22 +28,22 @@ COUNTS = {
 
 
 def size_category(rows: int) -> str:
-    """The Hub's name for a number of rows."""
+    """Size category of the Hub for a number of rows."""
     return next((name for most, name in SIZES if rows < most), "n>10M")
 
 
 def dataset_card(run: RunResults, *, repo_id: str | None) -> DatasetCard:
-    """Render the card of the data that a run was trained on.
+    """Render the card of the training data of a run.
 
     Args:
         run: result files of the run.
-        repo_id: `owner/name` of the data repository when it is known.
+        repo_id: `owner/name` of the data set repository; None = not known yet.
 
     Returns:
         The card; `str(card)` is README.md.
 
     Raises:
-        ValueError: a figure is missing; names file and key.
+        ValueError: a value is missing; names file and key.
     """
     name = data_name(run)
     counts = run.training.section("counts")
@@ -56,7 +56,7 @@ def dataset_card(run: RunResults, *, repo_id: str | None) -> DatasetCard:
         task_categories=["image-feature-extraction"],
         tags=["oclear", "image-retrieval", "multi-modal-retrieval"]
         + (["simulated-clicks"] if simulated(run.data) else []),
-        # configs and a split of our own: without them the viewer would read all tables as one
+        # Without configs the viewer of the Hub would read all tables as one.
         configs=[
             {"config_name": key, "data_files": [{"split": "governed", "path": path}]} for key, path in CONFIGS.items()
         ],

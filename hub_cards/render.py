@@ -1,4 +1,4 @@
-"""Writing of both cards of a run, and of the committed samples."""
+"""Render the model card and the data set card of a run."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ SAMPLES = ("sample_model_card.md", "sample_dataset_card.md")
 
 
 def _write(path: Path, text: str) -> Path:
-    """Write a card; an interrupted rendering leaves the old one."""
+    """Write a card; an interrupted call keeps the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     return path
@@ -21,19 +21,19 @@ def _write(path: Path, text: str) -> Path:
 def render_run(
     folder: Path, *, repo_id: str | None = None, dataset_repo_id: str | None = None, samples: Path | None = None
 ) -> list[Path]:
-    """Render the model card and the data card of a run; writes nothing when a figure of either is missing.
+    """Render the model card and the data set card of a run; writes nothing if a value of either is missing.
 
     Args:
         folder: the run folder.
-        repo_id: model repository `owner/name`, when it is known.
-        dataset_repo_id: data repository `owner/name`, when it is known; the model card then cites it.
-        samples: a folder that takes a copy of both, as committed samples.
+        repo_id: model repository `owner/name`; None = not known yet.
+        dataset_repo_id: data set repository `owner/name`, cited in the model card; None = not known yet.
+        samples: a folder for copies of both cards (the committed samples are such copies).
 
     Returns:
-        The files that were written.
+        The written files.
 
     Raises:
-        ValueError: a result file or a figure is missing, or a text tells about this machine.
+        ValueError: a result file or a value is missing, or a text names this machine.
     """
     run = read_run(folder)
     model = model_card(run, repo_id=repo_id)
@@ -43,7 +43,7 @@ def render_run(
     for text in texts:
         for trace in machine_traces(text, this_host()):
             raise ValueError(
-                f"'{trace}' of {folder}'s result files tells about this machine. Write a relative path there."
+                f"'{trace}' in the result files of {folder} names this machine. Use a relative path there."
             )
     targets = [folder / "hub" / "README.md", folder / "dataset_card" / "README.md"]
     if samples is not None:

@@ -1,7 +1,7 @@
-"""Reading of result files: every figure of a card is looked up here, and a missing one stops the rendering.
+"""Read the result files of a run; a missing value raises an error.
 
-Why so strict: a card whose numbers were typed, guessed or left blank is worse than none. `ResultFile.number` either
-returns what a stage measured, or raises an error that names file and key and says which command writes it.
+No number of a card is typed, guessed or left blank: `ResultFile.number` returns what a stage measured, or raises an
+error with the file, the key and the command that writes it.
 """
 
 import json
@@ -17,19 +17,19 @@ WRITTEN_BY = {
     "environment.json": "accelerate launch train/run.py --data governed --out RUN",
     "train.jsonl": "accelerate launch train/run.py --data governed --out RUN",
     "hub/config.json": "accelerate launch train/run.py --data governed --out RUN",
-    "metrics.json": "python -m retrieval evaluate, once per query set (examples/demo.py shows how they are gathered)",
+    "metrics.json": "python -m retrieval evaluate, once per query set (examples/demo.py shows how they are combined)",
     "ledger.json": "python -m data_governance run, then copy governed/ledger.json into the run folder",
-    "data.json": "the command that made the data, or write it by hand for your own data",
+    "data.json": "the command that created the data, or by hand for your own data",
 }
 
 
 def _reject_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number that JSON knows")
+    raise ValueError(f"{name} is not a valid JSON number")
 
 
 @dataclass(frozen=True)
 class ResultFile:
-    """One JSON object of a run; `name` is how errors call it, dotted keys reach into it."""
+    """One JSON object of a run, read by dotted keys; `name` is used in error messages."""
 
     name: str
     content: Mapping[str, Any]
@@ -38,10 +38,10 @@ class ResultFile:
         return self._find(key) is not None
 
     def value(self, key: str) -> Any:
-        """What stands at a dotted key.
+        """Value of a dotted key.
 
         Raises:
-            ValueError: nothing stands there; names the file, the key and the command that writes it.
+            ValueError: no such key; names the file, the key and the command that writes it.
         """
         found = self._find(key)
         if found is None:
@@ -50,7 +50,7 @@ class ResultFile:
         return found
 
     def number(self, key: str) -> float:
-        """A finite number at a dotted key; raises ValueError for anything else, also for true and false."""
+        """Finite number of a dotted key; raises ValueError for anything else, true and false included."""
         found = self.value(key)
         if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
             raise ValueError(
@@ -59,29 +59,30 @@ class ResultFile:
         return float(found)
 
     def count(self, key: str) -> int:
-        """A whole number of at least 0."""
+        """Whole number of a dotted key, at least 0."""
         found = self.number(key)
         if found < 0 or found != int(found):
             raise ValueError(f"{self.name}: '{key}' is {found}, not a count. Measure it again, then render again.")
         return int(found)
 
     def text(self, key: str) -> str:
+        """Non-empty text of a dotted key."""
         found = self.value(key)
         if not isinstance(found, str) or not found:
             raise ValueError(f"{self.name}: '{key}' is {found!r}, not a text. Write it again, then render again.")
         return found
 
     def section(self, key: str) -> "ResultFile":
-        """The object at a dotted key, under a name that still tells the file."""
+        """Non-empty object of a dotted key."""
         found = self.value(key)
         if not isinstance(found, dict) or not found:
             raise ValueError(
-                f"{self.name}: '{key}' is {found!r}, not a filled object. Write it again, then render again."
+                f"{self.name}: '{key}' is {found!r}, not a non-empty object. Write it again, then render again."
             )
         return ResultFile(f"{self.name}:{key}", found)
 
     def _find(self, key: str) -> Any:
-        if key in self.content:  # names of slices and reasons may hold dots of their own
+        if key in self.content:  # names of slices and reasons may contain dots
             return self.content[key]
         found: Any = self.content
         for part in key.split("."):
@@ -93,7 +94,11 @@ class ResultFile:
 
 @dataclass(frozen=True)
 class RunResults:
-    """The result files of one run. `curve` is train.jsonl; `data` says what the data are; `attribution` is Markdown."""
+    """Result files of one run.
+
+    Attributes:
+        curve: lines of train.jsonl. data: description of the data set. attribution: Markdown.
+    """
 
     name: str
     folder: Path
@@ -109,7 +114,7 @@ class RunResults:
 
 
 def read_json(path: Path, name: str) -> ResultFile:
-    """One JSON object.
+    """Read a JSON object.
 
     Raises:
         ValueError: no such file, not JSON, NaN or Infinity in it, or not an object.
@@ -127,7 +132,7 @@ def read_json(path: Path, name: str) -> ResultFile:
 
 
 def read_curve(path: Path) -> list[ResultFile]:
-    """Every line of train.jsonl, in order; a run without steps (frozen features) has an empty file."""
+    """Read the lines of train.jsonl, in order; a run without training steps has an empty file."""
     if not path.is_file():
         raise ValueError(f"{path} is missing. Write it with: {WRITTEN_BY['train.jsonl']}. Then render again.")
     lines = []
@@ -136,16 +141,16 @@ def read_curve(path: Path) -> list[ResultFile]:
             content = json.loads(line, parse_constant=_reject_constant)
         except ValueError as error:
             raise ValueError(
-                f"{path}, line {number} cannot be read as JSON: {error}. Train again or mend the line."
+                f"{path}, line {number} cannot be read as JSON: {error}. Train again or repair the line."
             ) from error
         if not isinstance(content, dict):
-            raise ValueError(f"{path}, line {number} is not an object. Train again or mend the line.")
+            raise ValueError(f"{path}, line {number} is not an object. Train again or repair the line.")
         lines.append(ResultFile(f"train.jsonl:{number}", content))
     return lines
 
 
 def _data(folder: Path, metrics: ResultFile) -> ResultFile:
-    """What the data are: data.json beside the run, else `data` of metrics.json, else data/emoji.json of the demo."""
+    """Description of the data set: data.json of the run, else `data` of metrics.json, else data/emoji.json."""
     if (folder / "data.json").is_file():
         return read_json(folder / "data.json", "data.json")
     if metrics.has("data"):
@@ -156,20 +161,20 @@ def _data(folder: Path, metrics: ResultFile) -> ResultFile:
 
 
 def read_attribution(folder: Path) -> str:
-    """Whose pictures and texts a run learned from; raises ValueError where nothing says so."""
+    """Read the sources and licences of the training data; raises ValueError if there is no ATTRIBUTION.md."""
     for path in (folder / "ATTRIBUTION.md", folder / "data" / "ATTRIBUTION.md"):
         if path.is_file() and path.read_text(encoding="utf-8").strip():
             return path.read_text(encoding="utf-8").strip()
     raise ValueError(
-        f"{folder / 'ATTRIBUTION.md'} is missing: a card names whose pictures and texts the model learned from. "
-        "Copy the file that lies beside the data, or write one for your own data, then render again."
+        f"{folder / 'ATTRIBUTION.md'} is missing: a card names the sources of the training images and texts. Copy the "
+        "file from the data folder, or write one for your own data, then render again."
     )
 
 
 def read_run(folder: Path) -> RunResults:
-    """All result files of a run folder; raises ValueError for the first that is missing or unreadable."""
+    """Read all result files of a run folder; raises ValueError for the first that is missing or unreadable."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder. Name the run folder that training wrote, such as runs/demo.")
+        raise ValueError(f"{folder} is not a folder. Pass the run folder that training wrote, such as runs/demo.")
     names = ("recipe.json", "training.json", "environment.json", "metrics.json", "ledger.json", "hub/config.json")
     recipe, training, environment, metrics, ledger, config = (read_json(folder / name, name) for name in names)
     return RunResults(

@@ -1,9 +1,7 @@
-"""OCLEAR models: image queries and image + text documents as unit vectors of one space.
+"""Public API of the OCLEAR models: configs, models, processors, loss, publishing.
 
-What a user needs by name, loaded at first use: the model classes of transformers bring in whatever is installed beside
-them (Accelerate alone takes two seconds), which a command that only prints its help should not pay for. The first use
-also makes the classes known to the auto classes of transformers. The weights that come as Python packages are in
-`modeling_oclear.packaged_weights`.
+Names are loaded at first use, which also registers the classes with the auto classes of transformers. Pretrained
+weights that are distributed as Python packages: `modeling_oclear.packaged_weights`.
 """
 
 import importlib
@@ -37,7 +35,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+# Lazy: the model classes of transformers import whatever is installed (Accelerate alone takes two seconds), which a
+# command that only prints its help should not pay for.
+_MODULE_OF = {
     "ArcFace": "partial_softmax_oclear",
     "CombinedMargin": "partial_softmax_oclear",
     "CosFace": "partial_softmax_oclear",
@@ -61,25 +61,25 @@ _HOMES = {
     "publish": "publishing",
     "sample_classes": "partial_softmax_oclear",
 }
-__all__ = list(_HOMES)  # noqa: PLE0605 - one list, not two to keep equal
+__all__ = list(_MODULE_OF)  # noqa: PLE0605 - one list, not two to keep equal
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name at its first use."""
-    if name not in _HOMES:
+    """Import the module of a public name at its first use."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _register()
-    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULE_OF])
 
 
 def _register() -> None:
-    """Make the classes known to the auto classes of transformers; doing so again changes nothing."""
+    """Register the classes with the auto classes of transformers; a second call changes nothing."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoProcessor
 
     from .classification_oclear import OclearForCategoryClassification

@@ -1,10 +1,9 @@
-"""Reading any image or text encoder of transformers in one form: cells, one pooled row, token features.
+"""Adapters for the encoders of transformers: patches, pooled row, tokens.
 
-Why: encoders disagree on what they return (token sequences with class and register tokens, or channel maps; a pooler
-that was trained for another task, or none). The retriever needs the same three things from each.
+Encoders return different things: token sequences with class and register tokens, or channel maps; a pooler that was
+trained for another task, or none. The functions here return the same form for each.
 
-
-Letters: B batch, P image cells, T tokens, H encoder width (differs by encoder and stage).
+Letters: B batch, P image patches, T tokens, H encoder width (differs by encoder and stage).
 """
 
 import inspect
@@ -17,7 +16,8 @@ from transformers import AutoModel, PreTrainedConfig
 
 from .modeling_efficientnet_lite_oclear import EfficientNetLiteModel
 
-# Encoders whose output keeps channels before rows and columns; every other one returns a sequence of patches.
+# Encoders that return channel maps (B, H, rows, columns), with the config field of their widths. All others return a
+# sequence of patches (B, P, H).
 MAP_ENCODERS = {
     "convnext": "hidden_sizes",
     "convnextv2": "hidden_sizes",
@@ -26,12 +26,12 @@ MAP_ENCODERS = {
 
 
 def build_encoder(config: Any) -> nn.Module:
-    """An encoder from its config, without the pooling layer where it has one that can be left out.
+    """Build an encoder from its config, without its pooling layer where that is optional.
 
     Raises:
         ValueError: when transformers has no encoder for this config.
     """
-    # Not by class: where this code was loaded from a folder, config and model may come from two copies of it.
+    # Compared by name, not by class: with code loaded from a model folder, config and model may come from two copies.
     if config.model_type == EfficientNetLiteModel.config_class.model_type:
         return EfficientNetLiteModel._from_config(config)
     encoder_class: Any = AutoModel._model_mapping.get(type(config), None)
@@ -40,7 +40,7 @@ def build_encoder(config: Any) -> nn.Module:
             f"transformers has no encoder for model_type {config.model_type!r}: give the config of an image or text "
             "encoder, such as ViTConfig, SiglipVisionConfig, Dinov2Config, ConvNextConfig, BertConfig."
         )
-    # An unused part is a parameter without a gradient, which stops data-parallel training.
+    # A parameter without a gradient stops data-parallel training.
     skip = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(encoder_class).parameters else {}
     encoder = AutoModel.from_config(config, **skip)
     for name, parameter in encoder.named_parameters():
@@ -50,7 +50,7 @@ def build_encoder(config: Any) -> nn.Module:
 
 
 def vision_widths(config: Any, stage: int | None) -> tuple[int, int]:
-    """(width of the cells of `hidden_states[stage]`, width of the pooled row).
+    """(width of the patches of `hidden_states[stage]`, width of the pooled row).
 
     Raises:
         ValueError: for a stage that the encoder does not have.
@@ -79,11 +79,12 @@ def read_image(
 
     Args:
         pixel_values: (B, 3, height, width).
-        stage: index into hidden_states for the cells; None = the last hidden state.
+        stage: index into hidden_states for the patches; None = the last hidden state.
 
     Returns:
-        cells (B, P, H) in row-major order, without class and register tokens; pooled (B, H'): the class token where the
-        encoder has one, else the mean over its patches, else its (normalised) average over the map; (rows, columns).
+        patches (B, P, H) in row-major order, without class and register tokens; pooled (B, H'): the class token where
+        the encoder has one, else the mean of its patches; for channel maps the encoder's own pooled output; (rows,
+        columns).
 
     Raises:
         ValueError: for pixel values of another shape, or when the sequence is shorter than the patches of the image.
@@ -91,25 +92,25 @@ def read_image(
     if pixel_values.ndim != 4 or pixel_values.shape[1] != encoder.config.num_channels or not pixel_values.numel():
         raise ValueError(
             f"pixel_values has shape {tuple(pixel_values.shape)}; (rows, {encoder.config.num_channels}, height, width) "
-            "is needed. Let the processor make it."
+            "is needed, as the processor returns it."
         )
     settings: dict[str, Any] = {"output_hidden_states": True} if stage is not None else {}
     if _needs_interpolation(encoder, pixel_values):
         settings["interpolate_pos_encoding"] = True
     output = encoder(pixel_values.to(encoder.dtype), **settings)
     last = output.last_hidden_state
-    cells = last if stage is None else output.hidden_states[stage]
+    patches = last if stage is None else output.hidden_states[stage]
     if encoder.config.model_type in MAP_ENCODERS:
-        return cells.flatten(2).transpose(1, 2), output.pooler_output, (cells.shape[2], cells.shape[3])
+        return patches.flatten(2).transpose(1, 2), output.pooler_output, (patches.shape[2], patches.shape[3])
     grid = _patch_grid(encoder.config, pixel_values)
-    num_prefix = last.shape[1] - grid[0] * grid[1]
+    num_prefix = last.shape[1] - grid[0] * grid[1]  # class and register tokens
     if num_prefix < 0:
         raise ValueError(
             f"{encoder.config.model_type} gives {last.shape[1]} tokens for an image of {grid[0]} x {grid[1]} patches: "
-            "an encoder that merges patches is not supported. Take one with a plain patch sequence."
+            "an encoder that merges patches is not supported. Use one with a plain patch sequence."
         )
     pooled = last[:, 0] if num_prefix else last.mean(dim=1)
-    return cells[:, num_prefix:], pooled, grid
+    return patches[:, num_prefix:], pooled, grid
 
 
 def _patch_grid(config: PreTrainedConfig, pixel_values: torch.Tensor) -> tuple[int, int]:
@@ -119,7 +120,7 @@ def _patch_grid(config: PreTrainedConfig, pixel_values: torch.Tensor) -> tuple[i
 
 
 def _needs_interpolation(encoder: Any, pixel_values: torch.Tensor) -> bool:
-    """Whether the position table of a patch encoder has to be stretched to this image size."""
+    """Whether the position table of a patch encoder has to be interpolated for this image size."""
     if "interpolate_pos_encoding" not in inspect.signature(encoder.forward).parameters:
         return False
     size = encoder.config.image_size
@@ -128,17 +129,17 @@ def _needs_interpolation(encoder: Any, pixel_values: torch.Tensor) -> bool:
 
 
 def text_positions(config: Any) -> float:
-    """How many tokens a text encoder can read; infinity where it has no position table."""
+    """Most tokens that a text encoder can read; infinity without a position table."""
     positions = getattr(config, "max_position_embeddings", None) or math.inf
-    # RoBERTa's family counts positions from behind the padding index.
+    # RoBERTa and its relatives start positions at the padding index + 1.
     return positions - config.pad_token_id - 1 if "roberta" in config.model_type else positions
 
 
 def read_text(encoder: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Raw output of a text encoder: last hidden state (B, T, H), special tokens included, and the mask (B, T) bool.
 
-    A row whose mask is empty is read as if its first token counted (attention over nothing has no value); its mask row
-    stays empty, so that nobody uses the result.
+    For a row with an empty mask the encoder attends to its first token, since attention over nothing is nan; the
+    returned mask of the row stays empty.
 
     Raises:
         ValueError: for texts longer than the encoder's position table, or a mask of another shape.

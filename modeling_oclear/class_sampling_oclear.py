@@ -1,11 +1,10 @@
-"""Which classes take part in a training step: all positives, hard classes, and a keyed uniform draw of the rest.
+"""Sampling of classes per training step: positives, hard classes, uniform draws.
 
-Why: with millions of classes a step can only look at some. The draw depends on (seed, step) alone, never on how classes
-are spread over machines: the classes are cut into virtual blocks whose number depends on the class count only, the
-draws are dealt to the blocks down a binary tree, and whoever holds a range of classes looks at the blocks that meet it.
+The draw depends on (seed, step) alone, not on how classes are sharded. The classes are cut into virtual blocks whose
+number depends on the class count only, and the number of draws per block is drawn down a binary tree (hypergeometric
+splits). A rank that holds a range of classes computes only the blocks that overlap it.
 
-
-Letters: P positives, H hard classes that are no positives, S sampled classes.
+Letters: P positives, H hard classes that are not positives, S sampled classes, C all classes.
 """
 
 import math
@@ -14,21 +13,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# The most classes that numpy's hypergeometric draw accepts.
+# Limit of numpy's hypergeometric generator.
 MAX_CLASSES = 10**9
 CLASSES_PER_BLOCK, MAX_BLOCKS = 8192, 64
-# What a stream of random numbers is for; part of its key.
+# Purpose of a random stream, part of its key: splitting counts at a tree node, drawing in a leaf, drawing hard classes.
 DEAL, DRAW, HARD = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class SampledClasses:
-    """Classes of one step.
+    """Sampled classes of one step.
 
     Attributes:
         class_ids: (S,) int64, sorted, no repeats.
-        log_correction: (S,) float64, added to a class's logit where it is a negative: the negative log of its chance
-            to take part; 0 on positives.
+        log_correction: (S,) float64, added to a class's logit where it is a negative: the negative log of its
+            inclusion probability; 0 on positives.
     """
 
     class_ids: torch.Tensor
@@ -47,22 +46,23 @@ def sample_classes(
     hard: torch.Tensor | None = None,
     hard_draws: int | None = None,
 ) -> SampledClasses:
-    """All positives P, hard classes H, and min(C - |P + H|, ceil(rate * C)) of the rest, without replacement.
+    """Sample all positives P, hard classes H, and min(C - |P + H|, ceil(rate * C)) others, without replacement.
 
-    The correction of a class is the negative log of its chance to take part (sampled softmax: Jean et al., On Using
-    Very Large Target Vocabulary, 2015; Bengio and Senecal, 2008): log((C - |P + H|) / draws) for one of the rest,
-    log(|H| / hard_draws) for a drawn hard class, 0 for what always takes part. So the expected denominator is that of
-    all classes, however the hard ones were chosen. Costs O(|P| + |H| + draws) time and memory.
+    The correction of a class is the negative log of its inclusion probability (sampled softmax: Jean et al., On Using
+    Very Large Target Vocabulary, 2015; Bengio and Senecal, 2008): log((C - |P + H|) / draws) for one of the others,
+    log(|H| / hard_draws) for a drawn hard class, 0 for a class that is always included. With it the expected
+    denominator of the softmax is that of all classes, however the hard ones were chosen. Costs O(|P| + |H| + draws)
+    time and memory.
 
     Args:
         num_classes: C.
         positives: labels of the whole batch of the optimiser step, over all ranks, in any order and with repeats.
-        rate: share of the classes to draw from the rest, above 0 and at most 1 (every class).
+        rate: fraction of C to draw from the others, above 0 and at most 1 (every class).
         seed, step: the key of the draw.
-        log_q: False = no correction.
-        class_range: (first, last + 1): only the part of the same sample that lies in this range is returned.
+        log_q: False = corrections of 0.
+        class_range: (first, last + 1): return only the part of the same sample that lies in this range.
         hard: candidates such as the classes nearest to the positives, in any order; equal on every rank.
-        hard_draws: take part so many of H, drawn uniformly; None = all.
+        hard_draws: how many of H to draw, uniformly; None = all.
 
     Raises:
         ValueError: for a rate outside (0, 1], labels outside the classes, a negative seed or step.
@@ -87,16 +87,14 @@ def sample_classes(
 def _merged(
     parts: tuple[np.ndarray, np.ndarray, np.ndarray], corrections: tuple[float, float, float], first: int, end: int
 ) -> SampledClasses:
-    """Disjoint positives, hard classes and a sorted draw, what of them lies in [first, end), each with its correction.
-
-    The draw, by far the largest, is not sorted again.
-    """
+    """Merge disjoint positives, hard classes and a sorted draw, limited to [first, end), each with its correction."""
     positive_P, hard_D, drawn = parts
     fixed = np.concatenate([positive_P, hard_D])
     order = np.argsort(fixed, kind="stable")
     order = order[(fixed[order] >= first) & (fixed[order] < end)]
     where = np.searchsorted(drawn, fixed[order])
     of_fixed = np.where(order < len(positive_P), *corrections[:2])
+    # Inserted, because the draw is by far the largest part and is sorted already.
     class_ids = np.insert(drawn, where, fixed[order])
     correction = np.insert(np.full(len(drawn), corrections[2]), where, of_fixed)
     return SampledClasses(torch.from_numpy(class_ids), torch.from_numpy(correction))
@@ -119,7 +117,7 @@ def _check(
 
 
 def _distinct(classes: torch.Tensor, name: str, num_classes: int) -> np.ndarray:
-    """The distinct classes, sorted, after refusing what is none."""
+    """Check class labels and return the distinct ones, sorted."""
     if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
         raise ValueError(f"{name} have dtype {classes.dtype}; class labels are integers.")
     found = np.unique(classes.detach().cpu().numpy().astype(np.int64))
@@ -130,7 +128,7 @@ def _distinct(classes: torch.Tensor, name: str, num_classes: int) -> np.ndarray:
 
 
 class _Draw:
-    """One keyed draw without replacement from the classes that are not taken (sorted, distinct)."""
+    """One keyed draw without replacement from the classes that are not in `taken` (sorted, distinct)."""
 
     def __init__(self, num_classes: int, taken: np.ndarray, *, seed: int, step: int) -> None:
         self.taken = taken
@@ -143,7 +141,11 @@ class _Draw:
         self.free_edges = self.edges - np.searchsorted(taken, self.edges)
 
     def _stream(self, purpose: int, node: int) -> np.random.Generator:
-        """The random numbers of one tree node, until the next call; the low counter word is left to run."""
+        """Random stream of one tree node, valid until the next call.
+
+        Philox is a counter-based generator: the key is (seed, step), the upper counter words name node and purpose, and
+        the lowest counter word advances with the numbers drawn.
+        """
         self.start["state"]["counter"][:] = (0, node, purpose, 0)
         self.bits.state = self.start
         return self.generator
@@ -152,8 +154,8 @@ class _Draw:
         """`count` of the hard classes (None = all), sorted, and the correction of each."""
         if count is None or count >= len(hard_H):
             return hard_H, 0.0
-        places = distinct_places(self._stream(HARD, 0), len(hard_H), count)
-        return hard_H[places], math.log(len(hard_H) / count)
+        index = random_subset(self._stream(HARD, 0), len(hard_H), count)
+        return hard_H[index], math.log(len(hard_H) / count)
 
     def within(self, draws: int, first: int, end: int) -> np.ndarray:
         """The drawn classes in [first, end), sorted."""
@@ -170,31 +172,33 @@ class _Draw:
             middle = (low + high) // 2
             left, right = (int(self.free_edges[b] - self.free_edges[a]) for a, b in ((low, middle), (middle, high)))
             on_left = int(self._stream(DEAL, node).hypergeometric(left, right, count))
-            # The left half is looked at first, so that the blocks come out in order.
+            # The left half is popped first, so that the blocks are in order.
             waiting += [(2 * node + 1, middle, high, count - on_left), (2 * node, low, middle, on_left)]
         return np.concatenate(parts)
 
     def _leaf(self, node: int, leaf: int, count: int) -> np.ndarray:
         """`count` of the classes of one block that are not taken, sorted."""
         free = int(self.free_edges[leaf + 1] - self.free_edges[leaf])
-        place = distinct_places(self._stream(DRAW, node), free, count)
+        rank = random_subset(self._stream(DRAW, node), free, count)
         inside = slice(*np.searchsorted(self.taken, self.edges[leaf : leaf + 2]))
         taken = self.taken[inside] - self.edges[leaf]
-        # The k-th free class stands behind every taken one that has at most k free classes before it.
-        before = np.searchsorted(place, taken - np.arange(len(taken)))
-        shift = np.bincount(before, minlength=len(place) + 1)[: len(place)].cumsum()
-        return self.edges[leaf] + place + shift
+        # From ranks among the free classes to class ids: a rank moves up by one for every taken class before it, and a
+        # taken class t with i taken ones before it has t - i free classes before it.
+        before = np.searchsorted(rank, taken - np.arange(len(taken)))
+        shift = np.bincount(before, minlength=len(rank) + 1)[: len(rank)].cumsum()
+        return self.edges[leaf] + rank + shift
 
 
-def distinct_places(stream: np.random.Generator, population: int, count: int) -> np.ndarray:
-    """A uniform subset of `count` of 0 .. population - 1, sorted; O(count) time and memory, but for the sorting.
+def random_subset(stream: np.random.Generator, population: int, count: int) -> np.ndarray:
+    """Draw a uniform subset of `count` of 0 .. population - 1, sorted; O(count) time and memory, plus sorting.
 
-    As many are drawn as are missing, until none is: nothing is thrown away, so that every subset is equally likely.
+    Repeats are drawn again until `count` distinct numbers are there, so that every subset is equally likely.
     """
+    # More than half: draw the complement. More than 1/16: mark in a table of booleans. Else: sort what was drawn.
     if 2 * count > population:
         is_in = np.ones(population, bool)
         if count < population:
-            is_in[distinct_places(stream, population, population - count)] = False
+            is_in[random_subset(stream, population, population - count)] = False
         return np.flatnonzero(is_in)
     if 16 * count > population:
         is_in = np.zeros(population, bool)
@@ -203,9 +207,9 @@ def distinct_places(stream: np.random.Generator, population: int, count: int) ->
             is_in[stream.integers(population, size=missing)] = True
             missing = count - int(np.count_nonzero(is_in))
         return np.flatnonzero(is_in)
-    places = np.empty(0, np.int64)
-    while len(places) < count:
-        places = np.concatenate([places, stream.integers(population, size=count - len(places))])
-        places.sort()
-        places = places[np.concatenate([[True], places[1:] != places[:-1]])]
-    return places
+    found = np.empty(0, np.int64)
+    while len(found) < count:
+        found = np.concatenate([found, stream.integers(population, size=count - len(found))])
+        found.sort()
+        found = found[np.concatenate([[True], found[1:] != found[:-1]])]
+    return found

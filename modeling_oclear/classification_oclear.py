@@ -1,9 +1,7 @@
-"""The retriever with a prototype per category: trains by large-scale classification, names the category of an image.
+"""Retrieval model with a classification head: one prototype per category.
 
-Why: queries and documents are equivalent samples of the same categories, so one prototype row per category is learned
-by both sides. The head is a plain parameter, for class counts that one machine holds; published prototypes sit here, so
-that zero-shot category prediction needs nothing but the folder.
-
+For fine-tuning with the Trainer of transformers, and for predicting the category of an image. The head is a plain
+parameter, for class counts that fit on one device; train/ shards the classes over ranks instead.
 
 Letters: B batch, D width, N classes.
 """
@@ -21,11 +19,11 @@ from .partial_softmax_oclear import SoftmaxForm, class_logits, margin_by_name, p
 
 @dataclass
 class OclearClassifierOutput(ModelOutput):
-    """What the classifier says about a batch.
+    """Output of the classifier for a batch.
 
     Attributes:
-        loss: scalar, when labels were given.
-        logits: (B, N) scale x cosine; left out in training on sampled classes, where nobody wants all of them.
+        loss: scalar, with labels.
+        logits: (B, N) scale x cosine; None in training with labels and sampled classes, where computing all is a waste.
         embeds: (B, D) unit rows.
     """
 
@@ -39,8 +37,8 @@ class OclearForCategoryClassification(OclearPreTrainedModel):
 
     With `config.head_sub_centres` K it is (N K, D), row k of category j at j K + k.
 
-    In training mode with `config.head_sample_rate` below 1, every call draws other negative classes, keyed by
-    `sample_seed` and the running number `sample_step`.
+    In training mode with `config.head_sample_rate` below 1, every call samples other negative classes, keyed by
+    `sample_seed` and the call counter `sample_step`.
     """
 
     def __init__(self, config: OclearConfig) -> None:
@@ -54,7 +52,7 @@ class OclearForCategoryClassification(OclearPreTrainedModel):
 
     @property
     def form(self) -> SoftmaxForm:
-        """The softmax that the config describes."""
+        """Softmax settings of the config."""
         margin = margin_by_name(self.config.head_margin_type, self.config.head_margin)
         return SoftmaxForm(
             margin=margin,
@@ -77,17 +75,17 @@ class OclearForCategoryClassification(OclearPreTrainedModel):
         weights: torch.Tensor | None = None,
         return_dict: bool | None = None,
     ) -> OclearClassifierOutput | tuple[torch.Tensor, ...]:
-        """Embed one side and compare with every prototype.
+        """Embed queries or documents and compare them with the prototypes.
 
         Args:
             pixel_values, input_ids, attention_mask, has_image, has_text: as in `OclearModel.get_document_embeds`; a
                 query has pixel values only.
             side: "query" or "document".
             labels: (B,) int64 categories, or (B, Y) padded with -1 where samples have several.
-            weights: (B,) how much each sample counts.
+            weights: (B,) weights of the samples in the loss.
 
         Raises:
-            ValueError: for text on the query side, an unknown side, labels that are no category, or settings of the
+            ValueError: for text on the query side, an unknown side, labels that are not categories, or settings of the
                 softmax out of range.
         """
         if side == "document":

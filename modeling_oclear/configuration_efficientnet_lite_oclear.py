@@ -1,8 +1,7 @@
-"""Configuration of EfficientNet-Lite, the small image encoder that the demo recipes start from.
+"""Configuration of EfficientNet-Lite, the small image encoder of the demo recipes.
 
-Why: transformers has EfficientNet, but not its Lite variant (no squeeze-excitation, ReLU6, a stem and a head that do
-not scale), for which compact ImageNet weights exist. The class is a plain Hugging Face config, so that it can be the
-`vision_config` of an OCLEAR model like any other encoder.
+transformers has EfficientNet, but not its Lite variant: no squeeze-excitation, ReLU6, a stem and a head of fixed width.
+Compact ImageNet weights exist for it, see packaged_weights.py.
 """
 
 from typing import Any
@@ -42,16 +41,16 @@ class EfficientNetLiteConfig(PreTrainedConfig):
     num_classes: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Take the bookkeeping of transformers, refuse everything else."""
+        """Reject unknown keys."""
         reject_unknown_keys(self, kwargs)
         super().__post_init__(**kwargs)
 
     def validate_stages(self) -> None:
-        """Every stage has its five values, all of them usable."""
+        """Check that every stage has five values, each in range."""
         names = ("out_channels", "num_block_repeats", "kernel_sizes", "strides", "expand_ratios")
         lengths = {name: len(getattr(self, name)) for name in names}
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
-            raise ValueError(f"the stages disagree in number: {lengths}. Give one entry per stage in each list.")
+            raise ValueError(f"the lists have different lengths: {lengths}. Give one entry per stage in each list.")
         for name in names:
             if min(getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {list(getattr(self, name))}; every entry must be at least 1.")
@@ -61,7 +60,7 @@ class EfficientNetLiteConfig(PreTrainedConfig):
             raise ValueError(f"strides is {list(self.strides)}; a stage has stride 1 or 2.")
 
     def validate_widths(self) -> None:
-        """Counts that stand alone."""
+        """Check counts and widths."""
         for name, least in (("num_channels", 1), ("stem_channels", 1), ("hidden_size", 1), ("num_classes", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
@@ -69,5 +68,5 @@ class EfficientNetLiteConfig(PreTrainedConfig):
             raise ValueError(f"batch_norm_eps is {self.batch_norm_eps}; it must be above 0, such as 1e-3.")
 
 
-# A sub-config is looked up by its model_type: a stranger who only has this file must find it there too.
+# A sub-config is looked up by its model_type, also where only the published files are installed.
 AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Configuration of the OCLEAR retriever: which encoders, how wide, how strongly text counts.
+"""Configuration of the OCLEAR models: encoders, widths, fusion, classifier.
 
-Why: a model is built from its config alone, so everything that shapes it or its answers stands here as a plain value.
+A model is built from its config alone: every setting that changes its shape or its output is a field here.
 """
 
 from typing import Any, Literal
@@ -12,33 +12,39 @@ from transformers.configuration_utils import SubConfigSpec
 from .configuration_efficientnet_lite_oclear import EfficientNetLiteConfig
 from .strict_config_oclear import reject_unknown_keys, with_value_errors
 
-# Parts of an encoder that this model never reads: left in, they would be parameters without a gradient.
+# Parts of an encoder whose output this model does not use. Left on, they would be parameters without a gradient, which
+# stops data-parallel training.
 UNUSED_ENCODER_PARTS = {"vision_use_head": False, "use_mask_token": False}
 
 
 @with_value_errors
 @strict
 class OclearConfig(PreTrainedConfig):
-    """An image encoder for both sides, a text encoder for documents, and the fusion of the two.
+    """An image encoder for queries and documents, a text encoder for documents, and their fusion.
+
+    The `head_*` fields describe the softmax loss that `OclearForCategoryClassification` computes from `labels`. They do
+    not record how published weights were trained: a model trained with ProxyAnchor keeps the default margin here, and
+    its recipe.json names the loss.
 
     Attributes:
         vision_config, text_config: config (or its dict) of any Hugging Face encoder; no text_config = images only.
         hidden_size: width D of the embeddings.
-        intermediate_size: inner width of the residual MLP of each side.
-        num_concepts: concepts C that are read from a text.
-        num_memory_slots: slots K of the memory that speaks for texts without image.
-        memory_sharpness: how fast a slot falls silent with the distance of a text from its own.
+        intermediate_size: inner width of the residual MLP after the projection, one for queries, one for documents.
+        num_concepts: concept vectors C per text; each has its own attention over the image.
+        num_memory_slots: slots K of the memory used for documents that have a text and no image.
+        memory_sharpness: inverse kernel bandwidth of the memory: a slot counts exp(sharpness * (cos - 1)).
         num_attention_heads: heads of the text-to-image attention.
-        vision_feature_stage: index into the encoder's hidden_states whose cells the text attends to; None = its last
-            hidden state.
-        text_strength: factor on what text adds to an image embedding; 0 = text is ignored where there is an image.
+        vision_feature_stage: index into the encoder's hidden_states; the text attends to the patches of that stage.
+            None = the last hidden state.
+        text_strength: text weight: factor on what text adds to an image embedding. 0 = text is ignored where there is
+            an image.
         embed_dropout: dropout on projected image features in training.
         num_classes: categories of the classification head; 0 = no head.
         head_scale, head_margin, head_margin_type: scale and margin of the softmax over categories; "combined" takes
             three numbers (m1, m2, m3).
         head_label_smoothing, head_conflict_delta, head_conflict_tau: see `SoftmaxForm` in margins_oclear.py.
-        head_sub_centres: prototypes per category, of which the nearest counts.
-        head_sample_rate: share of the categories that a training step draws as negatives; 1 = all of them.
+        head_sub_centres: prototypes per category; the one with the largest cosine counts.
+        head_sample_rate: fraction of the categories drawn as negatives in a training step; 1 = all of them.
 
     Raises:
         ValueError: for an unknown argument, a wrong type or a value out of range.
@@ -73,7 +79,7 @@ class OclearConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Take the bookkeeping of transformers, refuse other keys, switch off the encoder parts that are not read."""
+        """Reject unknown keys and switch off the encoder parts whose output is not used."""
         reject_unknown_keys(self, kwargs)
         super().__post_init__(**kwargs)
         for part, value in UNUSED_ENCODER_PARTS.items():
@@ -81,7 +87,7 @@ class OclearConfig(PreTrainedConfig):
                 setattr(self.vision_config, part, value)
 
     def validate_widths(self) -> None:
-        """Counts and widths."""
+        """Check counts and widths."""
         for name in ("hidden_size", "intermediate_size", "num_concepts", "num_memory_slots", "num_attention_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
@@ -93,10 +99,10 @@ class OclearConfig(PreTrainedConfig):
             )
 
     def validate_strengths(self) -> None:
-        """Strength of text, sharpness of the memory and dropout."""
+        """Check text weight, sharpness of the memory and dropout."""
         if not 0 <= self.text_strength < float("inf"):
             raise ValueError(
-                f"text_strength is {self.text_strength}; it must be 0 (text ignored) or a positive number."
+                f"text_strength is {self.text_strength}; it must be 0 (text is ignored) or a positive number."
             )
         if not 0 <= self.memory_sharpness < float("inf"):
             raise ValueError(
@@ -106,7 +112,7 @@ class OclearConfig(PreTrainedConfig):
             raise ValueError(f"embed_dropout is {self.embed_dropout}; it must be at least 0 and below 1.")
 
     def validate_head(self) -> None:
-        """The classification head."""
+        """Check the settings of the classification head."""
         if self.num_classes < 0:
             raise ValueError(f"num_classes is {self.num_classes}; it must be 0 (no head) or the number of categories.")
         if not 0 < self.head_scale < float("inf"):
@@ -127,7 +133,7 @@ class OclearConfig(PreTrainedConfig):
             raise ValueError(f"head_sample_rate is {self.head_sample_rate}; it must be above 0 and at most 1.")
 
     def validate_feature_stage(self) -> None:
-        """An index into hidden_states counts from the front."""
+        """Check that the index into hidden_states is not negative."""
         if self.vision_feature_stage is not None and self.vision_feature_stage < 0:
             raise ValueError(
                 f"vision_feature_stage is {self.vision_feature_stage}; give an index from 0, or None for the last "
@@ -138,11 +144,11 @@ class OclearConfig(PreTrainedConfig):
 @with_value_errors
 @strict
 class OclearQueryConfig(OclearConfig):
-    """The query side alone: the image encoder and what turns its features into query embeddings."""
+    """The query side alone: the image encoder and the projection of its features to query embeddings."""
 
     model_type = "oclear_query"
 
     def validate_no_text(self) -> None:
-        """Queries are images."""
+        """Check that there is no text encoder: queries are images."""
         if self.text_config is not None:
             raise ValueError("text_config is given, but a query model reads images only: leave it out.")

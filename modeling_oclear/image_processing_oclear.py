@@ -1,8 +1,6 @@
-"""Images of any kind -> pixel values: upright, cut to their subject, square, of one size, normalised.
+"""Image processor: orientation, crop to the subject, padding, normalisation.
 
-Why: a product photograph on white and a drawing with an alpha channel show the same thing at very different scales;
-cutting to the subject before resizing gains more than a larger network does. Everything is an option stored with the
-model, so that training, indexing and a stranger's query see the same pixels. Pillow and numpy only.
+All options are stored with the model, so that training, indexing and queries use the same pixels.
 """
 
 import struct
@@ -19,7 +17,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 ORIENTATION_TAG = 0x0112
 WHITE = (255, 255, 255)
 OPAQUE_FROM = 16  # alpha from 0 to 255; below this a pixel counts as background
-# What the decoders of Pillow raise on damaged files.
+# Errors that the decoders of Pillow raise on damaged files.
 DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
@@ -27,17 +25,18 @@ RESAMPLING = {"nearest", "bilinear", "bicubic", "lanczos"}
 
 
 class OclearImageProcessor(BaseImageProcessor):
-    """Turns images into pixel values; see the top of this file.
+    """Converts images to pixel values.
 
     Args:
-        size: edge of the square result, in pixels.
+        size: edge of the square output, in pixels.
         image_mean, image_std: per channel, for values in 0..1.
-        exif_orientation: turn the image upright as its EXIF data says.
-        crop_to_subject: cut to the bounding box of what differs from the border colour, or of what is not transparent.
+        exif_orientation: apply the orientation of the EXIF data.
+        crop_to_subject: crop to the bounding box of the pixels that differ from the border colour or are not
+            transparent. A subject is then of the same size in a product photograph and in a drawing.
         crop_tolerance: difference from the border colour (0..255, largest channel) that still counts as background.
-        pad_to_square: keep the aspect ratio and fill up with the border colour; False = stretch.
+        pad_to_square: keep the aspect ratio and pad with the border colour; False = stretch.
         resample: nearest, bilinear, bicubic or lanczos.
-        max_image_pixels: larger images are refused before they are decoded.
+        max_image_pixels: larger images are rejected before they are decoded.
 
     Raises:
         ValueError: for an option out of range or an unknown one.
@@ -84,13 +83,13 @@ class OclearImageProcessor(BaseImageProcessor):
         self.max_image_pixels = max_image_pixels
 
     def preprocess(self, images: Any, *args: Any, return_tensors: str = "pt", **kwargs: Any) -> BatchFeature:
-        """A PIL image or a list of them, None where one is missing.
+        """Convert a PIL image or a list of them; None stands for a missing image.
 
         Returns:
             pixel_values (B, 3, size, size) float32, zeros where the image is missing; has_image (B,) bool.
 
         Raises:
-            ValueError: naming the row of what is no image, cannot be decoded or is too large.
+            ValueError: for an entry that is not an image, cannot be decoded or is too large; names its row.
         """
         if args or kwargs:
             named = ", ".join([*map(repr, args), *kwargs])
@@ -104,6 +103,7 @@ class OclearImageProcessor(BaseImageProcessor):
             if image is not None:
                 pixel_BHWC[row] = self._square(image, row)
                 has_image_B[row] = True
+        # (pixel / 255 - mean) / std, written per channel into the output: no float copy of the whole batch.
         scale_C = 1 / (255 * np.asarray(self.image_std, np.float32))
         shift_C = np.asarray(self.image_mean, np.float32) / np.asarray(self.image_std, np.float32)
         pixel_BCHW = np.empty((len(rows), 3, self.size, self.size), np.float32)
@@ -125,15 +125,17 @@ class OclearImageProcessor(BaseImageProcessor):
         width, height = image.size
         if width * height > self.max_image_pixels or width * height == 0:
             raise ValueError(
-                f"images[{row}] has {width} x {height} pixels; from 1 to {self.max_image_pixels} in all are read. "
-                "Scale it down first, or raise max_image_pixels."
+                f"images[{row}] has {width} x {height} pixels; the limit is {self.max_image_pixels} in total, at least "
+                "1. Scale it down first, or raise max_image_pixels."
             )
         try:
             image.load()
             if self.exif_orientation and image.getexif().get(ORIENTATION_TAG, 1) != 1:
                 image = ImageOps.exif_transpose(image)
         except DECODE_ERRORS as error:
-            raise ValueError(f"images[{row}] cannot be decoded ({error}): replace or leave out this file.") from error
+            raise ValueError(
+                f"images[{row}] cannot be decoded ({error}): replace this file or leave it out."
+            ) from error
         colour, alpha = split_alpha(image)
         box, border = self._subject(colour, alpha)
         if alpha is not None:
@@ -143,29 +145,30 @@ class OclearImageProcessor(BaseImageProcessor):
     def _subject(
         self, colour: Image.Image, alpha: Image.Image | None
     ) -> tuple[tuple[int, int, int, int], tuple[int, ...]]:
-        """(box of the subject, colour around it)."""
-        whole = (0, 0, *colour.size)
+        """(bounding box of the subject, colour of the border)."""
+        full_box = (0, 0, *colour.size)
         if alpha is not None:
-            box = alpha.point(lambda value: 255 * (value >= OPAQUE_FROM)).getbbox() if self.crop_to_subject else whole
-            return box or whole, WHITE
+            is_opaque = alpha.point(lambda value: 255 * (value >= OPAQUE_FROM))
+            box = is_opaque.getbbox() if self.crop_to_subject else full_box
+            return box or full_box, WHITE
         pixel_HWC = np.asarray(colour)
         border_C = border_colour(pixel_HWC)
         border = tuple(int(value) for value in border_C)
         if not self.crop_to_subject:
-            return whole, border
-        # Differences of bytes without leaving bytes: widening a large photograph would cost eight times its memory.
+            return full_box, border
+        # |pixel - border| in uint8: conversion to int64 would take eight times the memory of a large photograph.
         difference_HWC = np.maximum(pixel_HWC, border_C) - np.minimum(pixel_HWC, border_C)
         is_far_HWC = difference_HWC > self.crop_tolerance
         is_subject_HW = is_far_HWC[..., 0] | is_far_HWC[..., 1] | is_far_HWC[..., 2]
         rows, columns = np.flatnonzero(is_subject_HW.any(axis=1)), np.flatnonzero(is_subject_HW.any(axis=0))
         if not len(rows):
-            return whole, border
+            return full_box, border
         return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1), border
 
     def _fit(self, image: Image.Image, box: tuple[int, int, int, int], border: tuple[int, ...]) -> np.ndarray:
-        """Resize the box to the square; the shorter side is filled up with the border colour."""
+        """Resize the box to the square; the shorter side is padded with the border colour."""
         resample = Image.Resampling[self.resample.upper()]
-        # Cut before resizing: the filter would otherwise blend in what lies outside of the box.
+        # Crop before resizing: the filter would otherwise mix in pixels outside of the box.
         image = image.crop(box)
         width, height = image.size
         if not self.pad_to_square or width == height:
@@ -182,10 +185,9 @@ class OclearImageProcessor(BaseImageProcessor):
 def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """(RGB image, alpha or None when everything is opaque), for every mode that Pillow reads."""
     if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow would clip sixteen bits to white; only the high byte fits.
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert(
-            "RGB"
-        ), None
+        # Pillow would clip 16-bit values to white: keep the high byte.
+        high_byte_HW = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(high_byte_HW).convert("RGB"), None
     has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
     if not has_alpha:
         return (image if image.mode == "RGB" else image.convert("RGB")), None
@@ -195,7 +197,7 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def border_colour(pixel_HWC: np.ndarray) -> np.ndarray:
-    """Median colour (3,) uint8 of the outermost pixels: a subject that touches an edge does not move it."""
+    """Median colour (3,) uint8 of the outermost pixels; robust against a subject that touches an edge."""
     edges = (pixel_HWC[0], pixel_HWC[-1], pixel_HWC[:, 0], pixel_HWC[:, -1])
     border_XC = np.concatenate(edges)
     middle = len(border_XC) // 2

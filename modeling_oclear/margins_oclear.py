@@ -1,8 +1,7 @@
-"""Margins of the softmax over categories, and the one record of how that softmax is formed.
+"""Margins (CosFace, ArcFace, combined) and settings of the category softmax.
 
-Why: a margin asks the positive for more than the negatives, so that categories grow compact. Every margin here is
-continuous with its slope and falls all the way to the opposite direction: a formula that rises again beyond its period
-would reward the worst samples for getting worse.
+Every margin phi is continuously differentiable and decreases over the whole range of angles, 0 to pi. cos(t + m)
+itself rises again beyond t = pi - m, which would reward the worst samples for getting worse; hence the continuations.
 """
 
 import math
@@ -15,7 +14,7 @@ __all__ = ["ArcFace", "CombinedMargin", "CosFace", "Margin", "SoftmaxForm", "mar
 
 @dataclass(frozen=True)
 class CosFace:
-    """phi(cos) = cos - m (Wang et al., CosFace, 2018)."""
+    """phi(cos) = cos - m (Wang et al., CosFace, 1801.09414)."""
 
     m: float = 0.2
 
@@ -30,9 +29,9 @@ class CosFace:
 
 @dataclass(frozen=True)
 class ArcFace:
-    """phi = cos(t + m) for t <= pi - m, beyond it -2 - cos(t + m); t = arccos(cos), m in radians.
+    """phi = cos(t + m) for t <= pi - m, else -2 - cos(t + m); t = arccos(cos), m in radians.
 
-    Deng et al., ArcFace, 2019; the continuation is ours.
+    Deng et al., ArcFace, 1801.07698; the continuation is ours.
     """
 
     m: float = 0.3
@@ -42,19 +41,19 @@ class ArcFace:
             raise ValueError(f"the ArcFace margin is {self.m}; it must be from 0 to below pi / 2, such as 0.3.")
 
     def phi(self, cos: torch.Tensor) -> torch.Tensor:
-        """Cosines of positives, of any shape -> the same with their margin."""
-        # The slope of the root is infinite at cos = 1; below the rounding of 1 it is held at 0.
+        """Apply the margin to cosines of positives, of any shape."""
+        # The slope of the root is infinite at cos = 1. Clamped at the rounding error of 1, the gradient there is 0.
         sin = (1 - cos * cos).clamp(min=torch.finfo(cos.dtype).eps).sqrt()
-        moved = cos * math.cos(self.m) - sin * math.sin(self.m)
-        return torch.where(cos >= -math.cos(self.m), moved, -2 - moved)
+        shifted = cos * math.cos(self.m) - sin * math.sin(self.m)  # cos(t + m)
+        return torch.where(cos >= -math.cos(self.m), shifted, -2 - shifted)
 
 
 @dataclass(frozen=True)
 class CombinedMargin:
     """phi = psi(m1 t + m2) - m3 with psi(a) = (-1)^k cos(a) - 2k, k = floor(a / pi): cos(a) up to pi, then continued.
 
-    m1 is the factor of SphereFace (Liu et al., 2017), whose continuation this is, m2 the angle of ArcFace and m3 the
-    difference of CosFace; the combination is that of Deng et al., 2019, section 2.
+    m1 is the factor of SphereFace (Liu et al., 1704.08063), which psi is taken from, m2 the angle of ArcFace and m3 the
+    difference of CosFace. The combination is that of Deng et al., 1801.07698, section 2.
     """
 
     m1: float = 1.0
@@ -73,8 +72,8 @@ class CombinedMargin:
                 )
 
     def phi(self, cos: torch.Tensor) -> torch.Tensor:
-        """Cosines of positives, of any shape -> the same with their margin."""
-        # The slope of arccos is infinite at both ends; within the rounding of 1 it is held at 0.
+        """Apply the margin to cosines of positives, of any shape."""
+        # The slope of arccos is infinite at both ends. Clamped at the rounding error of 1, the gradient there is 0.
         most = 1 - torch.finfo(cos.dtype).eps
         angle = self.m1 * torch.acos(cos.clamp(min=-most, max=most)) + self.m2
         turns = (angle.detach() / math.pi).floor()
@@ -86,10 +85,10 @@ Margin = CosFace | ArcFace | CombinedMargin
 
 
 def margin_by_name(name: str, value: float | tuple[float, ...]) -> Margin:
-    """ "cosface" or "arcface" with its m, or "combined" with (m1, m2, m3).
+    """Build a margin from its name and value: one number, or (m1, m2, m3) for "combined".
 
     Raises:
-        ValueError: for another name, or a value that does not fit it.
+        ValueError: for a name other than cosface, arcface, combined, or a value that does not fit the name.
     """
     values = (float(value),) if isinstance(value, int | float) else tuple(float(part) for part in value)
     kinds: dict[str, tuple[type[CosFace] | type[ArcFace] | type[CombinedMargin], int]] = {
@@ -107,17 +106,19 @@ def margin_by_name(name: str, value: float | tuple[float, ...]) -> Margin:
 
 @dataclass(frozen=True)
 class SoftmaxForm:
-    """How the softmax over categories is formed; what is left at its default costs and changes nothing.
+    """Settings of the softmax over categories; a setting at its default has no effect and no cost.
 
     Attributes:
-        margin, scale: phi and s of the positive; negatives have s cos.
-        label_smoothing: e: the target is 1 - e on the positive, and e evenly over the classes that take part of the
-            positive's leaf, the positive among them; over all that take part where the leaf is unknown.
-        sub_centres: K rows per class; a class's cosine is the largest of its K (Deng et al., Sub-center ArcFace, 2020).
-        conflict_delta, conflict_tau: a negative leaves a row when its cosine is above that of the row's best positive
-            by more than delta, or above tau: likely the same thing under another label. None = off.
+        margin, scale: the logit of a positive is scale * phi(cos), that of a negative scale * cos.
+        label_smoothing: e. The target is 1 - e on the positive, plus e spread evenly over the sampled classes of the
+            positive's leaf, itself included; over all sampled classes where the leaf is unknown.
+        sub_centres: K rows per class; the cosine of a class is the largest of its K (Deng et al., Sub-center ArcFace,
+            ECCV 2020).
+        conflict_delta, conflict_tau: a negative is masked for a sample when its cosine is above the sample's best
+            positive cosine by more than delta, or above tau: it is likely the same item under another label. None =
+            off. After the inter-class filtering of Partial FC (An et al., 2203.15565).
         chunk_size: classes whose logits are computed at once; None = as many as fit the cache.
-        logit_bytes: exponentials are kept for the backward pass while they fit; otherwise they are computed again.
+        logit_bytes: exponentials are kept for the backward pass up to this size, else they are computed again.
     """
 
     margin: Margin = field(default_factory=CosFace)
@@ -146,8 +147,3 @@ class SoftmaxForm:
             raise ValueError(f"chunk_size is {self.chunk_size}; it must be at least 1, or None.")
         if self.logit_bytes < 0:
             raise ValueError(f"logit_bytes is {self.logit_bytes}; it must be at least 0 (nothing is kept).")
-
-    @property
-    def filters_conflicts(self) -> bool:
-        """Whether negatives may leave a row, which needs the cosines of the positives beforehand."""
-        return self.conflict_delta is not None or self.conflict_tau is not None

@@ -1,10 +1,8 @@
-"""EfficientNet-Lite as a Hugging Face model: an image encoder of 3.4M parameters that a CPU can train.
+"""EfficientNet-Lite for transformers: an image encoder of 3.4M parameters.
 
-Why: it is the smallest encoder with ImageNet weights that reaches useful retrieval. Two things differ from the usual
-port: normalisation always uses its running statistics, so that a row never depends on the rest of its batch (ranks and
-batch layouts agree), and the network can be cut after any stage, so that the output of a frozen trunk can be kept on
-disk.
-
+Two things differ from other ports. Batch normalisation always uses its running statistics, so that a row does not
+depend on the rest of its batch. The network can be split after any stage (`forward_trunk`, `forward_tail`), so that the
+output of a frozen trunk can be cached.
 
 Letters: B batch, C channels, H rows, W columns, N classes.
 """
@@ -20,10 +18,10 @@ from .configuration_efficientnet_lite_oclear import EfficientNetLiteConfig
 
 
 class RunningBatchNorm(nn.BatchNorm2d):
-    """BatchNorm2d that normalises by its running statistics in training too; scale and shift are trainable."""
+    """BatchNorm2d that uses its running statistics in training too; scale and shift are trainable."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C, H, W); no row of the batch sees another one."""
+        """(B, C, H, W) -> (B, C, H, W), each row of the batch independently."""
         return nn.functional.batch_norm(
             input, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
         )
@@ -48,7 +46,7 @@ class SamePadConv(nn.Conv2d):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, normalisation, and ReLU6 where asked for."""
+    """Convolution, normalisation, and ReLU6 if `activate`."""
 
     def __init__(
         self, num_in: int, num_out: int, *, kernel: int = 1, stride: int = 1, depthwise: bool = False,
@@ -66,7 +64,7 @@ class ConvNorm(nn.Module):
 
 
 class EfficientNetLiteBlock(GradientCheckpointingLayer):
-    """Inverted residual: widen, filter each channel, narrow; plus the input where the shapes agree."""
+    """Inverted residual (MobileNetV2): expand, depthwise convolution, project; plus the input if the shapes agree."""
 
     def __init__(self, num_in: int, num_out: int, *, kernel: int, stride: int, expand_ratio: int, eps: float) -> None:
         super().__init__()
@@ -82,7 +80,7 @@ class EfficientNetLiteBlock(GradientCheckpointingLayer):
 
 
 class EfficientNetLitePreTrainedModel(PreTrainedModel):
-    """Names and flags that transformers, Accelerate and FSDP read."""
+    """Base class: flags that transformers, Accelerate and FSDP read, and weight initialisation."""
 
     config_class = EfficientNetLiteConfig
     base_model_prefix = "efficientnet_lite"
@@ -94,7 +92,7 @@ class EfficientNetLitePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # The default of .02 would fade to nothing in a network whose norms do not look at the batch.
+        # With the default std of 0.02 activations would vanish, because these norms do not rescale by the batch.
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
 
@@ -144,14 +142,14 @@ class EfficientNetLiteModel(EfficientNetLitePreTrainedModel):
             The output of the last stage that ran, and the outputs of the stem and of every stage so far.
 
         Raises:
-            ValueError: for a number of stages that the network does not have, or pixel values of another shape.
+            ValueError: for more stages than the network has, or pixel values of another shape.
         """
         self._check_stages(num_stages)
         channels = self.config.num_channels
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; (rows, {channels}, height, width) is needed. "
-                "Let the processor make it."
+                f"pixel_values has shape {tuple(pixel_values.shape)}; (rows, {channels}, height, width) is needed, as "
+                "the processor returns it."
             )
         hidden_BCHW = self.stem(pixel_values.to(self.dtype))
         hidden_states = [hidden_BCHW]
@@ -161,11 +159,10 @@ class EfficientNetLiteModel(EfficientNetLitePreTrainedModel):
         return hidden_BCHW, tuple(hidden_states)
 
     def forward_tail(self, hidden_BCHW: torch.Tensor, num_stages: int) -> BaseModelOutputWithPoolingAndNoAttention:
-        """Run what `forward_trunk(..., num_stages)` left out, from its (possibly cached) output.
+        """Run the stages after `forward_trunk(..., num_stages)`, from its (possibly cached) output.
 
         Returns:
-            The same output as `forward`; its `hidden_states` begin with the given one (index `num_stages` of
-            `forward`).
+            The output of `forward`, with `hidden_states` from index `num_stages` on.
         """
         self._check_stages(num_stages)
         hidden_BCHW = hidden_BCHW.to(self.dtype)
@@ -189,7 +186,7 @@ class EfficientNetLiteModel(EfficientNetLitePreTrainedModel):
 
     def _check_stages(self, num_stages: int) -> None:
         if not 0 <= num_stages <= len(self.stages):
-            raise ValueError(f"num_stages is {num_stages}; this network has stages 0 (the stem) to {len(self.stages)}.")
+            raise ValueError(f"num_stages is {num_stages}; it must be from 0 (the stem alone) to {len(self.stages)}.")
 
 
 class EfficientNetLiteForImageClassification(EfficientNetLitePreTrainedModel):
@@ -211,5 +208,5 @@ class EfficientNetLiteForImageClassification(EfficientNetLitePreTrainedModel):
         )
 
 
-# Found by its config wherever a vision_config of this type is built, also in a process that only has these files.
+# For AutoModel.from_config of a vision_config, also where only the published files are installed.
 AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)

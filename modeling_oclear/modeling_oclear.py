@@ -1,12 +1,11 @@
-"""The OCLEAR retriever: image queries and image + text documents as unit vectors of one space.
+"""Retrieval model: embeds image queries and image + text documents in one space.
 
-Why: one image encoder reads both sides (paper); a standardisation per side, frozen before training, and a small
-residual network per side account for how queries and documents differ; text enters on the document side only, by the
-fusion. Nothing here depends on the rest of the batch, so any split of a batch over machines gives the same embeddings.
+One image encoder serves queries and documents (arXiv 2305.03972). Each side has its own standardisation, frozen before
+training, and its own residual MLP. Text is used on the document side only, by the fusion. No row depends on the rest of
+its batch, so a batch may be split over machines in any way.
 
-
-Letters: B batch, P image cells, T tokens, C concepts, D width, H encoder width (of cells, pooled row or tokens), N
-classes.
+Letters: B batch, P image patches, T tokens, C concepts, D width, H encoder width (of patches, pooled row or tokens),
+N classes.
 """
 
 from dataclasses import dataclass
@@ -27,7 +26,12 @@ Side = Literal["query", "document"]
 
 @dataclass
 class OclearOutput(ModelOutput):
-    """Embeddings of whichever side was given: (B, D) unit rows; gate (B, C, 2) and attention (B, C, P) of documents."""
+    """Output of `OclearModel`; what was not computed is None.
+
+    Attributes:
+        query_embeds, document_embeds: (B, D) unit rows.
+        gate: (B, C, 2) of documents. attention: (B, C, P) of documents; see `OclearDocumentOutput`.
+    """
 
     query_embeds: torch.Tensor | None = None
     document_embeds: torch.Tensor | None = None
@@ -36,7 +40,7 @@ class OclearOutput(ModelOutput):
 
 
 class OclearResidual(nn.Module):
-    """x + MLP(x); the MLP's last layer starts at 0, so that the block starts as the identity."""
+    """x + MLP(x). The last layer of the MLP starts at 0, so that the block starts as the identity."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -48,7 +52,10 @@ class OclearResidual(nn.Module):
 
 
 class OclearImageHead(nn.Module):
-    """Pooled image features -> unit rows: frozen standardisation per side, shared projection, residual MLP per side."""
+    """Pooled image features -> unit rows.
+
+    Standardisation per side (buffers, not trained), shared linear projection, residual MLP per side.
+    """
 
     projection: nn.Linear
 
@@ -73,7 +80,7 @@ class OclearImageHead(nn.Module):
 
 
 class OclearPreTrainedModel(PreTrainedModel):
-    """Names and flags that transformers, Accelerate and FSDP read, and how every value starts."""
+    """Base class: flags that transformers, Accelerate and FSDP read, and weight initialisation."""
 
     config_class = OclearConfig
     base_model_prefix = "oclear"
@@ -88,7 +95,8 @@ class OclearPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # Only modules with parameters or buffers of their own are offered here: transformers takes others for loaded.
+        # transformers calls this only for modules with parameters or buffers of their own. The MLP of a side is
+        # therefore initialised here, by the module that holds it.
         if isinstance(module, OclearImageHead):
             init.orthogonal_(module.projection.weight)
             for side in module.sides:
@@ -99,11 +107,12 @@ class OclearPreTrainedModel(PreTrainedModel):
             self._init_fusion(module)
 
     def _init_fusion(self, fusion: OclearFusion) -> None:
-        """Documents start as image only, with a live gradient: gates nearly shut, text projections small, never 0."""
+        """Start close to the image embedding alone, with a gradient everywhere: small gates and text projections."""
         width = self.config.hidden_size
         init.zeros_(fusion.text_mean)
         init.zeros_(fusion.memory)
         init.zeros_(fusion.memory_value)
+        # Queries of 0 give a uniform softmax: every concept starts as the mean of the tokens.
         init.zeros_(fusion.concept_query)
         init.normal_(fusion.concept_offset, std=width**-0.5)
         for linear in (fusion.text_projection, fusion.concept_key):
@@ -113,11 +122,11 @@ class OclearPreTrainedModel(PreTrainedModel):
         for linear in (fusion.evidence_projection, fusion.concept_projection):
             init.orthogonal_(linear.weight, gain=1e-3)
         init.normal_(fusion.gate.weight, std=1e-3)
-        init.constant_(fusion.gate.bias, -2.0)
+        init.constant_(fusion.gate.bias, -2.0)  # both gates open to sigmoid(-2) = 0.12
         init.zeros_(fusion.agreement)
 
     def encode_image(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
-        """Raw output of the image encoder: cells (B, P, H), pooled (B, H'), grid (rows, columns)."""
+        """Raw output of the image encoder: patches (B, P, H), pooled (B, H'), grid (rows, columns)."""
         return read_image(self.vision_model, pixel_values, stage=self.config.vision_feature_stage)
 
     def embed_pooled(self, pooled: torch.Tensor, *, side: Side) -> torch.Tensor:
@@ -135,14 +144,14 @@ class OclearPreTrainedModel(PreTrainedModel):
 
 
 class OclearModel(OclearPreTrainedModel):
-    """Both sides: image queries, and documents of image, text or both."""
+    """Embeds image queries, and documents of image, text or both."""
 
-    # A folder with published prototypes is read without them.
+    # The base model loads a folder of the classification model and skips its prototypes.
     _keys_to_ignore_on_load_unexpected = [r"^head\."]
 
     def __init__(self, config: OclearConfig) -> None:
         super().__init__(config)
-        cell_width, pooled_width = vision_widths(config.vision_config, config.vision_feature_stage)
+        patch_width, pooled_width = vision_widths(config.vision_config, config.vision_feature_stage)
         self.vision_model: Any = build_encoder(config.vision_config)
         self.image_head = OclearImageHead(config, pooled_width=pooled_width, sides=("query", "document"))
         self.text_model: Any = None
@@ -150,16 +159,16 @@ class OclearModel(OclearPreTrainedModel):
         if config.text_config is not None:
             self.text_model = build_encoder(config.text_config)
             token_width = self.text_model.config.hidden_size
-            self.fusion = OclearFusion(config, cell_width=cell_width, token_width=token_width)
+            self.fusion = OclearFusion(config, patch_width=patch_width, token_width=token_width)
         self.post_init()
 
     @classmethod
     def from_encoders(
         cls, vision_model: PreTrainedModel, text_model: PreTrainedModel | None = None, **fields: Any
     ) -> Any:
-        """A new model around trained encoders; `fields` are those of `OclearConfig`.
+        """Build a model around pretrained encoders; `fields` are fields of `OclearConfig`.
 
-        Poolers and other parts of the encoders that this model does not have are left behind.
+        Poolers and other parts of the encoders that this model does not use are not copied.
 
         Raises:
             ValueError: when an encoder lacks a weight that the model needs.
@@ -171,11 +180,11 @@ class OclearModel(OclearPreTrainedModel):
             if encoder is not None:
                 missing = getattr(model, name).load_state_dict(encoder.state_dict(), strict=False).missing_keys
                 if missing:
-                    raise ValueError(f"the given {name} lacks {missing[0]} (and {len(missing) - 1} more weights).")
+                    raise ValueError(f"{name} lacks the weight {missing[0]} (and {len(missing) - 1} more).")
         return model
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raw output of the text encoder: tokens (B, T, H) with special tokens, mask (B, T) bool.
+        """Raw output of the text encoder: tokens (B, T, H), special tokens included, and mask (B, T) bool.
 
         Raises:
             ValueError: when the model has no text encoder.
@@ -187,32 +196,31 @@ class OclearModel(OclearPreTrainedModel):
     def embed_document(
         self,
         image_embeds: torch.Tensor,
-        cells: torch.Tensor,
+        patches: torch.Tensor,
         tokens: torch.Tensor,
         mask: torch.Tensor,
         *,
         has_image: torch.Tensor,
         has_text: torch.Tensor,
-        grid: tuple[int, int] | None = None,
     ) -> OclearDocumentOutput:
-        """The fusion alone, on outputs of the encoders that may come from a cache.
+        """Apply the fusion to outputs of the encoders, which may come from a cache.
 
         Args:
             image_embeds: (B, D) from `embed_pooled(..., side="document")`; ignored where `has_image` is False.
-            cells: (B, P, H) and (rows, columns) `grid` from `encode_image`.
+            patches: (B, P, H) from `encode_image`.
             tokens: (B, T, H) and `mask` (B, T) from `encode_text`; ignored where `has_text` is False.
-            has_image, has_text: (B,) bool. A row with neither gives zeros here; `get_document_embeds` refuses it.
+            has_image, has_text: (B,) bool. A row with neither gives zeros here; `get_document_embeds` rejects it.
         """
         if self.fusion is None:
             embeds = torch.where(has_image[:, None], image_embeds, 0.0)
             gate = embeds.new_zeros(len(embeds), self.config.num_concepts, 2)
-            attention = embeds.new_zeros(len(embeds), self.config.num_concepts, cells.shape[1])
-            output = OclearDocumentOutput(
+            attention = embeds.new_zeros(len(embeds), self.config.num_concepts, patches.shape[1])
+            return OclearDocumentOutput(
                 embeds=embeds, gate=gate, attention=attention, image_embeds=embeds, text_shift=torch.zeros_like(embeds)
             )
-        else:
-            output = self.fusion(image_embeds, cells, tokens, mask, has_image_B=has_image, has_text_B=has_text)
-        output.grid = grid
+        output: OclearDocumentOutput = self.fusion(
+            image_embeds, patches, tokens, mask, has_image_B=has_image, has_text_B=has_text
+        )
         return output
 
     def get_document_embeds(
@@ -223,20 +231,21 @@ class OclearModel(OclearPreTrainedModel):
         has_image: torch.Tensor | None = None,
         has_text: torch.Tensor | None = None,
     ) -> OclearDocumentOutput:
-        """Documents of image, text or both, in any mixture of rows.
+        """Embed documents; in one batch some rows may lack the image, others the text.
 
         Args:
             pixel_values: (B, 3, H, W), or None for texts alone.
             input_ids, attention_mask: (B, T), or None for images alone; without a mask every token counts.
-            has_image, has_text: (B,) bool, which rows have which; all True where the input is given.
+            has_image, has_text: (B,) bool, which rows have an image or a text; default: all rows of an input that was
+                passed.
 
         Raises:
-            ValueError: for a document with neither image nor text (an empty text is no text), or text given to a model
-                without text encoder.
+            ValueError: for a document with neither image nor text (an empty text counts as no text), or text passed to
+                a model without text encoder.
         """
         if pixel_values is None and input_ids is None:
             raise ValueError("a document needs pixel_values, input_ids or both; neither was given.")
-        _refuse_unequal_rows(
+        _check_equal_rows(
             pixel_values=pixel_values,
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -247,13 +256,13 @@ class OclearModel(OclearPreTrainedModel):
         assert given is not None
         none_B = torch.zeros(len(given), dtype=torch.bool, device=given.device)
         if pixel_values is not None:
-            cells, pooled, grid = self.encode_image(pixel_values)
+            patches, pooled, grid = self.encode_image(pixel_values)
             image_embeds = self.embed_pooled(pooled, side="document")
             has_image = ~none_B if has_image is None else has_image.bool()
         else:
-            cell_width, _ = vision_widths(self.config.vision_config, self.config.vision_feature_stage)
-            cells, grid, has_image = self._floats(given, len(given), 0, cell_width), (0, 0), none_B
-            image_embeds = self._floats(given, len(given), self.config.hidden_size).float()
+            patch_width, _ = vision_widths(self.config.vision_config, self.config.vision_feature_stage)
+            patches, grid, has_image = self._zeros(given, len(given), 0, patch_width), (0, 0), none_B
+            image_embeds = self._zeros(given, len(given), self.config.hidden_size).float()
         if input_ids is not None:
             tokens, mask = self.encode_text(
                 input_ids, attention_mask if attention_mask is not None else torch.ones_like(input_ids)
@@ -261,11 +270,13 @@ class OclearModel(OclearPreTrainedModel):
             has_text = mask.any(dim=1) & (~none_B if has_text is None else has_text.bool())
         else:
             text_width = self.config.text_config.hidden_size if self.text_model is not None else 1
-            tokens, mask, has_text = self._floats(given, len(given), 0, text_width), none_B[:, None][:, :0], none_B
-        _refuse_empty_documents(has_image, has_text)
-        return self.embed_document(image_embeds, cells, tokens, mask, has_image=has_image, has_text=has_text, grid=grid)
+            tokens, mask, has_text = self._zeros(given, len(given), 0, text_width), none_B[:, None][:, :0], none_B
+        _check_no_empty_document(has_image, has_text)
+        output = self.embed_document(image_embeds, patches, tokens, mask, has_image=has_image, has_text=has_text)
+        output.grid = grid
+        return output
 
-    def _floats(self, like: torch.Tensor, *shape: int) -> torch.Tensor:
+    def _zeros(self, like: torch.Tensor, *shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=self.dtype, device=like.device)
 
     def forward(
@@ -281,7 +292,7 @@ class OclearModel(OclearPreTrainedModel):
         """Embed documents (see `get_document_embeds`), queries (`query_pixel_values`), or both in one call.
 
         Raises:
-            ValueError: when neither side is given, or a document is empty.
+            ValueError: without any input, or for a document with neither image nor text.
         """
         output = OclearOutput()
         if query_pixel_values is not None:
@@ -292,7 +303,7 @@ class OclearModel(OclearPreTrainedModel):
         return output if return_dict is not False else output.to_tuple()
 
 
-def _refuse_unequal_rows(**inputs: torch.Tensor | None) -> None:
+def _check_equal_rows(**inputs: torch.Tensor | None) -> None:
     rows = {name: len(tensor) for name, tensor in inputs.items() if tensor is not None}
     if len(set(rows.values())) > 1:
         raise ValueError(
@@ -303,9 +314,9 @@ def _refuse_unequal_rows(**inputs: torch.Tensor | None) -> None:
             raise ValueError(f"{optional} is given without {needed}: give both or neither.")
 
 
-def _refuse_empty_documents(has_image_B: torch.Tensor, has_text_B: torch.Tensor) -> None:
+def _check_no_empty_document(has_image_B: torch.Tensor, has_text_B: torch.Tensor) -> None:
     if torch.compiler.is_compiling():
-        return  # a graph cannot raise on values; such a row comes back as zeros
+        return  # a compiled graph cannot raise depending on values; such a row is returned as zeros
     empty = torch.nonzero(~(has_image_B | has_text_B)).flatten()
     if len(empty):
         raise ValueError(
@@ -315,7 +326,7 @@ def _refuse_empty_documents(has_image_B: torch.Tensor, has_text_B: torch.Tensor)
 
 
 class OclearQueryModel(OclearPreTrainedModel):
-    """The query side alone: small, without any text weights."""
+    """Embeds image queries; holds no text weights."""
 
     config_class = OclearQueryConfig
     input_modalities = ("image",)  # type: ignore[assignment]
@@ -330,7 +341,7 @@ class OclearQueryModel(OclearPreTrainedModel):
 
     @classmethod
     def from_model(cls, model: OclearModel) -> Any:
-        """The query side of a trained model, with copies of its weights."""
+        """Build the query model of a trained model, with copies of its weights."""
         kept = {name: value for name, value in model.config.to_dict().items() if name in QUERY_FIELDS}
         query_model: Any = cls(OclearQueryConfig(**kept))
         query_model = query_model.to(model.dtype)

@@ -1,7 +1,7 @@
-"""Weights that come as Python packages: ImageNet EfficientNet-Lite0 and the text encoder all-MiniLM-L6-v2.
+"""Weights from Python packages: EfficientNet-Lite0 and all-MiniLM-L6-v2.
 
-Why: the demo must train without reaching any hub, and pip is the one channel that it needs anyway. This file is not
-published with a model (its imports would be asked of everyone who loads one); no published file may import it.
+With them the demo trains without access to the Hugging Face Hub. This file is not published with a model, and no
+published file may import it: its dependencies would be required of everyone who loads the model.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ IMAGE_MEAN, IMAGE_STD = 0.498, 0.502
 
 
 def _packaged_path(package: str, relative: str) -> Path:
-    """Where a package keeps a file, without running the package's code.
+    """Path of a file inside a package, without importing the package.
 
     Raises:
         ValueError: naming the package to install.
@@ -38,9 +38,9 @@ def _packaged_path(package: str, relative: str) -> Path:
 
 
 def reference_names(config: EfficientNetLiteConfig) -> dict[str, str]:
-    """Name of every tensor of our classifier -> its name in the reference network.
+    """Map the name of every tensor of our classifier to its name in the reference network.
 
-    The reference numbers its blocks through all stages, and calls the norms of a block _bn0, _bn1, _bn2.
+    The reference numbers its blocks across all stages, and names the norms of a block _bn0, _bn1, _bn2.
     """
     units = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}
     number = 0
@@ -61,7 +61,7 @@ def reference_names(config: EfficientNetLiteConfig) -> dict[str, str]:
 
 
 def load_efficientnet_lite0_classifier() -> EfficientNetLiteForImageClassification:
-    """EfficientNet-Lite0 with its 1000 ImageNet classes, in eval mode.
+    """Load EfficientNet-Lite0 with its 1000 ImageNet classes, in eval mode.
 
     Raises:
         ValueError: when the package is not installed or its file holds other tensors.
@@ -79,7 +79,7 @@ def load_efficientnet_lite0_classifier() -> EfficientNetLiteForImageClassificati
 
 
 def load_efficientnet_lite0() -> EfficientNetLiteModel:
-    """EfficientNet-Lite0 with ImageNet weights and no classifier, in eval mode.
+    """Load EfficientNet-Lite0 with ImageNet weights and no classifier, in eval mode.
 
     Pixel values are (value in 0..1 - `IMAGE_MEAN`) / `IMAGE_STD`.
 
@@ -92,13 +92,13 @@ def load_efficientnet_lite0() -> EfficientNetLiteModel:
 
 
 def load_minilm() -> tuple[Any, Any]:
-    """all-MiniLM-L6-v2 as (BertModel without pooler, tokenizer), in eval mode.
+    """Load all-MiniLM-L6-v2 as (BertModel without pooler, tokenizer), in eval mode.
 
     Raises:
         ValueError: when the package is not installed.
     """
     folder = _packaged_path(TEXT_PACKAGE, TEXT_FOLDER)
-    # Files on disk, never a hub: a missing file must not turn into a download.
+    # local_files_only: a missing file must be an error, not a download.
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     model = AutoModel.from_config(config, add_pooling_layer=False)
     tensors = load_file(folder / "model.safetensors")

@@ -1,8 +1,4 @@
-"""Images and texts -> model inputs, in one call; a missing image or text is None and comes back marked.
-
-Why: catalogues have holes, and the model must know which rows are holes. The image options and the length of a text are
-stored with the model, so that nobody has to repeat them.
-"""
+"""Processors: images and texts to model inputs, with masks for missing ones."""
 
 from typing import Any
 
@@ -11,8 +7,8 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-# A token is never longer than this in any usual vocabulary, so that cutting a text at this many characters per token
-# before tokenising changes nothing but the time that ten megabytes of text would take.
+# No token of a usual vocabulary is longer. Texts are cut at this many characters per token before tokenising, which
+# saves time on texts of megabytes and changes nothing else.
 CHARACTERS_PER_TOKEN = 100
 
 
@@ -23,15 +19,15 @@ class OclearQueryProcessor(ProcessorMixin):
         super().__init__(image_processor)
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
-        """A PIL image or a list of them -> pixel_values (B, 3, H, W), has_image (B,).
+        """Convert a PIL image or a list of them to pixel_values (B, 3, H, W) and has_image (B,).
 
         Raises:
             ValueError: without images, with text, for an unknown argument or an image that cannot be read.
         """
-        _refuse_unknown(kwargs)
+        _reject_unknown(kwargs)
         if text is not None:
             raise ValueError(
-                "text is given, but this processor belongs to a model that reads images only: leave it out."
+                "text was given, but this processor belongs to a model that reads images only: leave it out."
             )
         if images is None:
             raise ValueError("images is missing: give a PIL image or a list of them.")
@@ -44,7 +40,7 @@ class OclearProcessor(ProcessorMixin):
     Args:
         image_processor: an `OclearImageProcessor`.
         tokenizer: the tokenizer of the text encoder.
-        max_length: tokens of a text that are read, special tokens included.
+        max_length: most tokens of a text, special tokens included; the rest is cut.
     """
 
     def __init__(self, image_processor: Any, tokenizer: Any, max_length: int = 64) -> None:
@@ -61,13 +57,13 @@ class OclearProcessor(ProcessorMixin):
             text: a text, or a list with None or "" where a document has none; None = no texts at all.
 
         Returns:
-            pixel_values (B, 3, H, W) and has_image (B,) when images were given; input_ids and attention_mask (B, T) and
-            has_text (B,) when texts were given. The mask of a missing text is 0 throughout.
+            pixel_values (B, 3, H, W) and has_image (B,) with images; input_ids and attention_mask (B, T) and has_text
+            (B,) with texts. The attention mask of a missing text is all 0.
 
         Raises:
-            ValueError: without both, with lists of unequal length, or for a row that is neither of what it should be.
+            ValueError: without both, for lists of different lengths, or for an entry of the wrong type.
         """
-        _refuse_unknown(kwargs)
+        _reject_unknown(kwargs)
         if images is None and text is None:
             raise ValueError("images and text are both missing: give at least one of them.")
         batch: dict[str, torch.Tensor] = {}
@@ -89,7 +85,7 @@ class OclearProcessor(ProcessorMixin):
         for row, text in enumerate(texts):
             if text is not None and not isinstance(text, str):
                 raise ValueError(f"text[{row}] is a {type(text).__name__}; give a string, or None where it is missing.")
-            # Half of a surrogate pair is no text that a tokenizer accepts; it becomes a question mark.
+            # Tokenizers reject half of a surrogate pair: replace it by a question mark.
             cut.append((text or "")[:longest].encode("utf-8", "replace").decode("utf-8").strip())
         if not cut:
             raise ValueError("text is an empty list: give at least one text, or None for no texts at all.")
@@ -109,7 +105,7 @@ class OclearProcessor(ProcessorMixin):
         }
 
 
-def _refuse_unknown(kwargs: dict[str, Any]) -> None:
+def _reject_unknown(kwargs: dict[str, Any]) -> None:
     if kwargs.pop("return_tensors", "pt") != "pt" or kwargs:
-        named = ", ".join(kwargs) or "another return_tensors than 'pt'"
+        named = ", ".join(kwargs) or "return_tensors other than 'pt'"
         raise ValueError(f"{named} is not an argument of this call; its options are stored in the processor.")

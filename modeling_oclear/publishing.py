@@ -1,8 +1,8 @@
-"""Writing the folder that a stranger loads: weights, configs, processor and the code itself, flat; and checking one.
+"""Write and check a model folder that loads with `trust_remote_code=True`.
 
-Why: `save_pretrained` alone writes the entry of one class and none of the code, so that the folder loads only where
-this package is installed. Here every auto class gets its entry, the code travels as it stands, and the query side comes
-beside it as a small artefact of its own.
+A folder holds weights, configs, processor and the code, flat, and the query model in the subfolder `query`.
+`save_pretrained` alone writes the auto_map entry of one class and none of the code, so that the folder would load only
+where this package is installed.
 """
 
 import json
@@ -30,12 +30,12 @@ QUERY_CLASSES = {
 
 
 def publish(model: Any, processor: OclearProcessor | OclearQueryProcessor, folder: str | Path) -> Path:
-    """Write everything that loading and using a model takes; files of other names in the folder are left alone.
+    """Write a model folder; files of other names in the folder are kept.
 
     Args:
-        model: an `OclearModel`, or an `OclearForCategoryClassification` whose prototypes are to be published with it.
+        model: an `OclearModel`, or an `OclearForCategoryClassification` to publish its prototypes too.
         processor: the processor it was trained with.
-        folder: made if it does not exist.
+        folder: created if it does not exist.
 
     Returns:
         The folder.
@@ -45,7 +45,7 @@ def publish(model: Any, processor: OclearProcessor | OclearQueryProcessor, folde
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; a model is published into a folder. Choose another name.")
+        raise ValueError(f"{folder} is a file; a model is published as a folder. Choose another name.")
     base: OclearModel = getattr(model, "oclear", model)
     if base.text_model is not None and not hasattr(processor, "tokenizer"):
         raise ValueError("this model reads text, but its processor has no tokenizer: pass an OclearProcessor.")
@@ -63,7 +63,7 @@ def publish(model: Any, processor: OclearProcessor | OclearQueryProcessor, folde
 
 
 def _check_tokenizer(processor: Any, text_config: Any) -> None:
-    """A tokenizer of another encoder would fail only at the first rare word or long text."""
+    """Check that the tokenizer fits the text encoder; otherwise the first rare word or long text would fail later."""
     if len(processor.tokenizer) > text_config.vocab_size:
         raise ValueError(
             f"the tokenizer has {len(processor.tokenizer)} tokens, the text encoder {text_config.vocab_size}: pass the "
@@ -77,7 +77,7 @@ def _check_tokenizer(processor: Any, text_config: Any) -> None:
 
 
 def _write(model: Any, processor: Any, folder: Path, *, classes: dict[str, str]) -> None:
-    """Model and processor into one folder, with the entries by which the auto classes find their code."""
+    """Write model and processor into one folder, with the auto_map entries of their code."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     own = {"AutoProcessor": f"processing_oclear.{type(processor).__name__}"}
@@ -90,20 +90,20 @@ def _write(model: Any, processor: Any, folder: Path, *, classes: dict[str, str])
 
 
 def _edit(path: Path, changes: dict[str, Any]) -> None:
-    content = _without_origins({**json.loads(path.read_text()), **changes})
+    content = _without_source_paths({**json.loads(path.read_text()), **changes})
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def _without_origins(content: Any) -> Any:
-    """The same settings without where they were loaded from: a path on the publisher's machine is nobody else's."""
+def _without_source_paths(content: Any) -> Any:
+    """Remove the paths that the settings were loaded from: they name folders of the publisher's machine."""
     if isinstance(content, dict):
         kept = {name: value for name, value in content.items() if name not in ("_name_or_path", "name_or_path")}
-        return {name: _without_origins(value) for name, value in kept.items()}
-    return [_without_origins(value) for value in content] if isinstance(content, list) else content
+        return {name: _without_source_paths(value) for name, value in kept.items()}
+    return [_without_source_paths(value) for value in content] if isinstance(content, list) else content
 
 
 def check_folder(folder: str | Path) -> Path:
-    """Make sure that a local folder is a whole published model, before a library trips over what it lacks.
+    """Check that a local folder is a complete published model, for a clearer error than a library would give.
 
     Returns:
         The folder.
@@ -113,7 +113,7 @@ def check_folder(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder: give the folder of a published model, such as runs/x/hub.")
+        raise ValueError(f"{folder} is not a folder: pass the folder of a published model, such as runs/x/hub.")
     config = _read_json(folder / "config.json")
     if str(config.get("model_type", "")) not in ("oclear", "oclear_query"):
         raise ValueError(
@@ -121,7 +121,7 @@ def check_folder(folder: str | Path) -> Path:
         )
     if not list(folder.glob("model*.safetensors")):
         raise _missing(folder / "model.safetensors")
-    # The query side keeps its code in the folder above it.
+    # The code of the query model is in the folder above it.
     code = folder.parent if config["model_type"] == "oclear_query" and not list(folder.glob(CODE)) else folder
     entries = config.get("auto_map") or {}
     if "AutoModel" not in entries:
@@ -149,6 +149,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _missing(path: Path) -> ValueError:
     return ValueError(
-        f"{path} is missing: the folder is not a whole published model. Write it with modeling_oclear.publish, or "
+        f"{path} is missing: the folder is not a complete published model. Write it with modeling_oclear.publish, or "
         "copy or download all of its files."
     )

@@ -1,17 +1,34 @@
-"""What the softmax over categories refuses before it computes: each refusal names the value and the remedy.
+"""Input validation for the partial softmax and ProxyAnchor losses.
 
-
-Letters: B batch, Y positives of a sample, D width, S classes at hand, R = S K rows of K sub-centres.
+Letters: B batch, Y positives of a sample, D width, S local classes (all of a step's, or one rank's range), R = S K
+rows of K sub-centres.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_classes", "check_lengths", "checked_labels", "same_precision"]
+__all__ = ["ClassRange", "check_classes", "check_lengths", "checked_labels", "same_precision"]
+
+
+class ClassRange(NamedTuple):
+    """Prototypes of some classes: all that take part in a step, or one rank's part of them.
+
+    Attributes:
+        rows_RD: prototypes as stored, of any length above 0; row k of the i-th class at i K + k.
+        class_ids_S: int64, ascending, no repeats.
+        log_correction_S: added to the logit of a class where it is a negative: the negative log of its inclusion
+            probability, see `sample_classes`.
+    """
+
+    rows_RD: Tensor
+    class_ids_S: Tensor
+    log_correction_S: Tensor
 
 
 def checked_labels(embeds_BD: Tensor, labels: Tensor) -> Tensor:
-    """Labels as (B, Y), after refusing what cannot be labels of these embeddings."""
+    """Check the labels of the embeddings and return them as (B, Y)."""
     if labels.dtype != torch.int64 or labels.shape[:1] != embeds_BD.shape[:1] or not labels.numel() or labels.ndim > 2:
         raise ValueError(
             f"labels have dtype {labels.dtype} and shape {tuple(labels.shape)} for embeddings of shape "
@@ -21,7 +38,7 @@ def checked_labels(embeds_BD: Tensor, labels: Tensor) -> Tensor:
     if not bool(torch.isfinite(embeds_BD).all()):
         row = int(torch.nonzero(~torch.isfinite(embeds_BD).all(dim=1))[0])
         raise ValueError(
-            f"row {row} of the embeddings is not finite: look for a division by 0 or a too high learning rate."
+            f"row {row} of the embeddings is not finite: check for a division by 0 or a learning rate that is too high."
         )
     if labels.ndim == 1 or labels.shape[1] == 1:
         labels_BY = labels.view(-1, 1)
@@ -42,7 +59,11 @@ def checked_labels(embeds_BD: Tensor, labels: Tensor) -> Tensor:
 
 
 def same_precision(embeds_BD: Tensor, rows_RD: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in fp32, or both in fp64; half precision is widened, a mixture of the two wide ones is a mistake."""
+    """Return both tensors in fp32, or both in fp64: half precision is converted to fp32.
+
+    Raises:
+        ValueError: for one fp64 tensor and one that is not: a silent conversion would lose precision or cost memory.
+    """
     wide = [torch.float64 if x.dtype == torch.float64 else torch.float32 for x in (embeds_BD, rows_RD)]
     for name, tensor in (("embeddings", embeds_BD), ("prototypes", rows_RD)):
         if not tensor.is_floating_point() or tensor.ndim != 2:
@@ -61,8 +82,9 @@ def same_precision(embeds_BD: Tensor, rows_RD: Tensor) -> tuple[Tensor, Tensor]:
     return embeds_BD.to(wide[0]), rows_RD.to(wide[0])
 
 
-def check_classes(rows_RD: Tensor, class_ids_S: Tensor, log_correction_S: Tensor, *, sub_centres: int) -> None:
-    """One id and correction per class, K rows; ids ascending."""
+def check_classes(classes: ClassRange, *, sub_centres: int) -> None:
+    """Check that each class has one id, one correction and K rows, and that the ids ascend."""
+    rows_RD, class_ids_S, log_correction_S = classes
     if len(class_ids_S) * sub_centres != len(rows_RD) or len(log_correction_S) != len(class_ids_S):
         raise ValueError(
             f"{len(rows_RD)} prototypes, {len(class_ids_S)} class ids and {len(log_correction_S)} corrections were "
@@ -78,12 +100,12 @@ def check_classes(rows_RD: Tensor, class_ids_S: Tensor, log_correction_S: Tensor
 
 
 def check_lengths(length_R: Tensor, class_ids_S: Tensor, sub_centres: int) -> None:
-    """At length 0 there would be no direction, and a gradient without bound."""
+    """Check that every prototype has a finite length above 0, below which cosine and gradient are undefined."""
     is_wrong_R = ~((length_R > 0) & torch.isfinite(length_R))
     if bool(is_wrong_R.any()):
         wrong = int(torch.nonzero(is_wrong_R)[0])
         raise ValueError(
             f"the prototype of class {int(class_ids_S[wrong // sub_centres])} has length {length_R[wrong].item()}: "
-            "start it from the mean of its embeddings or at random, and look for a too high learning rate if it "
-            "started well."
+            "initialise it with the mean of its embeddings or at random; if it was finite before, check for a learning "
+            "rate that is too high."
         )

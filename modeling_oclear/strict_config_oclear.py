@@ -1,7 +1,7 @@
-"""What every configuration here shares: unknown arguments are refused, and each refusal is a plain ValueError.
+"""Config validation: reject unknown arguments, report every error as ValueError.
 
-Why: transformers stores a misspelt keyword argument without a word, and the strict dataclasses of huggingface_hub raise
-error classes of their own, which a caller who catches ValueError would miss.
+transformers silently stores a misspelt keyword argument, and the strict dataclasses of huggingface_hub raise their own
+error classes, which a caller who catches ValueError would miss.
 """
 
 import functools
@@ -13,8 +13,8 @@ from transformers import PreTrainedConfig
 
 ConfigClass = TypeVar("ConfigClass", bound=type[PreTrainedConfig])
 
-# What transformers itself hands to a config besides its fields: when it loads a folder, builds a model, or trains one
-# (Trainer sets use_cache on every config).
+# Keys besides the fields that transformers itself passes to a config: when it loads a folder, builds a model, or trains
+# one (Trainer sets use_cache on every config).
 BOOKKEEPING_KEYS = frozenset(
     {
         "_attn_implementation",
@@ -35,7 +35,7 @@ BOOKKEEPING_KEYS = frozenset(
 
 
 def reject_unknown_keys(config: PreTrainedConfig, given: dict[str, Any]) -> None:
-    """Raise for keyword arguments that are no field.
+    """Raise for keyword arguments that are not fields.
 
     Raises:
         ValueError: naming the unknown keys and the fields that exist.
@@ -44,13 +44,13 @@ def reject_unknown_keys(config: PreTrainedConfig, given: dict[str, Any]) -> None
     if unknown:
         fields = set(type(config).__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
         raise ValueError(
-            f"{type(config).__name__} does not know {', '.join(unknown)}; its own fields are "
+            f"{type(config).__name__} has no field {', '.join(unknown)}; its own fields are "
             f"{', '.join(sorted(fields))}. Correct the name, or leave the argument out."
         )
 
 
 def with_value_errors(config_class: ConfigClass) -> ConfigClass:
-    """Class decorator: what a strict dataclass refuses at construction is raised as a ValueError with its reason."""
+    """Class decorator: raise the validation errors of a strict dataclass as ValueError, with their reason."""
     checked_init: Callable[..., None] = config_class.__init__
 
     @functools.wraps(checked_init)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from modeling_oclear.partial_softmax_oclear import (
+    ClassRange,
     CosFace,
     SampledClasses,
     SoftmaxForm,
@@ -121,7 +122,6 @@ def sampled_loss(embeds_BD: Tensor, labels_B: Tensor, gathered: GatheredRows, fo
     best_B = None
     if form.conflict_delta is not None:
         best_B = best_positive(positive_cosines(embeds_BD, labels_B, rows, class_ids, form=form), labels_B)
-    scalars = class_scalars(
-        embeds_BD, labels_B, rows, class_ids, gathered.log_correction_S, form=form, best_positive_B=best_B
-    )
+    classes = ClassRange(rows, class_ids, gathered.log_correction_S)
+    scalars = class_scalars(embeds_BD, labels_B, classes, form=form, best_positive_B=best_B)
     return loss_from_scalars(scalars, labels_B, form=form)

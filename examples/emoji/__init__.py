@@ -1,5 +1,5 @@
-"""Demo data: the same emoji drawn by different artists, with simulated clicks between the drawings.
+"""Demo data: emoji drawn by different artists, with simulated clicks.
 
-A query is a drawing in one style, a document is a drawing in another style with text: a real domain gap and real
-words that anyone may download. The click log on top is SIMULATED and always called so.
+A query is an image of a drawing in one style, a document is a drawing in another style with a text. The domain gap and
+the words are real, and free to download. The click log is SIMULATED and is always labelled so.
 """

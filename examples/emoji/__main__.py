@@ -1,4 +1,4 @@
-"""`python -m examples.emoji`: builds the demo data in one command."""
+"""Command line of the demo data: `python -m examples.emoji`."""
 
 import argparse
 import os
@@ -20,27 +20,33 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    line.add_argument("--out", type=Path, required=True, help="folder to write; one of an earlier call is replaced")
-    line.add_argument("--split", type=int, default=0, choices=SPLITS, help="which disjoint test split (default 0)")
-    line.add_argument("--noise", type=float, default=0.2, help="share of wrong clicks, 0..1 (default 0.2)")
-    line.add_argument("--events", type=int, default=12_000, help="simulated query events (default 12000)")
+    line.add_argument(
+        "--out", type=Path, required=True, help="output folder; the output of an earlier call is replaced"
+    )
+    line.add_argument(
+        "--split", type=int, default=0, choices=SPLITS, help="one of three disjoint test splits (default 0)"
+    )
+    line.add_argument("--noise", type=float, default=0.2, help="probability of a wrong click, 0..1 (default 0.2)")
+    line.add_argument("--events", type=int, default=12_000, help="number of simulated query events (default 12000)")
     line.add_argument(
         "--setting",
         default="hard",
         choices=sorted(SOURCE_WEIGHTS),
-        help="hard (default): no shortcodes, every word of the English label removed; main: texts as they are",
+        help="hard (default): texts without shortcodes and without words of the English label; main: full texts",
     )
-    line.add_argument("--seed", type=int, default=0, help="of ids, texts and simulation (default 0)")
-    line.add_argument("--cache", type=Path, default=None, help="packages and drawings (default: the user's cache)")
+    line.add_argument("--seed", type=int, default=0, help="seed of ids, texts and simulation (default 0)")
+    line.add_argument("--cache", type=Path, default=None, help="folder of packages and drawings (default: user cache)")
     line.add_argument("--packages", type=Path, default=None, help="an installed node_modules folder; npm is not run")
-    line.add_argument("--limit-categories", type=int, default=None, metavar="N", help="a small set, for tests")
-    line.add_argument("--extra-styles", action="store_true", help="also queries in three styles never trained on")
-    line.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="rendering processes")
+    line.add_argument("--limit-categories", type=int, default=None, metavar="N", help="use N categories, for tests")
+    line.add_argument(
+        "--extra-styles", action="store_true", help="add test queries in three styles not used in training"
+    )
+    line.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="number of rendering processes")
     return line
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Install the packages if needed, build the data and print what was written."""
+    """Install the packages if needed, build the data and print the number of rows."""
     settings = Settings(
         split=arguments.split,
         noise=arguments.noise,
@@ -62,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code (2: the caller's mistake)."""
+    """Run the command line; returns the exit code (2: invalid input)."""
     arguments = parser().parse_args(words)
     try:
         run(arguments)

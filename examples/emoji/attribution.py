@@ -1,11 +1,11 @@
-"""Write ATTRIBUTION.md: package, version, licence and project of each source, and what was changed."""
+"""ATTRIBUTION.md of the demo data: source, version, licence and changes."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from examples.emoji.packages import WORDS_LICENCE, WORDS_PACKAGE, WORDS_PROJECT, Style, package_version
 
-DONE = {
+CHANGES = {
     "query": "rendered at 128 px; query events: cropped, rotated, recoloured, put on a background, JPEG; "
     "validation, test and seen queries: on white, PNG",
     "document": "rendered at 128 px on white, PNG",
@@ -30,11 +30,11 @@ under CC BY-SA 4.0. The artists endorse nothing here.
 
 def attribution(node_modules: Path, styles: Sequence[Style]) -> str:
     """Return the Markdown text that names every source of the data."""
-    rows = [(one.name, one.package, one.licence, one.project, DONE[one.role]) for one in styles]
+    rows = [(one.name, one.package, one.licence, one.project, CHANGES[one.role]) for one in styles]
     words = "tags, shortcodes and groups became the text and leaf of documents; hard setting: label words removed"
     rows.append(("words", WORDS_PACKAGE, WORDS_LICENCE, WORDS_PROJECT, words))
     lines = []
-    for name, package, licence, project, done in rows:
+    for name, package, licence, project, changes in rows:
         version = package_version(node_modules, package)
-        lines.append(f"| {name} | {package} | {version} | [{licence}]({LICENCES[licence]}) | <{project}> | {done} |")
+        lines.append(f"| {name} | {package} | {version} | [{licence}]({LICENCES[licence]}) | <{project}> | {changes} |")
     return HEAD + "\n".join(lines) + "\n"

@@ -1,8 +1,8 @@
-"""Drawings of every style as 128 px RGBA images, rendered once into Parquet in the cache.
+"""Render the drawings of every style at 128 px and cache them as Parquet.
 
-SVG is rendered by resvg, which reads no system font and is deterministic; WebP is read by Pillow. A file of the cache
-is named by everything that its pixels depend on, so a new package version or another recipe never meets an old
-drawing, and an interrupted run goes on where it stopped.
+SVG is rendered by resvg, which is deterministic and reads no system fonts; WebP is read by Pillow. The name of a cache
+file is a hash of everything that its pixels depend on (package versions, sizes, keys), so that outdated drawings are
+never used, and an interrupted run continues where it stopped.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 from examples.emoji.packages import Style, package_version, rename_into_place, styles_of
 
-SIZE = 128
-RECIPE = "1"
-PART = 1_000
-SMALL = 200
+SIZE = 128  # edge of a rendered drawing in pixels
+RENDERING_VERSION = "1"  # part of the cache key: raise it when the rendering code changes
+PART = 1_000  # drawings in one cache file
+SMALL = 200  # up to this many items no worker processes are started
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -48,7 +48,7 @@ def plain_key(hexcode: str) -> str:
 
 
 def listed_drawings(node_modules: Path, style: Style) -> dict[str, str]:
-    """Return {category key: where the drawing is} of one package: an icon name, or a file name below assets/."""
+    """Return {category key: drawing} of one package; a drawing is an icon name, or a file name below assets/."""
     folder = node_modules / style.package
     package_version(node_modules, style.package)
     if (folder / "assets").is_dir():
@@ -57,15 +57,15 @@ def listed_drawings(node_modules: Path, style: Style) -> dict[str, str]:
     if not names:
         names = _codes_by_name(node_modules, style)
     if not names:
-        raise ValueError(f"{style.package} draws no emoji that can be told by code point or name; reinstall packages")
+        raise ValueError(f"{style.package} has no emoji with a known code point or name; reinstall packages")
     return {plain_key(code): name for code, name in sorted(names.items())}
 
 
 def _codes_by_name(node_modules: Path, style: Style) -> dict[str, str]:
-    """Return {code points: icon name} for a package that ships an empty chars.json, as the retired styles do.
+    """Return {code points: icon name} for a package with an empty chars.json, such as those of the retired styles.
 
-    Its icons are matched by their exact name (the CLDR label) with the packages that do list code points. A name that
-    two of those give to different emoji, or an icon with another name, is left out: fewer drawings, no guessed one.
+    Its icons are matched by their exact name (the CLDR label) with packages that list code points. Ambiguous names and
+    names without a match are left out.
     """
     icons = json.loads((node_modules / style.package / "icons.json").read_text(encoding="utf-8"))["icons"]
     codes: dict[str, set[str]] = {}
@@ -89,7 +89,7 @@ def _icon_svg(icons: dict[str, Any], name: str) -> str:
 
 
 def _render(source: str | bytes) -> Drawing | None:
-    """Render SVG text or WebP bytes; None when nothing is visible."""
+    """Render SVG text or WebP bytes; None if no pixel is visible."""
     raw = source
     if isinstance(raw, str):
         raw = bytes(resvg_py.svg_to_bytes(svg_string=raw, width=SIZE, height=SIZE, skip_system_fonts=True))
@@ -119,7 +119,7 @@ def map_in_order(
             map(function, items), total=len(items), desc=description, unit="image", leave=False, mininterval=0.5
         )
         return
-    # spawn: a forked copy of a process with running Arrow threads may hang
+    # spawn: a forked copy of a process with running Arrow threads may hang.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         bar = pool.imap(function, items, chunksize=32)
         yield from tqdm(bar, total=len(items), desc=description, unit="image", leave=False, mininterval=0.5)
@@ -136,20 +136,20 @@ def _sources(node_modules: Path, style: Style, names: Sequence[str]) -> list[str
 def load_drawings(
     node_modules: Path, style: Style, keys: Iterable[str], *, cache: Path, workers: int
 ) -> dict[str, Drawing]:
-    """Return the drawings of one style for the wanted category keys, rendering those that the cache lacks.
+    """Return the drawings of one style by category key, and render those that are not in the cache.
 
     Args:
         node_modules: folder of the installed packages.
-        style: whose drawings.
-        keys: wanted category keys; those without a drawing, or with an empty one, are left out.
-        cache: folder of this example's cache; drawings go below `drawings/`.
-        workers: processes that render.
+        style: style of the drawings.
+        keys: requested category keys; those without a drawing, or with an empty one, are left out.
+        cache: cache folder of this example; drawings are in its folder `drawings/`.
+        workers: rendering processes.
     """
     listed = listed_drawings(node_modules, style)
     wanted = sorted(key for key in set(keys) if key in listed)
-    recipe = (style.package, package_version(node_modules, style.package), SIZE, RECIPE)
+    source = (style.package, package_version(node_modules, style.package), SIZE, RENDERING_VERSION)
     tools = (version("resvg_py"), version("pillow"))
-    folder = cache / "drawings" / f"{style.name}-{hashlib.sha256(repr((recipe, tools)).encode()).hexdigest()[:12]}"
+    folder = cache / "drawings" / f"{style.name}-{hashlib.sha256(repr((source, tools)).encode()).hexdigest()[:12]}"
     found: dict[str, Drawing] = {}
     for start in range(0, len(wanted), PART):
         part = wanted[start : start + PART]

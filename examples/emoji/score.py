@@ -1,20 +1,20 @@
-"""Scores governance on the demo data against the truth that no stage has read.
+"""Score governance on the demo data against its ground truth.
 
     python -m examples.emoji.score --data data/emoji --governed governed --out governance.json
 
-Definitions. Event: a row of `queries`. Kept event: it is a query of `governed/samples`, in any split. A governed
-category's truth is the majority of its DOCUMENTS' true categories (a tie goes to the smaller name); a category
+An event is a row of `queries`; a kept event is a query of `governed/samples`, in any split. The true category of a
+governed category is the majority of the true categories of its DOCUMENTS (a tie goes to the smaller name); a category
 without documents has none, and its events count as wrong.
 
-    label_accuracy_before  share of click rows that are right
-    label_accuracy_after   share of kept events whose category's truth is the event's truth
+    label_accuracy_before  fraction of click rows that are right
+    label_accuracy_after   fraction of kept events whose governed category has the true category of the event
     kept_share             kept events / events
-    category_pair_f1       over pairs of documents of the training catalogue: predicted together against truly together;
-                           a document that governance left out is in no predicted pair
-    documents_per_category documents in samples / categories in samples, beside the same of the truth
+    category_pair_f1       F1 over pairs of documents of the training catalogue: same governed category against same
+                           true category; a document that is not in samples is in no predicted pair
+    documents_per_category documents in samples / categories in samples; the same for the ground truth
 
-Every id counts as its own category, also where two ids share a pixel-identical drawing ("twins"), which no look at the
-images can tell apart; the same figures with twins taken as one category stand under `merged`.
+Categories with a pixel-identical drawing ("twins") cannot be distinguished by their images. They count as different
+categories; `merged` has the same metrics with twins as one category.
 """
 
 import argparse
@@ -34,7 +34,7 @@ EXAMPLE = "example:\n  python -m examples.emoji.score --data data/emoji --govern
 
 @dataclass(frozen=True)
 class Truth:
-    """What is true: categories of events and of training documents, and per click row whether it was right."""
+    """Ground truth: categories of events and of training documents, and the correctness of each click row."""
 
     events: dict[str, str]
     documents: dict[str, str]
@@ -43,7 +43,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Governed:
-    """What governance said: category ids of kept query events and documents."""
+    """Result of governance: category ids of kept query events and documents."""
 
     events: dict[str, int]
     documents: dict[str, int]
@@ -51,7 +51,7 @@ class Governed:
 
 @dataclass(frozen=True)
 class PairScore:
-    """Precision, recall and F1 over pairs; each 0 where it has no pairs to count."""
+    """Precision, recall and F1 over pairs; 0 without pairs."""
 
     precision: float
     recall: float
@@ -67,7 +67,7 @@ def majority_truth(predicted: Mapping[str, int], truth: Mapping[str, str]) -> di
 
 
 def label_accuracy(governed: Governed, truth: Truth) -> float:
-    """Return the share of kept events whose category's majority truth is the event's truth; 0 without events."""
+    """Return the fraction of kept events whose category has the true category of the event; 0 without events."""
     names = majority_truth(governed.documents, truth.documents)
     right = sum(names.get(category) == truth.events[query] for query, category in governed.events.items())
     return right / len(governed.events) if governed.events else 0.0
@@ -85,22 +85,22 @@ def category_pairs(predicted: Mapping[str, int], truth: Mapping[str, str]) -> Pa
     pairs: both = sum over its cells of n (n - 1) / 2.
 
     Args:
-        predicted: {doc_id: category id}; documents that it lacks are in no predicted pair.
+        predicted: {doc_id: category id}; documents that are not in it are in no predicted pair.
         truth: {doc_id: true category} of every document of the training catalogue.
     """
     both = _pairs(Counter((category, truth[doc_id]) for doc_id, category in predicted.items()).values())
-    said = _pairs(Counter(predicted.values()).values())
+    found = _pairs(Counter(predicted.values()).values())
     real = _pairs(Counter(truth.values()).values())
-    precision = both / said if said else 0.0
+    precision = both / found if found else 0.0
     recall = both / real if real else 0.0
-    total = said + real
+    total = found + real
     return PairScore(precision, recall, 2 * both / total if total else 0.0)
 
 
 def governance_score(governed: Governed, truth: Truth) -> dict[str, float | int]:
-    """Return the governance figures defined at the top of this file."""
+    """Return the governance metrics defined at the top of this file."""
     pairs = category_pairs(governed.documents, truth.documents)
-    said = set(governed.documents.values()) | set(governed.events.values())
+    found = set(governed.documents.values()) | set(governed.events.values())
     real = set(truth.documents.values())
     return {
         "rows_in": len(truth.events),
@@ -112,14 +112,16 @@ def governance_score(governed: Governed, truth: Truth) -> dict[str, float | int]
         "category_pair_f1": pairs.f1,
         "category_pair_precision": pairs.precision,
         "category_pair_recall": pairs.recall,
-        "documents_per_category": len(governed.documents) / len(said) if said else 0.0,
+        "documents_per_category": len(governed.documents) / len(found) if found else 0.0,
         "truth_documents_per_category": len(truth.documents) / len(real) if real else 0.0,
     }
 
 
 def _columns(path: Path, names: Sequence[str]) -> pa.Table:
     if not path.exists():
-        raise ValueError(f"{path} is missing; build the data with `python -m examples.emoji`, governed with its run")
+        raise ValueError(
+            f"{path} is missing; build the data with `python -m examples.emoji`, then run `python -m data_governance`"
+        )
     table = ds.dataset(path, format="parquet") if path.is_dir() else pq.ParquetFile(path)
     known = table.schema.names if path.is_dir() else table.schema_arrow.names
     lacking = [name for name in names if name not in known]
@@ -134,11 +136,11 @@ def _mapping(path: Path, key: str, value: str) -> dict[str, str]:
 
 
 def read_truth(data: Path, *, merged: bool) -> Truth:
-    """Read the truth about the behaviour and the training catalogue.
+    """Read the ground truth of the click log and the training catalogue.
 
     Args:
         data: folder of the demo data.
-        merged: name a category by the representative of its twins.
+        merged: replace a category by the representative of its twins.
 
     Raises:
         ValueError: a table or a column is missing.
@@ -160,7 +162,7 @@ def read_governed(folder: Path, truth: Truth) -> Governed:
     """Read the samples of a governed folder.
 
     Raises:
-        ValueError: a side, query or document that the data does not have, or a sample with two categories.
+        ValueError: for a side, query or document that is not in the data, or a sample with two categories.
     """
     table = _columns(folder / "samples", ("sample_id", "side", "category_id"))
     sides: dict[str, dict[str, int]] = {"query": {}, "document": {}}
@@ -177,7 +179,7 @@ def read_governed(folder: Path, truth: Truth) -> Governed:
 
 
 def score(data: Path, governed: Path) -> dict[str, object]:
-    """Score a governed folder: the figures with twins told apart, and under `merged` with twins as one category."""
+    """Score a governed folder, with twins as different categories and, under `merged`, as one category."""
     truth = read_truth(data, merged=False)
     samples = read_governed(governed, truth)
     merged = governance_score(samples, read_truth(data, merged=True))
@@ -185,15 +187,15 @@ def score(data: Path, governed: Path) -> dict[str, object]:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code (2: the caller's mistake)."""
+    """Run the command line; returns the exit code (2: invalid input)."""
     line = argparse.ArgumentParser(
         prog="python -m examples.emoji.score",
-        description="Score governance on the demo data (simulated clicks) against its truth.",
+        description="Score governance on the demo data (simulated clicks) against its ground truth.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    line.add_argument("--data", type=Path, required=True, help="folder of python -m examples.emoji")
-    line.add_argument("--governed", type=Path, required=True, help="folder of python -m data_governance run")
+    line.add_argument("--data", type=Path, required=True, help="output folder of python -m examples.emoji")
+    line.add_argument("--governed", type=Path, required=True, help="output folder of python -m data_governance run")
     line.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = line.parse_args(words)
     try:

@@ -1,7 +1,7 @@
-"""The tables of the demo data: their columns, and how they are written.
+"""Columns of the tables of the demo data, and how they are written.
 
-Rows are shuffled by a keyed order before they are written, so that no order of a file tells anything; images are the
-Hugging Face Image struct (bytes, no path). The same rows give the same bytes.
+Rows are written in a keyed random order, so that the order of a file reveals nothing. Images are the Hugging Face Image
+struct (bytes, no path). The same rows give the same bytes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ ROW_GROUP = 1_000
 
 
 def picture(data: bytes) -> dict[str, Any]:
-    """Return the Image struct of encoded bytes; no path: a file name could tell what it shows."""
+    """Return the Image struct of encoded bytes, without path: a file name could reveal the category."""
     return {"bytes": data, "path": None}
 
 
@@ -47,8 +47,8 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], features: Feature
     """Write rows in a keyed random order to a Parquet file and return their number.
 
     Args:
-        path: the file; its folder is made.
-        rows: one mapping a row, exactly the columns of `features`.
+        path: the file; its folder is created.
+        rows: one mapping per row, with exactly the columns of `features`.
         features: columns and types.
         seed: of the order, together with the file's name.
     """

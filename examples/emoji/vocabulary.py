@@ -1,8 +1,8 @@
-"""Words of the demo data: categories with their group, and the texts that a document may carry.
+"""Words of the demo data: categories with their groups, and document texts.
 
-The English CLDR label is the name of the class itself, and shortcodes nearly repeat it. The hard setting therefore
-uses no shortcodes and removes every word of the label, in any inflection, from every source; what remains is what a
-shop's or a forum's text looks like: related words, other languages, a coarse shelf, or nothing.
+The English CLDR label is the name of the class, and shortcodes nearly repeat it. The hard setting therefore uses no
+shortcodes and removes every word of the label, in any inflection, from every source. Related words, other languages, a
+coarse group or nothing remain, as in the texts of shops and forums.
 """
 
 import json
@@ -16,9 +16,9 @@ from examples.emoji.drawings import plain_key
 from examples.emoji.packages import WORDS_PACKAGE
 
 LANGUAGES = ("de", "es", "fr", "it", "ja", "nl", "pl", "pt", "ru")
-# skin tones and hair styles are parts of emoji, no emoji
+# The emojibase group of skin tones and hair styles: parts of emoji, not emoji.
 COMPONENT_GROUP = 2
-LONG_STEM = 4
+LONG_STEM = 4  # a stem of at least this many letters is also found inside of a word
 WORD = re.compile(r"[^\W_]+")
 SUFFIXES = ("ings", "ing", "ies", "ied", "edly", "ed", "es", "s", "y", "e")
 
@@ -43,9 +43,9 @@ def _folded(text: str) -> str:
 
 
 def stem(word: str) -> str:
-    """Return the stem of a word: folded, without the first fitting English suffix that leaves three letters.
+    """Return the stem of a word: folded, without the first matching English suffix that leaves three letters.
 
-    A doubled last consonant is undone ("running" -> "run"). Not a dictionary: equality of stems is all that is used.
+    A doubled last consonant becomes single ("running" -> "run"). Stems are only compared, they need not be words.
     """
     folded = _folded(word)
     for suffix in SUFFIXES:
@@ -57,7 +57,7 @@ def stem(word: str) -> str:
 
 
 def is_label_word(word: str, label: str) -> bool:
-    """Say whether a word is one of the label's: equal stems, or a stem of four letters or more inside the word."""
+    """Return whether a word is a word of the label: equal stems, or a stem of four letters or more inside the word."""
     stems = {stem(part) for part in WORD.findall(label)}
     folded = _folded(word)
     return stem(word) in stems or folded in stems or any(len(one) >= LONG_STEM and one in folded for one in stems)
@@ -69,12 +69,12 @@ def without_label(text: str, label: str) -> str:
 
 
 def document_text(category: Category, source: str, *, language: str, hard: bool) -> str:
-    """Return the text of a document of a category by one source; "" where the source has no words.
+    """Return the text of a document of a category from one source; "" if the source has no words.
 
     Args:
         category: the class.
         source: "tags", "shortcodes", "language", "subgroup" or "nothing".
-        language: which language, for the source "language".
+        language: language code, for the source "language".
         hard: remove every word of the English label.
     """
     phrases = {

@@ -1,4 +1,4 @@
-"""The optional second round of the demo: the same rows, the trained model as encoder, a score of its own."""
+"""The optional second round of the demo: governance with the trained model."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[list[demo.Step]
     return demo.data_steps(args), demo.second_round_steps(args)
 
 
-def test_a_second_round_is_asked_for_and_differs_from_the_first_by_its_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_round_is_optional_and_differs_from_the_first_by_its_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps(monkeypatch)[1] == []
     first, second = steps(monkeypatch, "--second-round")
     assert [step.name for step in (*first, *second)] == [

@@ -1,4 +1,4 @@
-"""The emoji data set from end to end, on drawings made here and, where npm can install them, on the real ones."""
+"""The emoji data set from drawings to tables, on synthetic and on real drawings."""
 
 import io
 import json
@@ -18,6 +18,7 @@ from examples.emoji.drawings import Drawing, listed_drawings, load_drawings
 from examples.emoji.packages import STYLES, default_cache, install_packages, styles_of
 from examples.emoji.renderings import Shot, event_picture
 from examples.emoji.vocabulary import LANGUAGES, WORD, is_label_word, read_categories
+from tests.support.images import encode
 
 CATEGORIES = 80
 EVENTS = 400
@@ -28,7 +29,7 @@ def code(number: int) -> str:
     return f"{0x1F400 + number:x}"
 
 
-def made_svg(number: int, style: str) -> str:
+def random_svg(number: int, style: str) -> str:
     """A few shapes keyed by category and style; categories 4 and 5 are twins in noto."""
     draw = random.Random(f"{5 if number == 4 and style == 'noto' else number} {style}")
     shapes = []
@@ -38,15 +39,13 @@ def made_svg(number: int, style: str) -> str:
     return "".join(shapes)
 
 
-def made_webp(number: int) -> bytes:
+def random_webp(number: int) -> bytes:
     draw = random.Random(f"{number} webp")
     image = Image.new("RGBA", (160, 140))
     for _ in range(4):
         x, y = draw.randrange(100), draw.randrange(80)
         image.paste(tuple(draw.randrange(256) for _ in range(3)), (x, y, x + 40, y + 40))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", lossless=True)
-    return buffer.getvalue()
+    return encode(image, "WEBP", lossless=True)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -54,16 +53,16 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value))
 
 
-def make_packages(folder: Path) -> Path:
-    """Write node_modules as npm would: four styles and the words, 80 base emoji in 11 subgroups of 3 groups."""
+def write_packages(folder: Path) -> Path:
+    """Write node_modules with all styles and the words: 80 base emoji in 11 subgroups of 3 groups."""
     for style in STYLES:
         write_json(folder / style.package / "package.json", {"version": "1.0.0"})
         if style.name == "fluent-3d":
             (folder / style.package / "assets").mkdir()
             for number in range(0, CATEGORIES, 2):
-                (folder / style.package / "assets" / f"{code(number)}-fe0f.webp").write_bytes(made_webp(number))
+                (folder / style.package / "assets" / f"{code(number)}-fe0f.webp").write_bytes(random_webp(number))
             continue
-        icons = {f"icon-{number}": {"body": made_svg(number, style.name)} for number in range(CATEGORIES)}
+        icons = {f"icon-{number}": {"body": random_svg(number, style.name)} for number in range(CATEGORIES)}
         aliases = {"other-name": {"parent": "icon-0"}}
         icons["icon-79"]["body"] = "<g/>" if style.name == "noto" else icons["icon-79"]["body"]
         write_json(
@@ -93,9 +92,9 @@ def write_words(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    make_packages(folder / "node_modules")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("synthetic")
+    write_packages(folder / "node_modules")
     assert main(words(folder, "hard")) == 0
     return folder
 
@@ -118,10 +117,10 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(params=["made", "real"])
+@pytest.fixture(params=["synthetic", "real"])
 def data(request: pytest.FixtureRequest) -> Path:
     folder: Path = request.getfixturevalue(request.param)
-    return folder / "hard" if request.param == "made" else folder
+    return folder / "hard" if request.param == "synthetic" else folder
 
 
 def rows(data: Path, name: str) -> list[dict[str, Any]]:
@@ -154,13 +153,13 @@ def test_no_validation_or_test_category_is_in_a_training_table(data: Path) -> No
     assert ids(data, "gallery_unseen", "doc_id") == {doc_id for doc_id, name in split.items() if name == "test"}
 
 
-def test_query_styles_ask_and_document_styles_answer(data: Path) -> None:
+def test_queries_and_documents_have_different_styles(data: Path) -> None:
     asking = {style.name for style in styles_of("query")}
     assert set(truth(data, "queries", "query_id", "style").values()) == asking
     assert set(truth(data, "catalogue", "doc_id", "style").values()) == {style.name for style in styles_of("document")}
 
 
-def test_qrels_name_every_document_of_the_category_and_no_other(data: Path) -> None:
+def test_qrels_have_exactly_the_documents_of_the_category(data: Path) -> None:
     category = truth(data, "catalogue", "doc_id", "category")
     of_query = truth(data, "queries", "query_id", "category")
     for name in ("seen", "validation", "test"):
@@ -172,7 +171,7 @@ def test_qrels_name_every_document_of_the_category_and_no_other(data: Path) -> N
             assert documents == {doc_id for doc_id, key in category.items() if key == of_query[query]}
 
 
-def test_a_held_out_drawing_never_appears_in_the_behaviour(data: Path) -> None:
+def test_held_out_drawing_is_not_in_the_click_log(data: Path) -> None:
     drawing = {row["query_id"]: (row["style"], row["category"]) for row in rows(data, "truth/queries")}
     held = {drawing[query] for query in ids(data, "seen_queries", "query_id")}
     assert held
@@ -186,7 +185,7 @@ def test_exact_dedupe_of_query_images_merges_under_one_percent(data: Path) -> No
     assert len(decoded) > 0.99 * len(encoded)
 
 
-def test_no_table_but_the_truth_tells_category_style_or_order(data: Path) -> None:
+def test_only_the_truth_tables_contain_category_or_style(data: Path) -> None:
     for path in data.glob("*.parquet"):
         assert not LEAKS & set(pq.ParquetFile(path).schema_arrow.names), path.name
     assert all(row["image"]["path"] is None for name in ("catalogue", "queries") for row in rows(data, name))
@@ -199,7 +198,7 @@ def test_no_table_but_the_truth_tells_category_style_or_order(data: Path) -> Non
     assert times != sorted(times)
 
 
-def test_the_truth_of_clicks_agrees_with_the_categories(data: Path) -> None:
+def test_truth_of_clicks_agrees_with_the_categories(data: Path) -> None:
     category = truth(data, "catalogue", "doc_id", "category")
     of_query = truth(data, "queries", "query_id", "category")
     clicks = {(row["query_id"], row["doc_id"]): row["clicks"] for row in rows(data, "behaviour")}
@@ -209,8 +208,8 @@ def test_the_truth_of_clicks_agrees_with_the_categories(data: Path) -> None:
     assert not clicks
 
 
-def test_twins_stay_on_one_side_and_are_listed_for_merging(made: Path) -> None:
-    data = made / "hard"
+def test_twins_stay_in_one_split_and_are_listed_for_merging(synthetic: Path) -> None:
+    data = synthetic / "hard"
     category = truth(data, "catalogue", "doc_id", "category")
     merged = {row["doc_id"]: row["same_as"] for row in rows(data, "merged")}
     assert {category[doc_id] for doc_id in merged} == {code(4), code(5)}
@@ -220,16 +219,16 @@ def test_twins_stay_on_one_side_and_are_listed_for_merging(made: Path) -> None:
     assert split[code(4)] == split[code(5)]
 
 
-def test_an_empty_drawing_and_skin_tones_are_no_category(made: Path) -> None:
-    found = set(truth(made / "hard", "catalogue", "doc_id", "category").values())
+def test_empty_drawings_and_skin_tones_are_not_categories(synthetic: Path) -> None:
+    found = set(truth(synthetic / "hard", "catalogue", "doc_id", "category").values())
     assert found == {code(number) for number in range(CATEGORIES - 1)}
 
 
-def test_hard_text_holds_no_label_word_and_no_shortcode(made: Path) -> None:
-    check_hard(made / "hard", made / "node_modules")
+def test_hard_text_has_no_label_word_and_no_shortcode(synthetic: Path) -> None:
+    check_hard(synthetic / "hard", synthetic / "node_modules")
 
 
-def test_real_hard_text_holds_no_label_word_and_no_shortcode(real: Path) -> None:
+def test_hard_text_of_the_real_data_has_no_label_word_and_no_shortcode(real: Path) -> None:
     check_hard(real, install_packages(default_cache()))
 
 
@@ -244,7 +243,7 @@ def check_hard(data: Path, modules: Path) -> None:
         assert not [word for word in WORD.findall(row["text"]) if is_label_word(word, labels[category[row["doc_id"]]])]
 
 
-def test_the_documents_of_a_category_mostly_get_different_sources(data: Path) -> None:
+def test_documents_of_a_category_mostly_have_different_text_sources(data: Path) -> None:
     found: dict[str, list[str]] = {}
     for row in rows(data, "truth/catalogue"):
         found.setdefault(row["category"], []).append(row["text_source"])
@@ -252,17 +251,17 @@ def test_the_documents_of_a_category_mostly_get_different_sources(data: Path) ->
     assert sum(first != second for first, second in pairs) > 0.75 * len(pairs)
 
 
-def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(made: Path) -> None:
-    assert main(words(made, "again", "--workers", "2")) == 0
-    files = sorted(path.relative_to(made / "hard") for path in (made / "hard").rglob("*") if path.is_file())
+def test_same_seed_gives_the_same_bytes_for_any_number_of_workers(synthetic: Path) -> None:
+    assert main(words(synthetic, "again", "--workers", "2")) == 0
+    files = sorted(path.relative_to(synthetic / "hard") for path in (synthetic / "hard").rglob("*") if path.is_file())
     assert len(files) == 17
     for name in files:
-        assert (made / "hard" / name).read_bytes() == (made / "again" / name).read_bytes(), name
+        assert (synthetic / "hard" / name).read_bytes() == (synthetic / "again" / name).read_bytes(), name
 
 
-def test_another_seed_changes_ids_but_not_the_split(made: Path) -> None:
-    assert main(words(made, "other", "--seed", "1", "--setting", "main", "--extra-styles")) == 0
-    data, other = made / "hard", made / "other"
+def test_another_seed_changes_ids_but_not_the_split(synthetic: Path) -> None:
+    assert main(words(synthetic, "other", "--seed", "1", "--setting", "main", "--extra-styles")) == 0
+    data, other = synthetic / "hard", synthetic / "other"
     assert not ids(data, "catalogue", "doc_id") & ids(other, "catalogue", "doc_id")
     assert truth(data, "catalogue", "category", "split") == truth(other, "catalogue", "category", "split")
     assert "shortcodes" in truth(other, "catalogue", "doc_id", "text_source").values()
@@ -274,7 +273,7 @@ def test_another_seed_changes_ids_but_not_the_split(made: Path) -> None:
     assert {split[row["category"]] for row in extra} == {"test"}
 
 
-def test_real_extra_styles_ask_about_unseen_categories(tmp_path: Path) -> None:
+def test_extra_style_queries_are_of_unseen_categories(tmp_path: Path) -> None:
     try:
         modules = install_packages(default_cache(), extra_styles=True)
     except ValueError as error:
@@ -288,38 +287,38 @@ def test_real_extra_styles_ask_about_unseen_categories(tmp_path: Path) -> None:
     assert asked <= ids(tmp_path / "emoji", "gallery_unseen", "doc_id")
 
 
-def test_the_summary_says_simulated_and_attribution_names_every_source(made: Path) -> None:
-    summary = json.loads((made / "hard/emoji.json").read_text())
+def test_summary_says_simulated_and_attribution_names_every_source(synthetic: Path) -> None:
+    summary = json.loads((synthetic / "hard/emoji.json").read_text())
     assert summary["simulated"] is True
     assert summary["rows"]["queries"] == summary["settings"]["events"] == EVENTS
     assert abs(summary["wrong_click_share"] - 0.2) < 4 * (0.16 / summary["clicks"]) ** 0.5
-    text = (made / "hard/ATTRIBUTION.md").read_text()
+    text = (synthetic / "hard/ATTRIBUTION.md").read_text()
     for style in STYLES:
         assert (f"| {style.package} | 1.0.0 | [{style.licence}]" in text) == (style.role != "extra")
 
 
-def test_a_broken_cache_is_completed_not_redrawn(made: Path, tmp_path: Path) -> None:
+def test_incomplete_cache_is_completed_without_rendering_again(synthetic: Path, tmp_path: Path) -> None:
     style = styles_of("document")[0]
     keys = [code(number) for number in range(10)]
-    first = load_drawings(made / "node_modules", style, keys, cache=tmp_path, workers=1)
+    first = load_drawings(synthetic / "node_modules", style, keys, cache=tmp_path, workers=1)
     (part,) = tmp_path.rglob("*.parquet")
     before = part.stat().st_mtime_ns
-    assert load_drawings(made / "node_modules", style, keys, cache=tmp_path, workers=1) == first
+    assert load_drawings(synthetic / "node_modules", style, keys, cache=tmp_path, workers=1) == first
     assert part.stat().st_mtime_ns == before
     assert isinstance(first[code(0)], Drawing)
     with Image.open(io.BytesIO(first[code(0)].png)) as image:
         assert (image.mode, image.size) == ("RGBA", (128, 128))
 
 
-def test_two_renderings_of_a_drawing_differ_and_one_is_repeatable(made: Path, tmp_path: Path) -> None:
+def test_renderings_of_a_drawing_differ_and_are_repeatable(synthetic: Path, tmp_path: Path) -> None:
     style = styles_of("query")[1]
-    png = load_drawings(made / "node_modules", style, [code(0)], cache=tmp_path, workers=1)[code(0)].png
+    png = load_drawings(synthetic / "node_modules", style, [code(0)], cache=tmp_path, workers=1)[code(0)].png
     assert event_picture(Shot(png, 0, 1)) == event_picture(Shot(png, 0, 1))
     assert len({event_picture(Shot(png, 0, number)) for number in range(20)}) == 20
     assert event_picture(Shot(png, 0, 1)) != event_picture(Shot(png, 0, 1, attempt=1))
 
 
-def test_the_lock_file_pins_versions_and_holds_no_address() -> None:
+def test_lock_file_pins_versions_and_has_no_address() -> None:
     lock = (packages.HERE / "package-lock.json").read_text()
     assert '"resolved"' not in lock
     assert "omit-lockfile-registry-resolved=true" in (packages.HERE / ".npmrc").read_text()
@@ -333,34 +332,34 @@ def test_the_lock_file_pins_versions_and_holds_no_address() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--events", "10"], "--events is 10"),
         (["--noise", "2"], "--noise is 2.0"),
-        (["--limit-categories", "5"], "5 categories have drawings on both sides"),
+        (["--limit-categories", "5"], "5 categories have query and document drawings"),
         (["--packages", "nowhere"], "lacks the package"),
     ],
 )
-def test_a_wrong_setting_is_one_line_and_leaves_nothing(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+def test_invalid_setting_gives_one_error_line_and_writes_nothing(
+    synthetic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
-    assert main([*words(made, "x"), "--out", str(tmp_path / "x"), *more]) == 2
+    assert main([*words(synthetic, "x"), "--out", str(tmp_path / "x"), *more]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
-    assert said in error
+    assert message in error
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_of_somebody_else_is_not_replaced(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_folder_with_other_content_is_not_replaced(
+    synthetic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    assert main([*words(made, "x"), "--out", str(tmp_path)]) == 2
+    assert main([*words(synthetic, "x"), "--out", str(tmp_path)]) == 2
     assert "not replaced" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").is_file()
 
 
-def test_without_npm_on_the_path_the_wheel_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_npm_of_the_wheel_is_used_without_npm_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     command = packages.npm_command()
     assert len(command) == 2

@@ -1,11 +1,11 @@
-"""Splits, twins, held-out drawings and the simulated clicks of the emoji data, without a picture being rendered."""
+"""Splits, twins, held-out drawings and simulated clicks of the emoji data."""
 
 import functools
 from collections import Counter
 
 import pytest
 
-from examples.emoji.behaviour import PLACES, Event, confusable, event_drawings, simulate
+from examples.emoji.behaviour import POSITIONS, Event, confusable, event_drawings, simulate
 from examples.emoji.drawings import Drawing
 from examples.emoji.keys import keyed_generator, opaque_id
 from examples.emoji.protocol import held_out_drawings, split_categories, twin_groups
@@ -24,7 +24,7 @@ def made_drawings(categories: list[Category]) -> dict[str, dict[str, Drawing]]:
     return {style: {one.key: Drawing(b"", f"{style} {one.key}") for one in categories} for style in STYLES}
 
 
-def test_the_three_test_splits_are_disjoint_and_have_their_shares() -> None:
+def test_three_test_splits_are_disjoint_and_have_the_expected_sizes() -> None:
     categories = made_categories(1000)
     alone = {one.key: one.key for one in categories}
     splits = [split_categories(categories, alone, split=number) for number in (0, 1, 2)]
@@ -34,14 +34,14 @@ def test_the_three_test_splits_are_disjoint_and_have_their_shares() -> None:
     assert len(set.union(*tests)) == 600
 
 
-def test_a_split_is_stratified_by_subgroup() -> None:
+def test_split_is_stratified_by_subgroup() -> None:
     categories = made_categories(1000)
     found = split_categories(categories, {one.key: one.key for one in categories}, split=1)
     tested = Counter(one.leaf for one in categories if found[one.key] == "test")
     assert set(tested.values()) == {4}, "20 categories a subgroup: 4 of each are tested"
 
 
-def test_an_unknown_split_is_refused() -> None:
+def test_unknown_split_is_rejected() -> None:
     with pytest.raises(ValueError, match="split is 3"):
         split_categories([], {}, split=3)
 
@@ -57,14 +57,14 @@ def test_twins_are_found_across_styles_and_transitively() -> None:
     assert found == {"k0000": "k0000", "k0001": "k0000", "k0002": "k0002", "k0003": "k0000", "k0004": "k0004"}
 
 
-def test_twins_are_never_split_apart() -> None:
+def test_twins_are_in_the_same_split() -> None:
     categories = made_categories(400)
     twins = {one.key: f"k{int(one.key[1:]) // 8 * 8:04d}" for one in categories}
     found = split_categories(categories, twins, split=0)
     assert all(found[key] == found[twin] for key, twin in twins.items())
 
 
-def test_one_drawing_of_a_fifth_of_the_full_categories_is_held_out() -> None:
+def test_one_drawing_of_a_fifth_of_the_categories_is_held_out() -> None:
     categories = made_categories(100)
     drawings = made_drawings(categories)
     for one in categories[:40]:
@@ -77,7 +77,7 @@ def test_one_drawing_of_a_fifth_of_the_full_categories_is_held_out() -> None:
     assert held != held_out_drawings(categories, drawings, seed=1)
 
 
-def test_a_wrong_click_stays_in_the_subgroup_or_goes_next_door() -> None:
+def test_wrong_click_is_in_the_same_or_the_nearest_subgroup() -> None:
     categories = [
         Category("a", "a", 0, 0, "zero"),
         Category("b", "b", 0, 0, "zero"),
@@ -102,7 +102,7 @@ def big_log(noise: float = NOISE, seed: int = 0) -> tuple[list[tuple[str, str]],
     return drawn, simulate(chosen, documents, confusable(categories), noise=noise, seed=seed)
 
 
-def test_every_drawing_is_shown_and_popularity_is_skewed() -> None:
+def test_every_drawing_has_an_event_and_popularity_is_skewed() -> None:
     drawn, events = big_log()
     assert {(one.style, one.category) for one in events} == set(drawn)
     most = Counter(one.category for one in events).most_common(1)[0][1]
@@ -111,12 +111,12 @@ def test_every_drawing_is_shown_and_popularity_is_skewed() -> None:
     assert most == pytest.approx((EVENTS - len(drawn)) * share + 2, rel=0.1)
 
 
-def test_too_few_events_are_refused() -> None:
+def test_too_few_events_are_rejected() -> None:
     with pytest.raises(ValueError, match="--events is 1, but 2 query drawings"):
         event_drawings([("noto", "a"), ("noto", "b")], events=1, seed=0)
 
 
-def test_measured_noise_click_counts_and_positions_are_what_was_asked() -> None:
+def test_noise_click_counts_and_positions_match_the_settings() -> None:
     _, events = big_log()
     clicks = [(event, row) for event in events for row in event.clicked]
     total = sum(row.clicks for _, row in clicks)
@@ -126,12 +126,12 @@ def test_measured_noise_click_counts_and_positions_are_what_was_asked() -> None:
     for number, share in ((1, 0.80), (2, 0.15), (3, 0.05)):
         assert abs(counts[number] / EVENTS - share) < 4 * (share * (1 - share) / EVENTS) ** 0.5
     places = Counter(row.position for _, row in clicks if row.right)
-    assert set(places) == set(range(1, PLACES + 1))
-    assert places[1] > 1.2 * places[PLACES], "right documents at the top are clicked more often"
+    assert set(places) == set(range(1, POSITIONS + 1))
+    assert places[1] > 1.2 * places[POSITIONS], "right documents at the top are clicked more often"
     assert all(event.impressions >= max(row.clicks for row in event.clicked) for event in events)
 
 
-def test_a_wrong_click_lands_in_the_same_subgroup_and_rows_are_unique() -> None:
+def test_wrong_click_is_in_the_same_subgroup_and_rows_are_unique() -> None:
     _, events = big_log()
     for event in events:
         assert len({row.doc_id for row in event.clicked}) == len(event.clicked)
@@ -142,7 +142,7 @@ def test_a_wrong_click_lands_in_the_same_subgroup_and_rows_are_unique() -> None:
             assert int(clicked[1:]) // 20 == int(event.category[1:]) // 20
 
 
-def test_a_majority_vote_per_query_does_not_undo_the_noise() -> None:
+def test_majority_vote_per_query_does_not_remove_the_noise() -> None:
     _, events = big_log()
     right = 0
     for event in events:
@@ -153,7 +153,7 @@ def test_a_majority_vote_per_query_does_not_undo_the_noise() -> None:
     assert 0.7 < right / EVENTS < 0.85
 
 
-def test_without_noise_no_click_is_wrong_and_noise_has_limits() -> None:
+def test_without_noise_no_click_is_wrong_and_noise_out_of_range_is_rejected() -> None:
     _, events = big_log(noise=0.0)
     assert all(row.right for event in events for row in event.clicked)
     with pytest.raises(ValueError, match=r"--noise is 1\.5"):
@@ -168,6 +168,6 @@ def test_ids_do_not_sort_by_number_and_depend_on_seed_and_kind() -> None:
     assert len({opaque_id(0, "query", 1), opaque_id(1, "query", 1), opaque_id(0, "document", 1)}) == 3
 
 
-def test_a_generator_depends_on_its_names_alone() -> None:
+def test_generator_depends_on_seed_and_names_only() -> None:
     assert keyed_generator(3, "a", 1).random() == keyed_generator(3, "a", 1).random()
     assert keyed_generator(3, "a", 1).random() != keyed_generator(3, "a", 2).random()

@@ -1,4 +1,4 @@
-"""Governance figures of the emoji data, each worked by hand."""
+"""Governance metrics of the emoji data, each calculated by hand."""
 
 import json
 from pathlib import Path
@@ -24,11 +24,11 @@ EVENTS = {"q1": "ant", "q2": "ant", "q3": "bee", "q4": "cat", "q5": "cat"}
 GOVERNED = Governed({"q1": 0, "q2": 1, "q3": 1, "q4": 2}, {"a1": 0, "a2": 0, "b1": 0, "b2": 1})
 
 
-def test_the_truth_of_a_category_is_the_majority_of_its_documents() -> None:
+def test_truth_of_a_category_is_the_majority_of_its_documents() -> None:
     assert majority_truth(GOVERNED.documents, DOCUMENTS) == {0: "ant", 1: "bee"}
 
 
-def test_a_tie_goes_to_the_smaller_name() -> None:
+def test_tie_goes_to_the_smaller_name() -> None:
     assert majority_truth({"b1": 7, "a1": 7}, DOCUMENTS) == {7: "ant"}
 
 
@@ -37,7 +37,7 @@ def test_label_accuracy_counts_a_category_without_documents_as_wrong() -> None:
     assert label_accuracy(GOVERNED, Truth(EVENTS, DOCUMENTS, [])) == 0.5
 
 
-def test_pairs_are_counted_over_the_whole_training_catalogue() -> None:
+def test_pairs_are_counted_over_the_full_training_catalogue() -> None:
     # predicted pairs: a1a2, a1b1, a2b1; true pairs: a1a2, b1b2; both: a1a2
     found = category_pairs(GOVERNED.documents, DOCUMENTS)
     assert found.precision == pytest.approx(1 / 3)
@@ -45,18 +45,18 @@ def test_pairs_are_counted_over_the_whole_training_catalogue() -> None:
     assert found.f1 == pytest.approx(2 / 5)
 
 
-def test_a_document_that_was_left_out_costs_recall_only() -> None:
+def test_missing_document_lowers_recall_only() -> None:
     found = category_pairs({"a1": 0, "a2": 0}, DOCUMENTS)
     assert (found.precision, found.recall) == (1.0, 0.5)
 
 
-def test_no_pairs_score_zero_instead_of_dividing_by_it() -> None:
+def test_score_without_pairs_is_zero() -> None:
     assert category_pairs({}, {}).f1 == 0.0
     empty = governance_score(Governed({}, {}), Truth({}, {}, []))
     assert set(empty.values()) == {0}
 
 
-def test_the_governance_object_counts_events_clicks_and_documents() -> None:
+def test_governance_score_counts_events_clicks_and_documents() -> None:
     found = governance_score(GOVERNED, Truth(EVENTS, DOCUMENTS, [True, True, True, False]))
     assert (found["rows_in"], found["kept"], found["dropped"]) == (5, 4, 1)
     assert found["kept_share"] == pytest.approx(0.8)
@@ -90,7 +90,7 @@ def samples() -> dict[str, list[Any]]:
     return {"side": side, "sample_id": sample, "category_id": category}
 
 
-def test_the_command_tells_twins_apart_and_reports_them_merged_too(tmp_path: Path) -> None:
+def test_command_scores_twins_as_separate_and_as_merged_categories(tmp_path: Path) -> None:
     assert main(make_folders(tmp_path, samples())) == 0
     found = json.loads((tmp_path / "out/governance.json").read_text())
     # with bee = ant: both categories are "ant", q1, q2, q3 are right; pairs: 3 predicted, 6 true, 3 both
@@ -102,19 +102,19 @@ def test_the_command_tells_twins_apart_and_reports_them_merged_too(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "said"),
+    ("column", "value", "message"),
     [("sample_id", "zz", "'zz' is not in the data"), ("side", "page", "side 'page'")],
 )
-def test_samples_of_other_data_are_refused_by_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, value: str, said: str
+def test_samples_of_other_data_are_rejected_with_their_id(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, value: str, message: str
 ) -> None:
     wrong = samples()
     wrong[column][0] = value
     assert main(make_folders(tmp_path, wrong)) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_a_missing_folder_and_a_missing_column_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_folder_and_missing_column_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lacking = samples()
     del lacking["category_id"]
     words = make_folders(tmp_path, lacking)

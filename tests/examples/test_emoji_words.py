@@ -1,4 +1,4 @@
-"""The words of the emoji data: label words leave every text of the hard setting, in any inflection."""
+"""Texts of the emoji data: stems, and removal of label words."""
 
 import pytest
 
@@ -19,17 +19,17 @@ CRAB = Category(
 @pytest.mark.parametrize(
     ("word", "expected"), [("running", "run"), ("Runs", "run"), ("berries", "berr"), ("berry", "berr"), ("dog", "dog")]
 )
-def test_a_stem_is_the_word_without_its_ending(word: str, expected: str) -> None:
+def test_stem_is_the_word_without_its_suffix(word: str, expected: str) -> None:
     assert stem(word) == expected
 
 
 @pytest.mark.parametrize("word", ["crab", "CRABS", "run", "runs", "crabmeat", "With", "shoe"])
-def test_an_inflected_or_compounded_label_word_is_recognised(word: str) -> None:
+def test_inflected_or_compound_label_word_is_recognised(word: str) -> None:
     assert is_label_word(word, CRAB.label)
 
 
 @pytest.mark.parametrize("word", ["zodiac", "sea", "truth", "scab"])
-def test_another_word_is_kept(word: str) -> None:
+def test_unrelated_word_is_kept(word: str) -> None:
     assert not is_label_word(word, CRAB.label)
 
 
@@ -37,13 +37,13 @@ def test_accents_do_not_hide_a_label_word() -> None:
     assert without_label("Pi\u00f1atas party", "pinata") == "party"
 
 
-def test_the_hard_setting_keeps_only_words_beside_the_label() -> None:
+def test_hard_setting_removes_all_label_words() -> None:
     assert document_text(CRAB, "tags", language="de", hard=True) == "zodiac, fast, crustacean"
     assert document_text(CRAB, "language", language="de", hard=True) == "krabbe, tierkreis"
     assert document_text(CRAB, "subgroup", language="de", hard=True) == "animal marine"
 
 
-def test_the_main_setting_leaves_texts_as_they_are() -> None:
+def test_main_setting_does_not_change_texts() -> None:
     assert document_text(CRAB, "tags", language="de", hard=False) == "Crabs, zodiac, run fast, crustacean shoe"
     assert document_text(CRAB, "shortcodes", language="de", hard=False) == "crab run, cancer"
     assert document_text(CRAB, "nothing", language="de", hard=False) == ""

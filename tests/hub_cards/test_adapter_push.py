@@ -1,4 +1,4 @@
-"""An adapter and its base go to two repositories, and whoever loads the adapter there has the merged model."""
+"""Push of an adapter and its base model to two repositories, and loading."""
 
 import json
 import shutil
@@ -74,7 +74,7 @@ def pushed(run: Path) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(hub=hub, run=run, folder=folder, output=done.stdout)
 
 
-def test_an_adapter_loaded_from_the_hub_embeds_as_the_merged_model(pushed: SimpleNamespace) -> None:
+def test_adapter_loaded_from_the_hub_gives_the_embeddings_of_the_merged_model(pushed: SimpleNamespace) -> None:
     code = EMBED.format(base=BASE, adapter=ADAPTER, hub=str(pushed.run / "hub"))
     loaded, merged, base = (
         torch.tensor(json.loads(line)) for line in stranger(pushed.hub, pushed.folder / "reader", code).splitlines()
@@ -84,7 +84,7 @@ def test_an_adapter_loaded_from_the_hub_embeds_as_the_merged_model(pushed: Simpl
     assert not torch.allclose(base, merged, atol=1e-2)
 
 
-def test_the_base_is_named_by_its_repository_there_and_by_its_place_here(pushed: SimpleNamespace) -> None:
+def test_pushed_adapter_names_the_repository_of_its_base_model(pushed: SimpleNamespace) -> None:
     there = json.loads(pushed.hub.files(ADAPTER)["adapter_config.json"])
     here = json.loads((pushed.run / "adapter" / "adapter_config.json").read_text())
     assert there["base_model_name_or_path"] == BASE
@@ -92,7 +92,7 @@ def test_the_base_is_named_by_its_repository_there_and_by_its_place_here(pushed:
     assert pushed.output.index(f"/{BASE} (") < pushed.output.index(f"/{ADAPTER} (")
 
 
-def test_nothing_that_is_pushed_or_lies_in_the_run_tells_about_the_machine(pushed: SimpleNamespace) -> None:
+def test_no_pushed_file_and_no_file_of_the_run_names_the_machine(pushed: SimpleNamespace) -> None:
     found = [*pushed.hub.files(ADAPTER).items(), *pushed.hub.files(BASE).items()]
     found += [
         (path.name, path.read_bytes()) for side in ("adapter", "base") for path in (pushed.run / side).rglob("*.*")
@@ -103,43 +103,43 @@ def test_nothing_that_is_pushed_or_lies_in_the_run_tells_about_the_machine(pushe
             assert not list(machine_traces(content.decode(), [])), name
 
 
-def test_both_cards_are_whole_and_the_usage_code_of_the_adapter_runs_as_it_stands(pushed: SimpleNamespace) -> None:
+def test_cards_are_complete_and_the_usage_code_of_the_adapter_runs(pushed: SimpleNamespace) -> None:
     card = pushed.hub.files(ADAPTER)["README.md"].decode()
     assert f"base_model: {BASE}" in card
     assert "| image encoder | rank 2 on 3 layers |" in card
-    assert "| fusion | whole |" in card
+    assert "| fusion | full weights |" in card
     assert "twemoji" in card
-    assert "loads with any of them" in pushed.hub.files(BASE)["README.md"].decode()
+    assert "loads it together with an adapter" in pushed.hub.files(BASE)["README.md"].decode()
     (code,) = python_blocks(card)
     assert stranger(pushed.hub, pushed.folder / "usage", code).startswith("tensor([[")
 
 
-def test_what_cannot_be_pushed_is_refused(run: Path, tmp_path: Path) -> None:
+def test_invalid_adapter_or_repository_is_rejected(run: Path, tmp_path: Path) -> None:
     whole = tmp_path / "run"
     shutil.copytree(run, whole)
 
-    def refused(said: str, **words: str | None) -> None:
-        with pytest.raises(ValueError, match=said):
+    def assert_rejected(message: str, **words: str | None) -> None:
+        with pytest.raises(ValueError, match=message):
             plan_adapter(whole / "adapter", **{"repo_id": ADAPTER, "base_repo_id": BASE, **words})  # type: ignore[arg-type]
 
-    refused("without its base. Add --base-repo-id", base_repo_id=None)
-    refused("cannot both be", base_repo_id=ADAPTER)
-    refused("'owner/name'", base_repo_id="base")
+    assert_rejected("without its base model. Add --base-repo-id", base_repo_id=None)
+    assert_rejected("adapter and base model cannot both be", base_repo_id=ADAPTER)
+    assert_rejected("'owner/name'", base_repo_id="base")
     (whole / "recipe.json").rename(whole / "other.json")
-    refused("recipe.json is missing")
+    assert_rejected("recipe.json is missing")
     (whole / "other.json").rename(whole / "recipe.json")
     config = whole / "adapter" / "adapter_config.json"
     content = json.loads(config.read_text())
     config.write_text(json.dumps({**content, "base_model_name_or_path": "/opt/someone/base"}))
-    refused("'/opt/someone/base' tells about this machine")
+    assert_rejected("'/opt/someone/base' names this machine")
     config.write_text(json.dumps(content))
     shutil.rmtree(whole / "base")
-    refused("base is not a folder")
+    assert_rejected("base is not a folder")
     (whole / "adapter" / "adapter_model.safetensors").unlink()
-    refused("lacks adapter_model.safetensors")
+    assert_rejected("lacks adapter_model.safetensors")
 
 
-def test_options_that_do_not_belong_to_the_folder_end_in_one_line(
+def test_option_that_does_not_fit_the_folder_gives_one_error_line(
     run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     from hub_cards.__main__ import main

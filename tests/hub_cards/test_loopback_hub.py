@@ -1,4 +1,4 @@
-"""The double of the Hub itself: it refuses what the Hub refuses, seen by the real client and by plain HTTP."""
+"""The test double of the Hub, used through the real client and by plain HTTP."""
 
 import hashlib
 import http.client
@@ -60,7 +60,7 @@ def download(hub: Hub, name: str, cache: Path, *, revision: str = "main", token:
     return Path(path).read_bytes()
 
 
-def test_small_and_large_files_come_back_as_they_went(hub: Hub, tmp_path: Path) -> None:
+def test_small_and_large_files_are_downloaded_unchanged(hub: Hub, tmp_path: Path) -> None:
     filled(hub)
     assert download(hub, "deep/small.txt", tmp_path) == SMALL
     assert download(hub, "model.safetensors", tmp_path) == LARGE
@@ -68,7 +68,7 @@ def test_small_and_large_files_come_back_as_they_went(hub: Hub, tmp_path: Path) 
     assert hub.files("org/a")["model.safetensors"] == LARGE
 
 
-def test_a_tag_stays_where_main_moves_on(hub: Hub, tmp_path: Path) -> None:
+def test_tag_keeps_its_commit_when_main_moves_on(hub: Hub, tmp_path: Path) -> None:
     first = filled(hub)
     api = client(hub)
     api.create_tag("org/a", tag="v1", revision=first)
@@ -80,7 +80,7 @@ def test_a_tag_stays_where_main_moves_on(hub: Hub, tmp_path: Path) -> None:
         api.create_tag("org/a", tag="v1")
 
 
-def test_a_wrong_token_is_refused_for_reading_and_writing(hub: Hub, tmp_path: Path) -> None:
+def test_wrong_token_is_rejected_for_reading_and_writing(hub: Hub, tmp_path: Path) -> None:
     filled(hub)
     with pytest.raises(HfHubHTTPError, match="401"):
         client(hub, "hf_wrong").create_repo("org/b")
@@ -91,14 +91,14 @@ def test_a_wrong_token_is_refused_for_reading_and_writing(hub: Hub, tmp_path: Pa
     assert ("models", "org/b") not in hub.repos
 
 
-def test_a_public_file_needs_no_token_and_a_private_one_does(hub: Hub) -> None:
+def test_only_private_files_need_a_token(hub: Hub) -> None:
     filled(hub, private=True)
     assert plain(hub, "GET", "/org/a/resolve/main/README.md", token=None) == (401, "RepoNotFound")
     hub.repos["models", "org/a"].private = False
     assert plain(hub, "GET", "/org/a/resolve/main/README.md", token=None) == (200, None)
 
 
-def test_a_missing_revision_repository_or_file_is_named(hub: Hub, tmp_path: Path) -> None:
+def test_missing_revision_repository_or_file_is_named(hub: Hub, tmp_path: Path) -> None:
     filled(hub)
     with pytest.raises(RevisionNotFoundError):
         download(hub, "README.md", tmp_path, revision="v9")
@@ -114,20 +114,20 @@ PATHS_OUTSIDE = ["../b/secret", "deep/../../secret", "%2e%2e/secret", "deep//x",
 
 
 @pytest.mark.parametrize("path", PATHS_OUTSIDE)
-def test_a_path_outside_the_repository_is_refused_when_read(hub: Hub, path: str) -> None:
+def test_reading_a_path_outside_the_repository_is_rejected(hub: Hub, path: str) -> None:
     filled(hub)
     assert plain(hub, "GET", f"/org/a/resolve/main/{path}")[0] == 400
 
 
 @pytest.mark.parametrize("path", ["../b/secret", "deep/../../secret", "/etc/passwd", "a\\b", ".git/config"])
-def test_a_path_outside_the_repository_is_refused_when_written(hub: Hub, path: str) -> None:
+def test_writing_a_path_outside_the_repository_is_rejected(hub: Hub, path: str) -> None:
     commit = filled(hub)
     line = {"key": "file", "value": {"path": path, "content": "eA==", "encoding": "base64"}}
     assert plain(hub, "POST", "/api/models/org/a/commit/main", body=json.dumps(line).encode())[0] == 400
     assert hub.repos["models", "org/a"].find("main") == commit
 
 
-def test_a_large_file_that_is_not_what_it_says_is_refused(hub: Hub) -> None:
+def test_large_file_with_another_hash_is_rejected(hub: Hub) -> None:
     assert plain(hub, "PUT", f"/large/{'0' * 64}", body=b"other")[0] == 400
     filled(hub)
     line = {"key": "lfsFile", "value": {"path": "x.safetensors", "algo": "sha256", "oid": "0" * 64, "size": 5}}
@@ -150,7 +150,7 @@ def test_listings_show_files_folders_and_sizes(hub: Hub) -> None:
     assert {item.rfilename for item in siblings} >= {"README.md", "model.safetensors"}
 
 
-def test_part_of_a_file_can_be_asked_for(hub: Hub) -> None:
+def test_part_of_a_file_can_be_requested(hub: Hub) -> None:
     filled(hub)
     connection = http.client.HTTPConnection(urlsplit(hub.endpoint).netloc, timeout=10)
     connection.request("GET", "/org/a/resolve/main/deep/small.txt", headers={"Range": "bytes=1-2"})

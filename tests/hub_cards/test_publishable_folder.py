@@ -1,4 +1,4 @@
-"""What may be published: each thing that must not leave the machine is refused by name, and a dry run sends nothing."""
+"""Checks of a folder before its upload, and the dry run of the push command."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ def folder(tmp_path: Path) -> Path:
     return write_model_folder(tmp_path / "hub")
 
 
-def test_a_whole_folder_passes_and_every_file_is_planned(folder: Path) -> None:
+def test_complete_folder_passes_and_every_file_is_listed(folder: Path) -> None:
     planned = {file.path_in_repo: file for file in model_files(folder)}
     assert set(planned) == {
         "README.md",
@@ -37,26 +37,26 @@ def test_a_whole_folder_passes_and_every_file_is_planned(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pkl", ".pth"])
-def test_pickled_weights_are_refused_wherever_they_lie(folder: Path, suffix: str) -> None:
+def test_pickled_weights_are_rejected_in_every_subfolder(folder: Path, suffix: str) -> None:
     (folder / "query" / f"weights{suffix}").write_bytes(pickle.dumps([1.0]))
     with pytest.raises(ValueError, match=f"query/weights{suffix}.*only safetensors"):
         model_files(folder)
 
 
-def test_a_pickle_called_safetensors_is_refused(folder: Path) -> None:
+def test_pickle_named_safetensors_is_rejected(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(pickle.dumps({"weight": 1.0}) * 10)
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         model_files(folder)
 
 
 @pytest.mark.parametrize("name", ["train.jsonl.gz", ".env", "notes.docx", "checkpoint"])
-def test_a_file_that_is_no_part_of_a_model_is_refused(folder: Path, name: str) -> None:
+def test_file_that_is_not_part_of_a_model_is_rejected(folder: Path, name: str) -> None:
     (folder / name).write_text("x")
-    with pytest.raises(ValueError, match=f"'{name}' is no part of a model folder"):
+    with pytest.raises(ValueError, match=f"'{name}' is not part of a model folder"):
         model_files(folder)
 
 
-def test_links_are_refused_to_files_and_to_folders(folder: Path, tmp_path: Path) -> None:
+def test_links_to_files_and_folders_are_rejected(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.json").write_text("{}")
     link = folder / "extra.json"
     link.symlink_to(tmp_path / "secret.json")
@@ -70,42 +70,42 @@ def test_links_are_refused_to_files_and_to_folders(folder: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("missing", "said"),
+    ("missing", "message"),
     [
-        ("README.md", "without a card"),
+        ("README.md", "needs a card"),
         ("config.json", "config.json is missing"),
         ("query/config.json", "config.json is missing"),
         ("model.safetensors", "no weights to publish"),
-        ("query/model.safetensors", "query holds no model"),
+        ("query/model.safetensors", "query has no model"),
         ("configuration_oclear.py", r"remote code 'configuration_oclear\.py' is missing"),
         ("fusion_oclear.py", r"remote code 'fusion_oclear\.py' is missing"),
     ],
 )
-def test_what_a_reader_needs_must_be_there(folder: Path, missing: str, said: str) -> None:
+def test_missing_required_file_is_rejected(folder: Path, missing: str, message: str) -> None:
     (folder / missing).unlink()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         model_files(folder)
 
 
-def test_a_card_without_metadata_is_refused(folder: Path) -> None:
+def test_card_without_metadata_is_rejected(folder: Path) -> None:
     (folder / "README.md").write_text("# A model\n")
     with pytest.raises(ValueError, match="no metadata block"):
         model_files(folder)
 
 
-def test_a_config_without_its_auto_map_is_refused(folder: Path) -> None:
+def test_config_without_auto_map_is_rejected(folder: Path) -> None:
     edit_json(folder / "config.json", "auto_map.AutoModel")
     with pytest.raises(ValueError, match="auto_map lacks"):
         model_files(folder)
 
 
-def test_remote_code_of_another_repository_is_refused(folder: Path) -> None:
+def test_remote_code_of_another_repository_is_rejected(folder: Path) -> None:
     edit_json(folder / "config.json", "auto_map.AutoModel", "other/repo--modeling_oclear.OclearModel")
     with pytest.raises(ValueError, match="of this same folder"):
         model_files(folder)
 
 
-def test_remote_code_of_the_processor_is_needed_too(folder: Path) -> None:
+def test_remote_code_of_the_processor_is_required(folder: Path) -> None:
     content = {"auto_map": {"AutoProcessor": "processing_oclear.OclearProcessor"}}
     (folder / "processor_config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"processing_oclear\.py' is missing"):
@@ -123,13 +123,13 @@ TRACES = [
 
 
 @pytest.mark.parametrize("trace", TRACES)
-def test_a_trace_of_this_machine_is_refused_in_json_and_card(folder: Path, trace: str) -> None:
+def test_path_or_host_of_this_machine_is_rejected_in_json_and_card(folder: Path, trace: str) -> None:
     (folder / "config.json").write_text(json.dumps(CONFIG)[:-1] + f', "from": "{trace}"}}')
-    with pytest.raises(ValueError, match=r"config\.json, line 1: .* tells about this machine"):
+    with pytest.raises(ValueError, match=r"config\.json, line 1: .* names this machine"):
         model_files(folder, host_names=["trainbox-17"])
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "README.md").write_text(f"---\nlicense: mit\n---\n\nfrom {trace}\n")
-    with pytest.raises(ValueError, match=r"README\.md, line 5: .* tells about this machine"):
+    with pytest.raises(ValueError, match=r"README\.md, line 5: .* names this machine"):
         model_files(folder, host_names=["trainbox-17"])
 
 
@@ -145,32 +145,32 @@ def test_a_trace_of_this_machine_is_refused_in_json_and_card(folder: Path, trace
         "$HOME/tmp/x",
     ],
 )
-def test_ordinary_text_is_no_trace(text: str) -> None:
+def test_ordinary_text_is_not_taken_for_a_path_or_host(text: str) -> None:
     assert not list(machine_traces(text, ["trainbox-17"]))
 
 
 @pytest.mark.parametrize(
     ("name", "kept"), [("demo", []), ("ubuntu", []), ("trainbox-17", ["trainbox-17"]), ("gpu4", ["gpu4"])]
 )
-def test_a_host_called_by_an_ordinary_word_refuses_nothing(
+def test_host_name_that_is_an_ordinary_word_is_ignored(
     name: str, kept: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("platform.node", lambda: name)
     assert this_host() == kept
 
 
-def test_a_file_that_cannot_be_read_leaves_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_file_gives_one_error_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "README.md").write_bytes(b"---\nlicense: mit\n---\n\xff\xfe")
     assert main(["push", str(folder), "--repo-id", "org/finder"]) == 2
     assert "is not UTF-8 text" in capsys.readouterr().err
 
 
-def test_a_vocabulary_may_hold_anything(folder: Path) -> None:
+def test_vocabulary_files_are_not_searched_for_paths(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps({"vocab": {"/home/x": 1}}))
     assert len(model_files(folder)) == 9
 
 
-def test_governed_data_are_listed_without_dropped_rows_and_stages(tmp_path: Path) -> None:
+def test_governed_data_is_listed_without_dropped_rows_and_stages(tmp_path: Path) -> None:
     run = write_run(tmp_path / "first")
     card = render_run(run)[1]
     governed = write_governed(tmp_path / "governed")
@@ -192,14 +192,14 @@ def test_governed_data_are_listed_without_dropped_rows_and_stages(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["/srv/someone/cat.png", "../cat.png", "~/cat.png"])
-def test_an_image_that_tells_where_it_lay_is_refused(tmp_path: Path, name: str) -> None:
+def test_image_with_an_absolute_path_is_rejected(tmp_path: Path, name: str) -> None:
     card = render_run(write_run(tmp_path / "first"))[1]
     governed = write_governed(tmp_path / "governed", image_path=name)
-    with pytest.raises(ValueError, match="Write bare names"):
+    with pytest.raises(ValueError, match="Use plain file names"):
         dataset_files(governed, card=card)
 
 
-def test_a_dry_run_lists_everything_and_sends_nothing(
+def test_dry_run_lists_all_files_and_sends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub = write_run(tmp_path / "first") / "hub"
@@ -220,11 +220,11 @@ def test_a_dry_run_lists_everything_and_sends_nothing(
     assert before == {path: path.read_bytes() for path in hub.rglob("*") if path.is_file()}
 
 
-def test_the_card_is_addressed_to_the_repository_and_keeps_its_figures(tmp_path: Path) -> None:
+def test_push_writes_the_repository_into_the_card_and_keeps_its_metrics(tmp_path: Path) -> None:
     run = write_run(tmp_path / "first")
-    write_model_folder(tmp_path / "made")
-    for path in sorted((tmp_path / "made").rglob("*")):
-        target = run / "hub" / path.relative_to(tmp_path / "made")
+    write_model_folder(tmp_path / "model")
+    for path in sorted((tmp_path / "model").rglob("*")):
+        target = run / "hub" / path.relative_to(tmp_path / "model")
         if path.is_dir():
             target.mkdir(exist_ok=True)
         else:
@@ -244,7 +244,7 @@ def test_the_card_is_addressed_to_the_repository_and_keeps_its_figures(tmp_path:
     assert local[local.index(results) :][:200] == model_card[model_card.index(results) :][:200]
 
 
-def test_without_a_token_nothing_is_sent(
+def test_without_token_nothing_is_sent(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_run(tmp_path / "first")
@@ -255,14 +255,16 @@ def test_without_a_token_nothing_is_sent(
 
 
 @pytest.mark.parametrize("words", [["--dataset", "governed"], ["--dataset-repo-id", "org/data"]])
-def test_half_a_data_set_is_refused(folder: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_dataset_without_repository_or_the_reverse_is_rejected(
+    folder: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["push", str(folder), "--repo-id", "org/finder", *words]) == 2
     assert "go together" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("yes", [[], ["--yes"]])
 @pytest.mark.parametrize("tag", ["two words", "-x", "refs/heads/main", "a" * 101])
-def test_an_unusable_tag_is_refused_before_anything_is_sent(
+def test_invalid_tag_is_rejected_before_anything_is_sent(
     folder: Path,
     tmp_path: Path,
     tag: str,
@@ -273,4 +275,4 @@ def test_an_unusable_tag_is_refused_before_anything_is_sent(
     (folder / "README.md").write_text(render_run(write_run(tmp_path / "first"))[0].read_text())
     monkeypatch.setattr("hub_cards.push.HfApi", None)
     assert main(["push", str(folder), "--repo-id", "org/finder", *yes, f"--revision={tag}"]) == 2
-    assert "is no tag name" in capsys.readouterr().err
+    assert "is not a valid tag name" in capsys.readouterr().err

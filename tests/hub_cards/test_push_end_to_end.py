@@ -1,7 +1,7 @@
-"""From the folder to a stranger's process: push through the real client, load by name, run the usage code of the cards.
+"""Push with the real Hub client, load by name, run the usage code of the cards.
 
-Everything that talks to the double runs in subprocesses, because the client reads its environment at import; each of
-them is elsewhere, without our packages, as a reader of the card would be.
+Everything that talks to the test double runs in subprocesses, because the client reads its environment at import. They
+run in another directory and without our packages, as for a reader of the card.
 """
 
 import hashlib
@@ -78,7 +78,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamesp
         yield SimpleNamespace(hub=hub, run=run, governed=governed, folder=folder, output=done.stdout)
 
 
-def test_every_file_arrives_with_the_listed_sha256(published: SimpleNamespace) -> None:
+def test_every_file_is_uploaded_with_the_listed_sha256(published: SimpleNamespace) -> None:
     listed = dict(re.findall(r"^  ([0-9a-f]{64}) +[\d,]+  (\S+)$", published.output, re.M)[::-1])
     assert listed
     arrived = published.hub.files(MODEL)
@@ -92,7 +92,7 @@ def test_every_file_arrives_with_the_listed_sha256(published: SimpleNamespace) -
         assert digest in published.output or content.startswith(b"*.safetensors")
 
 
-def test_what_a_reader_downloads_equals_what_was_sent(published: SimpleNamespace) -> None:
+def test_downloaded_files_equal_the_uploaded_ones(published: SimpleNamespace) -> None:
     code = (
         "import hashlib, pathlib\nfrom huggingface_hub import snapshot_download\n"
         f"folder = pathlib.Path(snapshot_download({MODEL!r}, revision='v1'))\n"
@@ -107,7 +107,7 @@ def test_what_a_reader_downloads_equals_what_was_sent(published: SimpleNamespace
     assert found == sent
 
 
-def test_the_tag_of_the_hub_gives_the_numbers_of_the_folder(published: SimpleNamespace) -> None:
+def test_model_loaded_by_tag_gives_the_outputs_of_the_folder(published: SimpleNamespace) -> None:
     code = (
         "import torch\nfrom PIL import Image\nfrom transformers import AutoModel, AutoProcessor\n"
         f"for name, revision in (({MODEL!r}, 'v1'), ({str(published.run / 'hub')!r}, None)):\n"
@@ -123,7 +123,7 @@ def test_the_tag_of_the_hub_gives_the_numbers_of_the_folder(published: SimpleNam
     assert there.count(",") == 23  # two rows of width 12
 
 
-def test_a_missing_revision_is_named(published: SimpleNamespace) -> None:
+def test_missing_revision_is_named_in_the_error(published: SimpleNamespace) -> None:
     code = (
         "from huggingface_hub import hf_hub_download\nfrom huggingface_hub.errors import RevisionNotFoundError\n"
         f"try:\n    hf_hub_download({MODEL!r}, 'config.json', revision='v9')\n"
@@ -132,7 +132,7 @@ def test_a_missing_revision_is_named(published: SimpleNamespace) -> None:
     assert stranger(published.hub, published.folder / "tag", code).strip() == "no v9"
 
 
-def test_the_usage_code_of_the_card_runs_as_it_stands(published: SimpleNamespace) -> None:
+def test_usage_code_of_the_card_runs(published: SimpleNamespace) -> None:
     code = python_blocks(published.hub.files(MODEL)["README.md"].decode())[0]
     assert f'MODEL = "{MODEL}"' in code
     printed = stranger(published.hub, published.folder / "usage", code)
@@ -140,7 +140,7 @@ def test_the_usage_code_of_the_card_runs_as_it_stands(published: SimpleNamespace
     assert "torch.Size([2, 3, 2])" in printed
 
 
-def test_the_usage_code_of_the_query_side_downloads_neither_text_nor_root_weights(published: SimpleNamespace) -> None:
+def test_usage_code_of_the_query_model_downloads_no_text_weights(published: SimpleNamespace) -> None:
     published.hub.log.clear()
     code = python_blocks(published.hub.files(MODEL)["README.md"].decode())[1]
     printed = stranger(published.hub, published.folder / "query_only", code)
@@ -150,7 +150,7 @@ def test_the_usage_code_of_the_query_side_downloads_neither_text_nor_root_weight
     assert not [name for name in fetched if "token" in name or "vocab" in name]
 
 
-def test_the_usage_code_of_the_local_card_runs_beside_the_run(published: SimpleNamespace) -> None:
+def test_usage_code_of_a_card_without_repository_runs_next_to_the_run_folder(published: SimpleNamespace) -> None:
     home = published.folder / "beside"
     shutil.copytree(published.run, home / "runs" / "first")
     blocks = python_blocks((published.run / "hub" / "README.md").read_text())
@@ -158,7 +158,7 @@ def test_the_usage_code_of_the_local_card_runs_beside_the_run(published: SimpleN
     assert "torch.Size([1, 12])" in stranger(published.hub, home, "\n".join(blocks))
 
 
-def test_the_download_command_of_the_card_fetches_the_folder(published: SimpleNamespace) -> None:
+def test_download_command_of_the_card_fetches_the_folder(published: SimpleNamespace) -> None:
     card = published.hub.files(MODEL)["README.md"].decode()
     (line,) = re.findall(r"^hf download .*$", card, re.M)
     home = published.folder / "download"
@@ -173,7 +173,7 @@ def test_the_download_command_of_the_card_fetches_the_folder(published: SimpleNa
     assert weights == (published.run / "hub" / "query" / "model.safetensors").read_bytes()
 
 
-def test_the_data_can_be_loaded_by_name(published: SimpleNamespace) -> None:
+def test_data_set_loads_by_name(published: SimpleNamespace) -> None:
     card = published.hub.files(DATA, kind="datasets")["README.md"].decode()
     printed = stranger(published.hub, published.folder / "data", python_blocks(card)[0])
     assert "['sample_id', 'image', 'text', 'split'] 2 2" in printed
@@ -182,7 +182,7 @@ def test_the_data_can_be_loaded_by_name(published: SimpleNamespace) -> None:
     assert parquet.read_table(published.governed / "samples" / "part-0.parquet").num_rows == 2
 
 
-def test_pushing_the_same_again_makes_no_new_commit(published: SimpleNamespace) -> None:
+def test_pushing_unchanged_files_again_creates_no_commit(published: SimpleNamespace) -> None:
     before = published.hub.repos["models", MODEL].find("main")
     done = push(published.hub, published.folder / "home", published.run / "hub", "--repo-id", MODEL, "--yes")
     assert done.returncode == 0, done.stderr
@@ -192,28 +192,30 @@ def test_pushing_the_same_again_makes_no_new_commit(published: SimpleNamespace) 
     assert changed <= {"README.md"}  # this push cites no data set
 
 
-def test_a_tag_that_exists_is_refused_before_anything_is_committed(published: SimpleNamespace) -> None:
+def test_existing_tag_is_rejected_before_anything_is_committed(published: SimpleNamespace) -> None:
     before = published.hub.repos["models", MODEL].find("main")
     words = ["--repo-id", MODEL, "--revision", "v1", "--yes"]
     done = push(published.hub, published.folder / "home", published.run / "hub", *words)
     assert done.returncode == 2
-    assert "error: tag 'v1' exists already" in done.stderr
+    assert "error: tag 'v1' already exists" in done.stderr
     assert published.hub.repos["models", MODEL].find("main") == before
 
 
-@pytest.mark.parametrize(("token", "said"), [("hf_wrong", "the Hub refused: "), (None, "no token for the Hub")])
-def test_a_wrong_or_missing_token_leaves_one_line_and_no_repository(
-    published: SimpleNamespace, token: str | None, said: str
+@pytest.mark.parametrize(
+    ("token", "message"), [("hf_wrong", "the Hub rejected the request: "), (None, "no token for the Hub")]
+)
+def test_wrong_or_missing_token_gives_one_error_line_and_no_repository(
+    published: SimpleNamespace, token: str | None, message: str
 ) -> None:
     home = published.folder / "nobody"
     done = push(published.hub, home, published.run / "hub", "--repo-id", "org/other", "--yes", token=token)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {said}")
+    assert done.stderr.startswith(f"error: {message}")
     assert "Traceback" not in done.stderr
     assert ("models", "org/other") not in published.hub.repos
 
 
-def test_a_hub_that_is_away_leaves_one_line(published: SimpleNamespace) -> None:
+def test_unreachable_hub_gives_one_error_line(published: SimpleNamespace) -> None:
     away = Hub("x")
     away.endpoint = "http://127.0.0.1:9"
     done = push(away, published.folder / "home", published.run / "hub", "--repo-id", MODEL, "--yes")
@@ -222,7 +224,7 @@ def test_a_hub_that_is_away_leaves_one_line(published: SimpleNamespace) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_private_push_cannot_be_read_by_a_stranger(published: SimpleNamespace) -> None:
+def test_private_repository_cannot_be_read_without_token(published: SimpleNamespace) -> None:
     words = ["--repo-id", "org/hidden", "--private", "--yes"]
     done = push(published.hub, published.folder / "home", published.run / "hub", *words)
     assert done.returncode == 0, done.stderr
@@ -235,7 +237,7 @@ def test_a_private_push_cannot_be_read_by_a_stranger(published: SimpleNamespace)
     assert stranger(published.hub, published.folder / "hidden", code).strip() == "hidden"
 
 
-def test_the_fixture_config_names_the_same_remote_code_as_a_real_one(published: SimpleNamespace) -> None:
+def test_config_of_the_fixture_names_the_remote_code_of_a_real_model(published: SimpleNamespace) -> None:
     card_config = (published.run / "hub" / "config.json").read_text()
     for target in CONFIG["auto_map"].values():  # type: ignore[attr-defined]
         assert target in card_config

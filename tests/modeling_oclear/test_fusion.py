@@ -1,4 +1,4 @@
-"""The fusion and its exact fallbacks, in batches that mix rows with and without image and text."""
+"""The fusion and its exact fallbacks, in batches with missing images and texts."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def embed(model: OclearModel, **changes: torch.Tensor | None) -> OclearDocumentO
         return model.get_document_embeds(**{**small_batch(), **changes})
 
 
-def test_rows_are_unit_and_finite(model: OclearModel) -> None:
+def test_embeddings_are_finite_unit_rows(model: OclearModel) -> None:
     output = embed(model)
     torch.testing.assert_close(output["embeds"].norm(dim=1), torch.ones(5))
     assert all(torch.isfinite(value).all() for value in output.values() if isinstance(value, torch.Tensor))
@@ -33,7 +33,7 @@ def test_rows_are_unit_and_finite(model: OclearModel) -> None:
     assert output["gate"].shape == (5, 3, 2)
 
 
-def test_text_changes_the_embedding_where_both_are_there(model: OclearModel) -> None:
+def test_text_changes_the_embedding_of_a_document_with_image_and_text(model: OclearModel) -> None:
     output = embed(model)
     for row in (0, 4):
         assert (output["embeds"][row] - output["image_embeds"][row]).abs().max() > 1e-2
@@ -41,7 +41,7 @@ def test_text_changes_the_embedding_where_both_are_there(model: OclearModel) -> 
         torch.testing.assert_close(output["embeds"][row], together / together.norm())
 
 
-def test_without_text_the_image_embedding_comes_back_bit_for_bit(model: OclearModel) -> None:
+def test_without_text_the_result_is_the_image_embedding_bit_for_bit(model: OclearModel) -> None:
     output = embed(model)
     for row in (2, 3):  # 2 has no text, 3 a text without tokens
         assert torch.equal(output["embeds"][row], output["image_embeds"][row])
@@ -51,7 +51,7 @@ def test_without_text_the_image_embedding_comes_back_bit_for_bit(model: OclearMo
     assert torch.equal(alone["image_embeds"], embed(model, has_image=None)["image_embeds"])
 
 
-def test_at_text_strength_zero_the_image_embedding_comes_back_bit_for_bit(model: OclearModel) -> None:
+def test_at_text_weight_zero_the_result_is_the_image_embedding_bit_for_bit(model: OclearModel) -> None:
     before = embed(model)
     model.config.text_strength = 0.0
     after = embed(model)
@@ -62,7 +62,7 @@ def test_at_text_strength_zero_the_image_embedding_comes_back_bit_for_bit(model:
     assert torch.equal(after["embeds"][1], before["embeds"][1])
 
 
-def test_without_image_neither_pixels_nor_text_strength_count(model: OclearModel) -> None:
+def test_without_image_pixels_and_text_weight_have_no_effect(model: OclearModel) -> None:
     output = embed(model)
     other = small_batch()["pixel_values"]
     other[1] = 1e3
@@ -81,7 +81,7 @@ def test_without_image_neither_pixels_nor_text_strength_count(model: OclearModel
     torch.testing.assert_close(text_only["text_shift"], text_only["embeds"])
 
 
-def test_where_one_side_is_missing_gate_and_attention_are_zero_and_else_attention_sums_to_one(
+def test_gate_and_attention_are_zero_without_image_or_text_else_attention_sums_to_one(
     model: OclearModel,
 ) -> None:
     output = embed(model)
@@ -92,7 +92,7 @@ def test_where_one_side_is_missing_gate_and_attention_are_zero_and_else_attentio
     torch.testing.assert_close(output["attention"][both].sum(-1), torch.ones(2, 3))
 
 
-def test_a_gate_opens_by_how_well_image_and_concept_agree(model: OclearModel) -> None:
+def test_gate_depends_on_the_agreement_of_image_and_concept(model: OclearModel) -> None:
     fusion = model.fusion
     assert fusion is not None
     image, cells, concept = torch.randn(2, 27), torch.randn(2, 25, 19), torch.randn(2, 3, 27)
@@ -109,7 +109,7 @@ def test_a_gate_opens_by_how_well_image_and_concept_agree(model: OclearModel) ->
             torch.testing.assert_close(found[row, place], expected)
 
 
-def test_padding_does_not_count(model: OclearModel) -> None:
+def test_padding_has_no_effect(model: OclearModel) -> None:
     other = small_batch()["input_ids"]
     other[4, 4:] = 7
     torch.testing.assert_close(embed(model, input_ids=other)["embeds"][4], embed(model)["embeds"][4])
@@ -122,7 +122,7 @@ def test_a_row_does_not_depend_on_the_rest_of_its_batch(model: OclearModel) -> N
         torch.testing.assert_close(embed(model, **alone)["embeds"][0], whole[row], rtol=0, atol=1e-5)
 
 
-def test_a_document_of_nothing_is_refused_by_its_row(model: OclearModel) -> None:
+def test_document_without_image_and_text_is_rejected_with_its_row(model: OclearModel) -> None:
     with pytest.raises(ValueError, match=r"row 1 \(and 0 more of 5\) has neither image nor text"):
         embed(model, has_text=torch.tensor([True, False, False, True, True]))
     with pytest.raises(ValueError, match="row 3"):  # a text without tokens is no text
@@ -131,7 +131,7 @@ def test_a_document_of_nothing_is_refused_by_its_row(model: OclearModel) -> None
         model.get_document_embeds()
 
 
-def test_inputs_that_disagree_are_refused(model: OclearModel) -> None:
+def test_inputs_with_different_numbers_of_rows_are_rejected(model: OclearModel) -> None:
     batch = small_batch()
     with pytest.raises(ValueError, match="'pixel_values': 5, 'input_ids': 4"):
         model.get_document_embeds(batch["pixel_values"], batch["input_ids"][:4])
@@ -141,7 +141,7 @@ def test_inputs_that_disagree_are_refused(model: OclearModel) -> None:
         model.get_document_embeds(input_ids=batch["input_ids"], has_image=batch["has_image"])
 
 
-def test_a_masked_row_in_training_gives_zeros_and_finite_gradients(model: OclearModel) -> None:
+def test_row_without_image_and_text_gives_zeros_and_finite_gradients(model: OclearModel) -> None:
     nobody = torch.zeros(2, dtype=torch.bool)
     tokens, cells = torch.randn(2, 6, 21, requires_grad=True), torch.randn(2, 25, 19, requires_grad=True)
     output = model.embed_document(
@@ -162,13 +162,13 @@ def test_cached_half_precision_features_are_accepted(model: OclearModel) -> None
         tokens, mask = model.encode_text(batch["input_ids"], batch["attention_mask"])
         cached = model.embed_document(
             model.embed_pooled(pooled.half(), side="document"), cells.half(), tokens.half(), mask,
-            has_image=batch["has_image"], has_text=batch["has_text"], grid=grid,
+            has_image=batch["has_image"], has_text=batch["has_text"],
         )  # fmt: skip
     torch.testing.assert_close(cached["embeds"], embed(model)["embeds"], rtol=0, atol=2e-2)
-    assert cached.grid == (5, 5)
+    assert grid == embed(model).grid == (5, 5)
 
 
-def test_the_start_is_image_only_up_to_a_little_with_a_live_gradient() -> None:
+def test_initial_model_is_nearly_image_only_and_has_gradients_everywhere() -> None:
     torch.manual_seed(1)
     model = OclearModel(small_config()).eval()
     output = model.get_document_embeds(**small_batch())
@@ -187,7 +187,7 @@ def test_the_start_is_image_only_up_to_a_little_with_a_live_gradient() -> None:
             assert gradient.abs().max() > 0, name
 
 
-def test_at_the_start_a_concept_is_the_projected_centred_unit_sentence_vector() -> None:
+def test_initial_concept_is_the_projected_centred_unit_sentence_vector() -> None:
     torch.manual_seed(2)
     model = OclearModel(small_config()).eval()
     assert model.fusion is not None
@@ -201,7 +201,7 @@ def test_at_the_start_a_concept_is_the_projected_centred_unit_sentence_vector() 
             torch.testing.assert_close(concept[row], expected.expand(3, -1))
 
 
-def test_the_memory_is_a_sum_over_its_texts_by_likeness(model: OclearModel) -> None:
+def test_memory_is_a_kernel_sum_over_its_slots(model: OclearModel) -> None:
     fusion = model.fusion
     assert fusion is not None
     sentences = torch.nn.functional.normalize(torch.randn(2, 21), dim=1)
@@ -214,7 +214,7 @@ def test_the_memory_is_a_sum_over_its_texts_by_likeness(model: OclearModel) -> N
             torch.testing.assert_close(found[row], expected)
 
 
-def test_the_memory_speaks_for_documents_without_image_alone(model: OclearModel) -> None:
+def test_memory_is_used_only_for_documents_without_image(model: OclearModel) -> None:
     fusion = model.fusion
     assert fusion is not None
     before = embed(model)["embeds"]
@@ -232,13 +232,13 @@ def test_the_memory_speaks_for_documents_without_image_alone(model: OclearModel)
     torch.testing.assert_close(after[1], said / said.norm())
 
 
-def test_concepts_look_at_different_places_once_trained_apart() -> None:
+def test_concepts_with_different_offsets_have_different_attention() -> None:
     torch.manual_seed(3)
     attention = OclearModel(small_config()).eval().get_document_embeds(**small_batch())["attention"]
     assert (attention[0, 0] - attention[0, 1]).abs().max() > 1e-3
 
 
-def test_a_model_without_text_encoder_embeds_images_and_refuses_text() -> None:
+def test_model_without_text_encoder_embeds_images_and_rejects_text() -> None:
     model = OclearModel(small_config(text=None)).eval()
     batch = small_batch()
     output = model.get_document_embeds(batch["pixel_values"])
@@ -249,7 +249,7 @@ def test_a_model_without_text_encoder_embeds_images_and_refuses_text() -> None:
         model.get_document_embeds(batch["pixel_values"], batch["input_ids"])
 
 
-def test_standardisation_is_per_side_and_frozen() -> None:
+def test_standardisation_is_per_side_and_not_trained() -> None:
     model = OclearModel(small_config()).train()
     pooled = torch.randn(4, 19)
     model.image_head.query_mean.copy_(pooled.mean(0))
@@ -263,7 +263,7 @@ def test_standardisation_is_per_side_and_frozen() -> None:
         model.embed_pooled(pooled, side="both")
 
 
-def test_double_precision_stays_double(model: OclearModel) -> None:
+def test_float64_stays_float64(model: OclearModel) -> None:
     wide = OclearModel(small_config()).eval().double()
     batch = small_batch()
     output = wide.get_document_embeds(**{**batch, "pixel_values": batch["pixel_values"].double()})

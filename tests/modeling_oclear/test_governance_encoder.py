@@ -1,4 +1,4 @@
-"""A model of ours as encoder of governance: its embedding and later stages, beside the packaged network."""
+"""A trained OCLEAR model as the encoder of governance."""
 
 from pathlib import Path
 
@@ -12,7 +12,9 @@ from tests.support.small_oclear import small_config
 
 
 @pytest.mark.parametrize(("vision", "stages"), [("efficientnet_lite", True), ("vit", False)])
-def test_blocks_are_pooled_output_embedding_stages_and_colour(tmp_path: Path, vision: str, stages: bool) -> None:
+def test_feature_blocks_are_pooled_output_embedding_stages_and_colour(
+    tmp_path: Path, vision: str, stages: bool
+) -> None:
     torch.manual_seed(0)
     model = OclearModel(small_config(vision)).eval()
     model.save_pretrained(tmp_path / "hub")

@@ -1,4 +1,4 @@
-"""The classifier under transformers' own Trainer: for users who bring their own loop."""
+"""The classification model with the Trainer of transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,14 @@ def arguments(folder: Path, **changes: Any) -> TrainingArguments:
     return TrainingArguments(**{**settings, **changes})
 
 
-def made() -> OclearForCategoryClassification:
+def small_classifier() -> OclearForCategoryClassification:
     torch.manual_seed(0)
     return OclearForCategoryClassification(small_config(text=None, num_classes=3, head_scale=8.0))
 
 
-def test_trainer_learns_saves_and_resumes(tmp_path: Path) -> None:
+def test_trainer_reduces_the_loss_saves_and_resumes(tmp_path: Path) -> None:
     data = coloured_squares()
-    model, resumed = made(), made()
+    model, resumed = small_classifier(), small_classifier()
     trainer = Trainer(model=model, args=arguments(tmp_path / "run"), train_dataset=data)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]

@@ -1,4 +1,4 @@
-"""Configuration: round trips through JSON, refuses nonsense by a ValueError with its reason."""
+"""Configuration: JSON round trips, and rejection of invalid values."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ UNWANTED = (
 )
 
 
-def test_saved_and_loaded_again_is_equal(tmp_path: Path) -> None:
+def test_save_and_load_gives_an_equal_model(tmp_path: Path) -> None:
     config = small_config("dinov2", "xlm_roberta", vision_feature_stage=1, text_strength=0.4, num_classes=7)
     config.save_pretrained(tmp_path)
     again = OclearConfig.from_pretrained(tmp_path)
@@ -34,14 +34,14 @@ def test_saved_and_loaded_again_is_equal(tmp_path: Path) -> None:
     assert again.to_dict()["vision_config"]["model_type"] == "dinov2"
 
 
-def test_a_million_categories_leave_the_file_small(tmp_path: Path) -> None:
+def test_config_file_stays_small_with_a_million_categories(tmp_path: Path) -> None:
     small_config(num_classes=1_000_000).save_pretrained(tmp_path)
     content = (tmp_path / "config.json").read_text()
     assert len(content) < 4000
     assert "id2label" not in json.loads(content)
 
 
-def test_encoder_parts_that_nobody_reads_are_switched_off() -> None:
+def test_unused_encoder_parts_are_switched_off() -> None:
     assert small_config("siglip").to_dict()["vision_config"]["vision_use_head"] is False
     assert small_config("dinov2").to_dict()["vision_config"]["use_mask_token"] is False
 
@@ -49,8 +49,8 @@ def test_encoder_parts_that_nobody_reads_are_switched_off() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"hiden_size": 64}, "does not know hiden_size; its own fields are .*hidden_size"),
-        ({"num_labels": 5}, "does not know num_labels"),
+        ({"hiden_size": 64}, "has no field hiden_size; its own fields are .*hidden_size"),
+        ({"num_labels": 5}, "has no field num_labels"),
         ({"hidden_size": 0}, "hidden_size is 0; it must be at least 1"),
         ({"hidden_size": "256"}, "expected int, got str"),
         ({"hidden_size": 30, "num_attention_heads": 4, "text_config": {}}, "not a multiple of num_attention_heads 4"),
@@ -71,23 +71,23 @@ def test_encoder_parts_that_nobody_reads_are_switched_off() -> None:
         ({"vision_config": "vit"}, "vision_config"),
     ],
 )
-def test_nonsense_is_refused_with_its_value(change: dict[str, Any], reason: str) -> None:
+def test_invalid_argument_is_rejected_with_its_value(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         OclearConfig(**change)
 
 
-def test_a_query_model_has_no_text() -> None:
+def test_query_config_rejects_a_text_encoder() -> None:
     with pytest.raises(ValueError, match="reads images only"):
         OclearQueryConfig(text_config=BertConfig())
 
 
-def test_importing_the_package_loads_nothing_heavy() -> None:
+def test_importing_the_package_does_not_import_torch_or_transformers() -> None:
     command = f"import modeling_oclear, sys; print([name for name in {UNWANTED} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 
-def test_every_public_name_is_there_and_no_other() -> None:
+def test_all_public_names_and_no_others_can_be_imported() -> None:
     import modeling_oclear
 
     for name in modeling_oclear.__all__:

@@ -1,4 +1,4 @@
-"""Processor: what a pixel becomes, what is cut, what is missing, and what is refused."""
+"""Processors: pixel values, cropping, missing inputs, rejected inputs."""
 
 import io
 from pathlib import Path
@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 
 from modeling_oclear import OclearImageProcessor, OclearProcessor, OclearQueryProcessor
 from modeling_oclear.image_processing_oclear import border_colour, split_alpha
+from tests.support.images import encode
 from tests.support.small_oclear import drawing, small_processor
 
 PLAIN = {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
@@ -22,7 +23,7 @@ def pixels(image: Image.Image, **options: object) -> np.ndarray:
     return np.rint(processor(image)["pixel_values"][0].permute(1, 2, 0).numpy() * 255).astype(int)
 
 
-def test_values_are_normalised_per_channel() -> None:
+def test_pixel_values_are_normalised_per_channel() -> None:
     processor = OclearImageProcessor(size=3, image_mean=(0.1, 0.2, 0.3), image_std=(0.5, 0.25, 2.0))
     values = processor(Image.new("RGB", (5, 7), (255, 51, 0)))["pixel_values"]
     assert values.shape == (1, 3, 3, 3)
@@ -30,14 +31,14 @@ def test_values_are_normalised_per_channel() -> None:
     torch.testing.assert_close(values[0, :, 1, 1], torch.tensor([(1 - 0.1) / 0.5, 0.0, -0.15]))
 
 
-def test_the_subject_is_cut_out_and_fills_the_square() -> None:
+def test_subject_is_cropped_and_fills_the_square() -> None:
     image = Image.new("RGB", (40, 30), (200, 200, 200))
     image.paste((10, 20, 30), (20, 5, 28, 13))
     assert (pixels(image) == (10, 20, 30)).all()
     assert (pixels(image, crop_to_subject=False)[0, 0] == 200).all()
 
 
-def test_a_wide_subject_keeps_its_shape_between_bars_of_the_border_colour() -> None:
+def test_wide_subject_keeps_its_aspect_ratio_and_is_padded_with_the_border_colour() -> None:
     image = Image.new("RGB", (40, 30), (200, 100, 0))
     image.paste((10, 20, 30), (4, 5, 20, 13))  # 16 x 8
     square = pixels(image)
@@ -47,7 +48,7 @@ def test_a_wide_subject_keeps_its_shape_between_bars_of_the_border_colour() -> N
     assert (pixels(image, pad_to_square=False) == (10, 20, 30)).all()
 
 
-def test_small_differences_from_the_border_are_background() -> None:
+def test_small_differences_from_the_border_colour_are_background() -> None:
     image = Image.new("RGB", (20, 20), (200, 200, 200))
     image.paste((190, 200, 205), (2, 2, 6, 6))
     image.paste((0, 0, 0), (10, 10, 14, 14))
@@ -55,13 +56,13 @@ def test_small_differences_from_the_border_are_background() -> None:
     assert not (pixels(image, crop_tolerance=4) == 0).all()
 
 
-def test_an_image_of_one_colour_stays_whole() -> None:
+def test_image_of_one_colour_is_not_cropped() -> None:
     assert (pixels(Image.new("RGB", (9, 5), (7, 8, 9))) == (7, 8, 9)).all()
     assert (pixels(Image.new("RGBA", (9, 5), (7, 8, 9, 0))) == 255).all()
     assert pixels(Image.new("L", (1, 1), 77))[0, 0].tolist() == [77, 77, 77]
 
 
-def test_transparent_images_are_cut_by_alpha_and_laid_on_white() -> None:
+def test_transparent_image_is_cropped_by_alpha_and_put_on_white() -> None:
     image = Image.new("RGBA", (30, 30), (0, 0, 0, 0))
     image.paste((255, 255, 255, 255), (5, 5, 25, 25))
     image.paste((200, 0, 0, 255), (10, 10, 20, 20))
@@ -73,7 +74,7 @@ def test_transparent_images_are_cut_by_alpha_and_laid_on_white() -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
-def test_every_mode_of_pillow_is_read(mode: str) -> None:
+def test_every_pillow_mode_is_accepted(mode: str) -> None:
     source = drawing().convert("RGBA" if mode == "PA" else "RGB")
     if mode == "I;16":
         image = Image.fromarray(np.asarray(source.convert("L")).astype(np.uint16) * 257)
@@ -88,7 +89,7 @@ def test_every_mode_of_pillow_is_read(mode: str) -> None:
     assert square.min() < 150 < 200 < square.max()
 
 
-def test_a_palette_with_a_transparent_entry_is_transparent() -> None:
+def test_palette_with_a_transparent_entry_is_transparent() -> None:
     image = Image.new("P", (6, 6), 0)
     image.putpalette([0, 0, 0, 255, 0, 0])
     image.paste(1, (2, 2, 4, 4))
@@ -97,7 +98,7 @@ def test_a_palette_with_a_transparent_entry_is_transparent() -> None:
     assert (pixels(Image.open(buffer)) == (255, 0, 0)).all()
 
 
-def test_exif_orientation_turns_the_image_upright() -> None:
+def test_exif_orientation_is_applied() -> None:
     image = Image.new("RGB", (8, 8), "white")
     image.paste("black", (0, 0, 8, 2))  # dark on top
     exif = Image.Exif()
@@ -110,19 +111,19 @@ def test_exif_orientation_turns_the_image_upright() -> None:
     assert plain[0, 4].max() < 100 < plain[7, 4].min()
 
 
-def test_border_colour_is_the_median_of_the_edge() -> None:
+def test_border_colour_is_the_median_of_the_edge_pixels() -> None:
     image = np.zeros((5, 5, 3), np.uint8) + 90
     image[0, :2] = 255
     image[2, 2] = 1
     assert border_colour(image).tolist() == [90, 90, 90]
 
 
-def test_opaque_alpha_is_no_alpha() -> None:
+def test_opaque_alpha_is_ignored() -> None:
     assert split_alpha(Image.new("RGBA", (3, 3), (1, 2, 3, 255)))[1] is None
     assert split_alpha(Image.new("RGBA", (3, 3), (1, 2, 3, 9)))[1] is not None
 
 
-def test_missing_images_and_texts_are_marked(tmp_path: Path) -> None:
+def test_missing_images_and_texts_are_masked(tmp_path: Path) -> None:
     processor = small_processor(tmp_path)
     batch = processor(images=[drawing(), None, drawing()], text=["a red ball", None, "  "])
     assert batch["has_image"].tolist() == [True, False, True]
@@ -134,7 +135,7 @@ def test_missing_images_and_texts_are_marked(tmp_path: Path) -> None:
     assert set(processor(text="a ball")) == {"input_ids", "attention_mask", "has_text"}
 
 
-def test_a_text_of_ten_megabytes_is_cut_before_it_costs_anything(tmp_path: Path) -> None:
+def test_text_of_ten_megabytes_is_cut_before_tokenising(tmp_path: Path) -> None:
     import time
 
     processor = small_processor(tmp_path)
@@ -145,14 +146,14 @@ def test_a_text_of_ten_megabytes_is_cut_before_it_costs_anything(tmp_path: Path)
     assert torch.equal(batch["input_ids"][0], processor(text=["a red ball " * 20])["input_ids"][0])
 
 
-def test_half_of_a_surrogate_pair_and_control_characters_are_read(tmp_path: Path) -> None:
+def test_half_of_a_surrogate_pair_and_control_characters_are_accepted(tmp_path: Path) -> None:
     processor = small_processor(tmp_path)
     batch = processor(text=["a red\ud800 ball", "\x00\x07", "\ud83d"])
     assert batch["input_ids"].shape[0] == 3
     assert batch["has_text"].tolist() == [True, True, True]
 
 
-def test_saved_and_loaded_again_gives_equal_tensors(tmp_path: Path) -> None:
+def test_saved_and_loaded_processor_gives_equal_tensors(tmp_path: Path) -> None:
     processor = small_processor(tmp_path)
     processor.save_pretrained(tmp_path / "both")
     again = AutoProcessor.from_pretrained(tmp_path / "both")
@@ -170,15 +171,13 @@ def test_saved_and_loaded_again_gives_equal_tensors(tmp_path: Path) -> None:
     assert AutoImageProcessor.from_pretrained(tmp_path / "query").size == 9
 
 
-def test_damaged_and_huge_images_are_refused_by_their_row(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    Image.effect_noise((64, 64), 90).convert("RGB").save(buffer, "PNG")
-    broken = Image.open(io.BytesIO(buffer.getvalue()[:2000]))
+def test_damaged_and_huge_images_are_rejected_with_their_row(tmp_path: Path) -> None:
+    broken = Image.open(io.BytesIO(encode(Image.effect_noise((64, 64), 90).convert("RGB"))[:2000]))
     processor = small_processor(tmp_path)
     with pytest.raises(ValueError, match=r"images\[1\] cannot be decoded"):
         processor(images=[drawing(), broken])
     large = Image.new("1", (50_000, 1100))
-    with pytest.raises(ValueError, match=r"images\[0\] has 50000 x 1100 pixels; from 1 to 50000000"):
+    with pytest.raises(ValueError, match=r"images\[0\] has 50000 x 1100 pixels; the limit is 50000000"):
         processor(images=[large])
     with pytest.raises(ValueError, match=r"has 0 x 4 pixels"):
         processor(images=[Image.new("RGB", (0, 4))])
@@ -186,7 +185,7 @@ def test_damaged_and_huge_images_are_refused_by_their_row(tmp_path: Path) -> Non
         processor(images=["photo.png"])
 
 
-def test_nonsense_calls_are_refused(tmp_path: Path) -> None:
+def test_invalid_calls_are_rejected(tmp_path: Path) -> None:
     processor = small_processor(tmp_path)
     for call, reason in (
         ({}, "both missing"),
@@ -218,6 +217,6 @@ def test_nonsense_calls_are_refused(tmp_path: Path) -> None:
         ({"max_image_pixels": 0}, "max_image_pixels is 0"),
     ],
 )
-def test_nonsense_options_are_refused(options: dict[str, object], reason: str) -> None:
+def test_invalid_options_are_rejected(options: dict[str, object], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         OclearImageProcessor(**options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Partial softmax: equal to the loop that defines it, in value and gradient, whole, sharded, chunked and sampled."""
+"""Partial softmax against a reference loop: unsharded, sharded, chunked, sampled."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 
 from modeling_oclear.partial_softmax_oclear import (
     ArcFace,
+    ClassRange,
     CombinedMargin,
     CosFace,
     Margin,
@@ -18,7 +19,7 @@ from modeling_oclear.partial_softmax_oclear import (
     partial_softmax_loss,
     sample_classes,
 )
-from tests.support.naive_softmax import CLASSES, made_case, naive_loss
+from tests.support.naive_softmax import CLASSES, naive_loss, random_case
 
 MARGINS: list[Margin] = [
     CosFace(0.2), ArcFace(0.4), CombinedMargin(1.5, 0.3, 0.1), CombinedMargin(3, 0.1, 0), CosFace(0.0), ArcFace(0.0),
@@ -32,8 +33,8 @@ def plain(margin: Margin | None = None, scale: float = 16.0, chunk_size: int | N
 @pytest.mark.parametrize("margin", MARGINS, ids=str)
 @pytest.mark.parametrize("rate", [1.0, 0.3])
 @pytest.mark.parametrize("chunk_size", [None, 4, 1])
-def test_value_and_gradients_equal_the_naive_loop(margin: Margin, rate: float, chunk_size: int | None) -> None:
-    embeds, labels, prototypes, weights = made_case()
+def test_value_and_gradients_equal_the_reference_loop(margin: Margin, rate: float, chunk_size: int | None) -> None:
+    embeds, labels, prototypes, weights = random_case()
     sampled = sample_classes(CLASSES, positives=labels, rate=rate, seed=0, step=0)
     loss = partial_softmax_loss(
         embeds, labels, prototypes, form=plain(margin, chunk_size=chunk_size), sampled=sampled, weights_B=weights
@@ -53,8 +54,8 @@ def test_value_and_gradients_equal_the_naive_loop(margin: Margin, rate: float, c
 
 @pytest.mark.parametrize("margin", MARGINS[:3], ids=str)
 @pytest.mark.parametrize("shards", [2, 3])
-def test_class_ranges_on_several_ranks_equal_one_process(margin: Margin, shards: int) -> None:
-    embeds, labels, prototypes, weights = made_case()
+def test_class_ranges_of_several_ranks_equal_one_process(margin: Margin, shards: int) -> None:
+    embeds, labels, prototypes, weights = random_case()
     sampled = sample_classes(CLASSES, positives=labels, rate=0.4, seed=3, step=1)
     whole = partial_softmax_loss(embeds, labels, prototypes, form=plain(margin), sampled=sampled, weights_B=weights)
     parts = []
@@ -62,7 +63,9 @@ def test_class_ranges_on_several_ranks_equal_one_process(margin: Margin, shards:
         first, end = CLASSES * shard // shards, CLASSES * (shard + 1) // shards
         mine = sample_classes(CLASSES, positives=labels, rate=0.4, seed=3, step=1, class_range=(first, end))
         rows = prototypes[first:end][mine.class_ids - first]
-        parts.append(class_scalars(embeds, labels, rows, mine.class_ids, mine.log_correction, form=plain(margin)))
+        parts.append(
+            class_scalars(embeds, labels, ClassRange(rows, mine.class_ids, mine.log_correction), form=plain(margin))
+        )
     merged = loss_from_scalars(merge_scalars(parts), labels, form=plain(margin), weights_B=weights)
     torch.testing.assert_close(merged, whole, rtol=0, atol=1e-12)
     for mine_gradient, expected in zip(
@@ -71,12 +74,13 @@ def test_class_ranges_on_several_ranks_equal_one_process(margin: Margin, shards:
         torch.testing.assert_close(mine_gradient, expected, rtol=0, atol=1e-12)
 
 
-def test_a_rank_without_classes_adds_nothing_but_keeps_a_gradient() -> None:
-    embeds, labels, prototypes, _ = made_case()
+def test_rank_without_classes_adds_nothing_and_has_a_gradient() -> None:
+    embeds, labels, prototypes, _ = random_case()
     empty = class_scalars(
-        embeds, labels, prototypes[:0], torch.empty(0, dtype=torch.int64), torch.empty(0), form=plain()
+        embeds, labels, ClassRange(prototypes[:0], torch.empty(0, dtype=torch.int64), torch.empty(0)), form=plain()
     )
-    full = class_scalars(embeds, labels, prototypes, torch.arange(CLASSES), torch.zeros(CLASSES), form=plain())
+    everything = ClassRange(prototypes, torch.arange(CLASSES), torch.zeros(CLASSES))
+    full = class_scalars(embeds, labels, everything, form=plain())
     merged = merge_scalars([empty, full])
     assert torch.equal(merged.max, full.max)
     assert torch.equal(merged.sum_exp, full.sum_exp)
@@ -85,13 +89,13 @@ def test_a_rank_without_classes_adds_nothing_but_keeps_a_gradient() -> None:
     assert torch.isfinite(gradient).all()
 
 
-def test_one_row_one_class_is_loss_zero_whatever_the_margin() -> None:
+def test_loss_of_one_sample_and_one_class_is_zero_for_any_margin() -> None:
     embeds = torch.tensor([[0.6, 0.8]])
     loss = partial_softmax_loss(embeds, torch.tensor([0]), torch.tensor([[2.0, 0.0]]), form=plain(ArcFace(0.5), 64))
     assert loss.item() == 0
 
 
-def test_a_case_worked_by_hand() -> None:
+def test_loss_equals_a_case_calculated_by_hand() -> None:
     # Orthogonal prototypes, embedding on the first: cosines 1 and 0. CosFace 0.2 at scale 2: log(1 + exp(0 - 1.6)).
     loss = partial_softmax_loss(
         torch.tensor([[1.0, 0.0]]), torch.tensor([0]), torch.tensor([[5.0, 0.0], [0.0, 0.1]]),
@@ -100,8 +104,8 @@ def test_a_case_worked_by_hand() -> None:
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1.6)), abs=1e-7)
 
 
-def test_weights_zero_remove_a_sample_and_total_weight_makes_parts_add_up() -> None:
-    embeds, labels, prototypes, weights = made_case()
+def test_weight_zero_removes_a_sample_and_parts_with_total_weight_add_up() -> None:
+    embeds, labels, prototypes, weights = random_case()
     only = torch.tensor([0.0, 1, 1, 0, 1])
     kept = partial_softmax_loss(embeds, labels, prototypes, weights_B=only, form=plain())
     rows = torch.tensor([1, 2, 4])
@@ -113,9 +117,7 @@ def test_weights_zero_remove_a_sample_and_total_weight_makes_parts_add_up() -> N
         scalars = class_scalars(
             embeds[part],
             labels[part],
-            prototypes,
-            torch.arange(CLASSES),
-            torch.zeros(CLASSES),
+            ClassRange(prototypes, torch.arange(CLASSES), torch.zeros(CLASSES)),
             form=plain(),
         )
         halves = halves + loss_from_scalars(
@@ -124,8 +126,8 @@ def test_weights_zero_remove_a_sample_and_total_weight_makes_parts_add_up() -> N
     torch.testing.assert_close(halves, whole)
 
 
-def test_single_precision_is_as_close_to_the_truth_as_the_naive_loop() -> None:
-    embeds, labels, prototypes, weights = made_case()
+def test_float32_is_as_accurate_as_the_reference_loop() -> None:
+    embeds, labels, prototypes, weights = random_case()
     form, every = plain(ArcFace(0.4), 32), {"class_ids": list(range(CLASSES)), "correction": [0.0] * CLASSES}
     truth = naive_loss(embeds, labels, prototypes, form, weights=weights, **every)  # type: ignore[arg-type]
     small = [tensor.detach().float() for tensor in (embeds, prototypes, weights)]
@@ -134,8 +136,8 @@ def test_single_precision_is_as_close_to_the_truth_as_the_naive_loop() -> None:
     assert abs(fast.double() - truth) <= abs(naive.double() - truth) + 1e-5
 
 
-def test_half_precision_prototypes_are_normalised_in_single_precision() -> None:
-    embeds, labels, prototypes, _ = made_case(dtype=torch.float32)
+def test_half_precision_prototypes_are_normalised_in_float32() -> None:
+    embeds, labels, prototypes, _ = random_case(dtype=torch.float32)
     rounded = prototypes.detach().bfloat16()
     mixed = partial_softmax_loss(embeds, labels, rounded, form=plain())
     widened = partial_softmax_loss(embeds, labels, rounded.float(), form=plain())
@@ -143,8 +145,8 @@ def test_half_precision_prototypes_are_normalised_in_single_precision() -> None:
     assert torch.equal(mixed, widened)
 
 
-def test_very_large_logits_neither_overflow_nor_vanish() -> None:
-    embeds, labels, prototypes, _ = made_case(dtype=torch.float32)
+def test_very_large_logits_neither_overflow_nor_underflow() -> None:
+    embeds, labels, prototypes, _ = random_case(dtype=torch.float32)
     loss = partial_softmax_loss(embeds, labels, prototypes, form=plain(scale=3000))
     gradients = torch.autograd.grad(loss, (embeds, prototypes))
     assert torch.isfinite(loss)
@@ -152,15 +154,15 @@ def test_very_large_logits_neither_overflow_nor_vanish() -> None:
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_the_gradient_is_orthogonal_to_each_prototype_since_its_length_does_not_count() -> None:
-    embeds, labels, prototypes, _ = made_case()
+def test_gradient_is_orthogonal_to_each_prototype() -> None:
+    embeds, labels, prototypes, _ = random_case()
     loss = partial_softmax_loss(embeds, labels, prototypes, form=plain())
     (gradient,) = torch.autograd.grad(loss, prototypes)
     assert gradient.abs().max() > 1e-3
     assert (gradient * prototypes).sum(dim=1).abs().max() < 1e-12
 
 
-def test_arcface_falls_from_zero_to_pi_without_a_jump_in_value_or_slope() -> None:
+def test_arcface_decreases_from_zero_to_pi_without_a_jump_in_value_or_slope() -> None:
     margin = ArcFace(0.5)
     angle = torch.linspace(0.01, math.pi - 0.01, 4001, dtype=torch.float64, requires_grad=True)
     value = margin.phi(angle.cos())
@@ -196,7 +198,7 @@ def test_arcface_falls_from_zero_to_pi_without_a_jump_in_value_or_slope() -> Non
         ),
     ],
 )
-def test_nonsense_is_refused_with_its_value(change: dict[str, object], reason: str) -> None:
+def test_invalid_argument_is_rejected_with_its_value(change: dict[str, object], reason: str) -> None:
     inputs: dict[str, object] = {
         "embeds_BD": torch.zeros(2, 7), "labels": torch.tensor([0, 36]), "weight_ND": torch.ones(37, 7),
         "form": plain(), **change,
@@ -205,7 +207,7 @@ def test_nonsense_is_refused_with_its_value(change: dict[str, object], reason: s
         partial_softmax_loss(**inputs)  # type: ignore[arg-type]
 
 
-def test_margins_out_of_range_are_refused() -> None:
+def test_margins_out_of_range_are_rejected() -> None:
     with pytest.raises(ValueError, match="CosFace margin is -0.1"):
         CosFace(-0.1)
     with pytest.raises(ValueError, match="ArcFace margin is 1.6"):

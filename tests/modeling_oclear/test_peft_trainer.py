@@ -1,4 +1,4 @@
-"""Adapters on both encoders of a published classifier, under peft and transformers' own Trainer."""
+"""LoRA adapters on both encoders, with peft and the Trainer of transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -39,15 +39,17 @@ class DocumentTrainer(Trainer):
         return (output.loss, output) if return_outputs else output.loss
 
 
-def test_adapters_on_both_encoders_learn_under_trainer_reload_and_merge(tmp_path: Path) -> None:
+def test_adapters_on_both_encoders_train_with_trainer_reload_and_merge(tmp_path: Path) -> None:
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    def made() -> Any:
+    def base_model() -> Any:
         torch.manual_seed(0)
         return OclearForCategoryClassification(small_config("vit", num_classes=3, head_scale=8.0)).eval()
 
-    start = made()
-    model = get_peft_model(made(), LoraConfig(r=1, lora_alpha=2, target_modules=TARGETS, modules_to_save=["head"]))
+    start = base_model()
+    model = get_peft_model(
+        base_model(), LoraConfig(r=1, lora_alpha=2, target_modules=TARGETS, modules_to_save=["head"])
+    )
     names = [name for name, value in model.named_parameters() if value.requires_grad]
     for encoder in ("vision_model", "text_model"):
         assert [name for name in names if encoder in name]
@@ -72,7 +74,7 @@ def test_adapters_on_both_encoders_learn_under_trainer_reload_and_merge(tmp_path
             assert any(key in learned and torch.equal(learned[key], value) for key in inside), name
 
     model.save_pretrained(str(tmp_path / "adapter"))
-    loaded = PeftModel.from_pretrained(made(), tmp_path / "adapter").eval()
+    loaded = PeftModel.from_pretrained(base_model(), tmp_path / "adapter").eval()
     with torch.no_grad():
         given = {name: data[name][:] for name in ("pixel_values", "input_ids")}
         expected = model.eval()(**given, side="document").logits

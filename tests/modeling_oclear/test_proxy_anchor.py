@@ -1,4 +1,4 @@
-"""ProxyAnchor over ranges, chunks and samples of classes is the published loss, in value and in gradient."""
+"""ProxyAnchor over class ranges, chunks and samples against the published loss."""
 
 import math
 
@@ -11,12 +11,13 @@ from torch.nn import functional
 
 from modeling_oclear.class_sampling_oclear import sample_classes
 from modeling_oclear.proxy_anchor_oclear import AnchorSums, anchor_loss, anchor_sums
+from modeling_oclear.softmax_inputs_oclear import ClassRange
 
 CLASSES, WIDTH, SCALE, MARGIN = 11, 5, 8.0, 0.15
 LABELS = torch.tensor([3, 0, 3, 10, 7, 7, 7])
 
 
-def made() -> tuple[Tensor, Tensor]:
+def random_case() -> tuple[Tensor, Tensor]:
     """Unit embeddings and prototypes of lengths other than 1."""
     generator = torch.Generator().manual_seed(1)
     embeds = torch.randn(len(LABELS), WIDTH, dtype=torch.float64, generator=generator)
@@ -24,7 +25,7 @@ def made() -> tuple[Tensor, Tensor]:
     return functional.normalize(embeds, dim=1).requires_grad_(), rows.requires_grad_()
 
 
-def naive(embeds: Tensor, rows: Tensor, weights: dict[int, float]) -> Tensor:
+def reference(embeds: Tensor, rows: Tensor, weights: dict[int, float]) -> Tensor:
     """The equation, term by term, over the classes of `weights`."""
     pull, push, total = [], embeds.new_zeros(()), 0.0
     for p, weight in weights.items():
@@ -38,10 +39,12 @@ def naive(embeds: Tensor, rows: Tensor, weights: dict[int, float]) -> Tensor:
     return torch.stack(pull).mean() + push / total
 
 
-def whole(embeds: Tensor, rows: Tensor, *, chunk: int | None = None) -> Tensor:
+def loss_over_all_classes(embeds: Tensor, rows: Tensor, *, chunk: int | None = None) -> Tensor:
     ids = torch.arange(CLASSES)
     none = torch.zeros(CLASSES, dtype=torch.float64)
-    return anchor_loss(anchor_sums(embeds, LABELS, rows, ids, none, scale=SCALE, margin=MARGIN, chunk=chunk))
+    return anchor_loss(
+        anchor_sums(embeds, LABELS, ClassRange(rows, ids, none), scale=SCALE, margin=MARGIN, chunk=chunk)
+    )
 
 
 def with_gradients(loss: Tensor, embeds: Tensor, rows: Tensor) -> list[Tensor]:
@@ -49,23 +52,25 @@ def with_gradients(loss: Tensor, embeds: Tensor, rows: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 4, CLASSES])
-def test_any_chunk_gives_the_equation_and_its_gradient(chunk: int | None) -> None:
-    embeds, rows = made()
-    truth = with_gradients(naive(embeds, rows, dict.fromkeys(range(CLASSES), 1.0)), embeds, rows)
-    for found, wanted in zip(with_gradients(whole(embeds, rows, chunk=chunk), embeds, rows), truth, strict=True):
+def test_any_chunk_size_gives_the_loss_and_gradient_of_the_equation(chunk: int | None) -> None:
+    embeds, rows = random_case()
+    truth = with_gradients(reference(embeds, rows, dict.fromkeys(range(CLASSES), 1.0)), embeds, rows)
+    for found, wanted in zip(
+        with_gradients(loss_over_all_classes(embeds, rows, chunk=chunk), embeds, rows), truth, strict=True
+    ):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
 
 
-def test_with_every_class_it_is_the_loss_of_pytorch_metric_learning() -> None:
-    embeds, rows = made()
+def test_loss_over_all_classes_equals_pytorch_metric_learning() -> None:
+    embeds, rows = random_case()
     theirs = ProxyAnchorLoss(CLASSES, WIDTH, margin=MARGIN, alpha=SCALE).double()
     with torch.no_grad():
         theirs.proxies.copy_(rows)
-    torch.testing.assert_close(whole(embeds, rows), theirs(embeds, LABELS), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(loss_over_all_classes(embeds, rows), theirs(embeds, LABELS), rtol=1e-6, atol=1e-7)
 
 
-def test_ranges_of_sampled_classes_add_up_to_the_weighted_equation() -> None:
-    embeds, rows = made()
+def test_ranges_of_sampled_classes_add_up_to_the_weighted_loss() -> None:
+    embeds, rows = random_case()
     parts: list[AnchorSums] = []
     weights: dict[int, float] = {}
     for ends in ((0, 4), (4, 4), (4, 5), (5, CLASSES)):
@@ -73,39 +78,40 @@ def test_ranges_of_sampled_classes_add_up_to_the_weighted_equation() -> None:
         mine = rows[drawn.class_ids]
         weights |= dict(zip(drawn.class_ids.tolist(), drawn.log_correction.exp().tolist(), strict=True))
         parts.append(
-            anchor_sums(embeds, LABELS, mine, drawn.class_ids, drawn.log_correction, scale=SCALE, margin=MARGIN)
+            anchor_sums(
+                embeds, LABELS, ClassRange(mine, drawn.class_ids, drawn.log_correction), scale=SCALE, margin=MARGIN
+            )
         )
     assert 4 < len(weights) < CLASSES
     assert max(weights.values()) > 1
     total = AnchorSums(*(torch.stack(column).sum() for column in zip(*parts, strict=True)))
-    truth = with_gradients(naive(embeds, rows, dict(sorted(weights.items()))), embeds, rows)
+    truth = with_gradients(reference(embeds, rows, dict(sorted(weights.items()))), embeds, rows)
     for found, wanted in zip(with_gradients(anchor_loss(total), embeds, rows), truth, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
 
 
-def test_the_weighted_push_of_samples_is_that_of_all_classes_in_the_mean() -> None:
-    embeds, rows = made()
+def test_weighted_push_of_sampled_classes_is_unbiased() -> None:
+    embeds, rows = random_case()
     everything = anchor_sums(
-        embeds, LABELS, rows, torch.arange(CLASSES), torch.zeros(CLASSES), scale=SCALE, margin=MARGIN
+        embeds, LABELS, ClassRange(rows, torch.arange(CLASSES), torch.zeros(CLASSES)), scale=SCALE, margin=MARGIN
     )
     found = []
     for step in range(400):
         drawn = sample_classes(CLASSES, positives=LABELS, rate=0.3, seed=0, step=step)
-        some = anchor_sums(
-            embeds, LABELS, rows[drawn.class_ids], drawn.class_ids, drawn.log_correction, scale=SCALE, margin=MARGIN
-        )
+        classes = ClassRange(rows[drawn.class_ids], drawn.class_ids, drawn.log_correction)
+        some = anchor_sums(embeds, LABELS, classes, scale=SCALE, margin=MARGIN)
         assert float(some.weight) == pytest.approx(CLASSES)
         found.append(float(some.push.detach()))
     error = float(np.std(found)) / math.sqrt(len(found))
     assert float(np.mean(found)) == pytest.approx(float(everything.push.detach()), abs=4 * error)
 
 
-def test_far_samples_and_near_ones_neither_overflow_nor_vanish() -> None:
+def test_loss_of_very_far_and_very_near_samples_is_finite() -> None:
     embeds = functional.normalize(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), dim=1)
     rows = torch.tensor([[5.0, 0.0], [-5.0, 0.0]], requires_grad=True)
     ids, none = torch.arange(2), torch.zeros(2)
     good, bad = (
-        anchor_loss(anchor_sums(embeds, torch.tensor(labels), rows, ids, none, scale=400.0, margin=0.1))
+        anchor_loss(anchor_sums(embeds, torch.tensor(labels), ClassRange(rows, ids, none), scale=400.0, margin=0.1))
         for labels in ([0, 1], [1, 0])
     )
     assert float(good.detach()) == 0
@@ -113,23 +119,23 @@ def test_far_samples_and_near_ones_neither_overflow_nor_vanish() -> None:
     assert bool(torch.isfinite(torch.autograd.grad(bad, rows)[0]).all())
 
 
-def test_what_has_no_meaning_is_refused() -> None:
-    embeds, rows = made()
+def test_invalid_labels_and_prototypes_are_rejected() -> None:
+    embeds, rows = random_case()
     ids, none = torch.arange(CLASSES), torch.zeros(CLASSES)
     several = torch.stack([LABELS, torch.full_like(LABELS, -1)], dim=1)
     with pytest.raises(ValueError, match="takes one label per row"):
-        anchor_sums(embeds, several, rows, ids, none, scale=SCALE, margin=MARGIN)
+        anchor_sums(embeds, several, ClassRange(rows, ids, none), scale=SCALE, margin=MARGIN)
     with pytest.raises(ValueError, match="the prototype of class 2 has length 0.0"):
-        anchor_sums(embeds, LABELS, rows * (ids != 2)[:, None], ids, none, scale=SCALE, margin=MARGIN)
-    elsewhere = anchor_sums(embeds, LABELS, rows[1:3], ids[1:3], none[1:3], scale=SCALE, margin=MARGIN)
-    with pytest.raises(ValueError, match="no class of the batch is among those that take part"):
+        anchor_sums(embeds, LABELS, ClassRange(rows * (ids != 2)[:, None], ids, none), scale=SCALE, margin=MARGIN)
+    elsewhere = anchor_sums(embeds, LABELS, ClassRange(rows[1:3], ids[1:3], none[1:3]), scale=SCALE, margin=MARGIN)
+    with pytest.raises(ValueError, match="no class of the batch is among the sampled classes"):
         anchor_loss(elsewhere)
 
 
-def test_a_range_without_classes_has_a_gradient_of_zero() -> None:
-    embeds, rows = made()
+def test_range_without_classes_has_a_gradient_of_zero() -> None:
+    embeds, rows = random_case()
     none = torch.zeros(0, dtype=torch.float64)
-    sums = anchor_sums(embeds, LABELS, rows[:0], torch.arange(0), none, scale=SCALE, margin=MARGIN)
+    sums = anchor_sums(embeds, LABELS, ClassRange(rows[:0], torch.arange(0), none), scale=SCALE, margin=MARGIN)
     assert float(sums.weight) == float(sums.classes) == 0
     of_embeds, of_rows = torch.autograd.grad(torch.stack(sums).sum(), (embeds, rows))
     assert not bool(of_embeds.any() or of_rows.any())

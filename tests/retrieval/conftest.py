@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.images import encode
 from tests.support.tiny_retrieval import (
     COLOURS,
     SHAPES,
@@ -13,7 +14,6 @@ from tests.support.tiny_retrieval import (
     TinyTask,
     drawing,
     image_column,
-    png,
     retrieval,
     tiny_model,
     write,
@@ -41,11 +41,11 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> TinyTask:
         for copy in (1, 2):
             text = f"a {colour} {shape}" if (place + copy) % 3 else ""
             documents.append(
-                (f"d{(place * 37) % 101:03d}-{copy}", png(drawing(colour, shape, shift=copy)), text, shape)
+                (f"d{(place * 37) % 101:03d}-{copy}", encode(drawing(colour, shape, shift=copy)), text, shape)
             )
             qrels.append((f"q{place:02d}", documents[-1][0], copy))
         queries.append(
-            (f"q{place:02d}", png(drawing(colour, shape)), "warm" if colour in ("red", "orange") else "cold")
+            (f"q{place:02d}", encode(drawing(colour, shape)), "warm" if colour in ("red", "orange") else "cold")
         )
     documents += [
         ("x-text", None, "a red box", "box"),

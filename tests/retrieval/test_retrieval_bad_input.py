@@ -15,7 +15,8 @@ from PIL import Image
 
 from retrieval.pictures import PictureError, decode, read_picture
 from retrieval.tables import CATALOGUE, GALLERY, QRELS, QUERIES, read_table
-from tests.support.tiny_retrieval import TinyTask, call, drawing, image_column, png, retrieval
+from tests.support.images import encode
+from tests.support.tiny_retrieval import TinyTask, call, drawing, image_column, retrieval
 
 
 def giant_png() -> bytes:
@@ -132,7 +133,7 @@ def test_a_missing_file_is_not_looked_up_on_the_hub(tmp_path: Path) -> None:
     ("cell", "reason"),
     [
         (b"not a picture", "cannot be decoded"),
-        (png(drawing("red", "box"))[:90], "cannot be decoded"),
+        (encode(drawing("red", "box"))[:90], "cannot be decoded"),
         (giant_png(), "over 50000000 pixels"),
         ("../secret.png", "leaves the folder"),
         ("/etc/hostname", "leaves the folder"),
@@ -158,7 +159,7 @@ def test_common_picture_modes_are_decoded_and_the_first_of_a_list_counts(tmp_pat
         Image.new(mode, (5, 4)).save(path)
         assert size_of(path.read_bytes(), None) == (5, 4)
         assert read_picture(path).size == (5, 4)
-    assert size_of([png(drawing("red", "box")), b"no"], None) == (37, 33)
+    assert size_of([encode(drawing("red", "box")), b"no"], None) == (37, 33)
     assert decode([], folder=None) is None
 
 
@@ -166,7 +167,7 @@ def test_bad_documents_are_skipped_with_reasons_and_the_rest_is_indexed(
     task: TinyTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "t").mkdir()
-    contents = [png(drawing("red", "box")), giant_png(), b"no", None]
+    contents = [encode(drawing("red", "box")), giant_png(), b"no", None]
     columns = {"image": image_column(contents), "text": ["a red box" * 1_200_000, "x", "x", " "]}
     path = parquet(tmp_path / "t", "c.parquet", doc_id=["good", "giant", "damaged", "empty"], **columns)
     assert call("index", "--model", task.model, "--catalogue", path, "--out", tmp_path / "index") == 0

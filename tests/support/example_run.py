@@ -1,4 +1,4 @@
-"""Result files of a run and folders to publish, made by hand: what the tests of the cards read.
+"""Example result files of a run, and folders to publish, for tests of the cards.
 
 The figures are invented for tests and are nobody's results. Keys are those that the stages write.
 """

@@ -1,8 +1,8 @@
-"""Runs train/run.py, unchanged, with FSDP2 on CPU ranks: what accelerate itself gives only to GPUs.
+"""Run train/run.py with FSDP2 on CPU ranks (gloo).
 
-Why: FSDP2 works on gloo, but accelerate's start sorts CPU runs into plain data parallelism before it looks at FSDP.
-Here the state says "several devices, cpu" while the Accelerator is built, so that everything after that is accelerate's
-own FSDP2 path: prepare, clipping, state dicts.
+FSDP2 works on gloo, but accelerate selects plain data parallelism for CPU runs before it looks at the FSDP settings.
+Here its state says "several GPUs" with device "cpu" while the Accelerator is built; everything after that is the FSDP2
+path of accelerate: prepare, clipping, state dicts.
 """
 
 from typing import Any
@@ -19,24 +19,26 @@ from train.parallel import topology
 
 
 def accelerator_on_gloo(*positional: Any, **named: Any) -> Accelerator:
-    """An Accelerator whose FSDP2 plugin, read from the environment, is honoured on CPU ranks."""
+    """An Accelerator that uses its FSDP2 plugin, set by environment variables, on CPU ranks."""
     PartialState(cpu=True, timeout=named["kwargs_handlers"][0].timeout)
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     PartialState._shared_state["device"] = torch.device("cpu")
-    made = Accelerator(*positional, **{**named, "cpu": False})
-    PartialState._shared_state["distributed_type"] = made.state.distributed_type
-    prepare = made.prepare
+    accelerator = Accelerator(*positional, **{**named, "cpu": False})
+    PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type
+    prepare = accelerator.prepare
 
-    def prepare_and_tell(*things: Any, **options: Any) -> Any:
+    def prepare_and_report(*things: Any, **options: Any) -> Any:
         prepared = prepare(*things, **options)
         parts = [value for value in prepared[0].parameters() if isinstance(value, DTensor)]
-        held, whole = (sum(value.numel() for value in values) for values in ([p.to_local() for p in parts], parts))
+        local, total = (sum(value.numel() for value in values) for values in ([p.to_local() for p in parts], parts))
         units = sum(isinstance(module, FSDPModule) for module in prepared[0].modules())
-        print(f"rank {made.process_index} holds {held} of {whole} encoder parameters in {units} units", flush=True)
+        print(
+            f"rank {accelerator.process_index} holds {local} of {total} encoder parameters in {units} units", flush=True
+        )
         return prepared
 
-    vars(made)["prepare"] = prepare_and_tell
-    return made
+    vars(accelerator)["prepare"] = prepare_and_report
+    return accelerator
 
 
 if __name__ == "__main__":

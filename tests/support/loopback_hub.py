@@ -1,9 +1,8 @@
-"""A double of the Hugging Face Hub on 127.0.0.1, in memory, with the standard library.
+"""In-memory test double of the Hugging Face Hub on 127.0.0.1.
 
-Why: publishing must be tried from end to end with the real client (create, preupload, large files, commit, tag,
-download) without any network. The double refuses what the Hub refuses: a wrong token, a missing revision, a path
-outside the repo.
-Protocol as the client of huggingface_hub 2.4 speaks it with HF_HUB_DISABLE_XET=1 (its `_commit_api.py` and `lfs.py`).
+For end-to-end tests of publishing with the real client (create, preupload, large files, commit, tag, download) without
+network. Like the Hub it rejects a wrong token, a missing revision and a path outside of the repository. Protocol of the
+client of huggingface_hub 2.4 with HF_HUB_DISABLE_XET=1 (its `_commit_api.py` and `lfs.py`).
 """
 
 import base64
@@ -28,7 +27,7 @@ RESOLVE = re.compile(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 BATCH = re.compile(r"/(?:(datasets)/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch")
 
 
-class Refusal(Exception):
+class HubError(Exception):
     """An answer other than success; `code` is the Hub's X-Error-Code."""
 
     def __init__(self, status: int, message: str, code: str = "") -> None:
@@ -75,7 +74,7 @@ class Repo:
     def find(self, revision: str) -> str:
         oid = {**{oid: oid for oid in self.commits}, **self.tags, **self.branches}.get(revision)
         if oid is None:
-            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return oid
 
 
@@ -105,7 +104,7 @@ class Hub:
 
 def safe_path(path: str) -> str:
     if path.startswith("/") or "\\" in path or any(part in ("", ".", "..", ".git") for part in path.split("/")):
-        raise Refusal(400, f"path outside the repository: {path}")
+        raise HubError(400, f"path outside the repository: {path}")
     return path
 
 
@@ -129,10 +128,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             with self.hub.lock:
                 self.dispatch(body)
-        except Refusal as refusal:
-            headers = {"X-Error-Message": refusal.message}
-            headers |= {"X-Error-Code": refusal.code} if refusal.code else {}
-            self.reply({"error": refusal.message}, refusal.status, headers)
+        except HubError as error:
+            headers = {"X-Error-Message": error.message}
+            headers |= {"X-Error-Code": error.code} if error.code else {}
+            self.reply({"error": error.message}, error.status, headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any
 
@@ -160,12 +159,12 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def check_token(self, *, needed: bool) -> bool:
-        """Refuse a wrong token always, a missing one where it is needed. Returns whether a token came."""
+        """Reject a wrong token, and a missing one where it is required. Returns whether a token was sent."""
         given = self.headers.get("Authorization")
         if given is None and not needed:
             return False
         if given != f"Bearer {self.hub.token}":
-            raise Refusal(
+            raise HubError(
                 401, "Invalid credentials in Authorization header" if given else "Invalid username or password."
             )
         return True
@@ -173,7 +172,7 @@ class Handler(BaseHTTPRequestHandler):
     def repo(self, kind: str, repo_id: str) -> Repo:
         repo = self.hub.repos.get((kind, repo_id))
         if repo is None or (repo.private and not self.check_token(needed=False)):
-            raise Refusal(404 if repo is None else 401, "Repository not found", "RepoNotFound")
+            raise HubError(404 if repo is None else 401, "Repository not found", "RepoNotFound")
         return repo
 
     def dispatch(self, body: bytes) -> None:
@@ -193,7 +192,7 @@ class Handler(BaseHTTPRequestHandler):
         if match := RESOLVE.fullmatch(path):
             kind, repo_id, revision, name = match.groups()
             return self.resolve(self.repo(kind or "models", repo_id), unquote(revision), unquote(name))
-        raise Refusal(404, f"no such page: {path}")
+        raise HubError(404, f"no such page: {path}")
 
     def create(self, wish: dict[str, Any]) -> None:
         kind, repo_id = wish.get("type", "model") + "s", f"{wish['organization']}/{wish['name']}"
@@ -222,7 +221,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def put_large(self, oid: str, body: bytes) -> None:
         if hashlib.sha256(body).hexdigest() != oid:
-            raise Refusal(400, "content does not match its sha256")
+            raise HubError(400, "content does not match its sha256")
         self.hub.large[oid] = body
         self.reply({})
 
@@ -257,7 +256,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def commit(self, repo: Repo, repo_id: str, branch: str, body: bytes) -> None:
         if branch not in repo.branches:
-            raise Refusal(404, f"Invalid rev id: {branch}", "RevisionNotFound")
+            raise HubError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
         files = dict(repo.commits[repo.branches[branch]])
         for line in body.splitlines():
             item = json.loads(line)
@@ -266,10 +265,10 @@ class Handler(BaseHTTPRequestHandler):
                 files[safe_path(value["path"])] = Blob(base64.b64decode(value["content"]), large=False)
             elif item["key"] == "lfsFile":
                 if value["oid"] not in self.hub.large:
-                    raise Refusal(400, f"large file {value['path']} was not uploaded")
+                    raise HubError(400, f"large file {value['path']} was not uploaded")
                 files[safe_path(value["path"])] = Blob(self.hub.large[value["oid"]], large=True)
             elif item["key"] != "header":
-                raise Refusal(400, f"operation {item['key']} is not known here")
+                raise HubError(400, f"operation {item['key']} is not supported")
         oid = repo.commit(files)
         self.reply({"success": True, "commitOid": oid, "commitUrl": f"{self.hub.endpoint}/{repo_id}/commit/{oid}"})
 
@@ -285,7 +284,7 @@ class Handler(BaseHTTPRequestHandler):
         recursive = wanted.get("recursive", [""])[0].lower() in ("true", "1")
         found = {path: blob for path, blob in files.items() if path.startswith(inside)}
         if folder and not found:
-            raise Refusal(404, f"{folder} does not exist", "EntryNotFound")
+            raise HubError(404, f"{folder} does not exist", "EntryNotFound")
         parents = {inside + path[len(inside) :].split("/")[0] for path in found if "/" in path[len(inside) :]}
         shown = {path: blob for path, blob in found.items() if recursive or "/" not in path[len(inside) :]}
         self.reply(folders(sorted(parents), files) + [entry(path, blob) for path, blob in sorted(shown.items())])
@@ -294,7 +293,7 @@ class Handler(BaseHTTPRequestHandler):
         oid = repo.find(revision)
         blob = repo.commits[oid].get(safe_path(name))
         if blob is None:
-            raise Refusal(404, f"{name} does not exist", "EntryNotFound")
+            raise HubError(404, f"{name} does not exist", "EntryNotFound")
         headers = {"X-Repo-Commit": oid, "ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"}
         headers |= {"X-Linked-Etag": f'"{blob.etag}"', "X-Linked-Size": str(len(blob.content))} if blob.large else {}
         part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))

@@ -1,4 +1,4 @@
-"""The partial softmax by its definition, one sample and one class at a time: what the fast one is held against."""
+"""Reference implementation of the partial softmax, one sample and class at a time."""
 
 import math
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ CLASSES, WIDTH = 37, 7
 
 
 def phi(margin: Margin, cos: Tensor) -> Tensor:
-    """The definition, by the angle."""
+    """The definition of the margin, computed from the angle."""
     if isinstance(margin, CosFace):
         return cos - margin.m
     angle = torch.acos(cos)
     if isinstance(margin, ArcFace):
         return torch.cos(angle + margin.m) if angle <= math.pi - margin.m else -2 - torch.cos(angle + margin.m)
-    moved = margin.m1 * angle + margin.m2
-    turns = int(moved.item() / math.pi)
-    return (-1) ** turns * torch.cos(moved) - 2 * turns - margin.m3
+    shifted = margin.m1 * angle + margin.m2
+    turns = int(shifted.item() / math.pi)
+    return (-1) ** turns * torch.cos(shifted) - 2 * turns - margin.m3
 
 
 def cosines(embed_D: Tensor, rows_RD: Tensor, sub_centres: int) -> Tensor:
-    """(N,) the largest cosine of an embedding with the rows of each class."""
+    """(N,) largest cosine of an embedding with the K rows of each class."""
     cos_R = (rows_RD / rows_RD.square().sum(dim=1, keepdim=True).sqrt()) @ embed_D
     return cos_R.view(-1, sub_centres).max(dim=1).values
 
@@ -33,7 +33,7 @@ def naive_loss(
     embeds: Tensor, labels: Tensor, rows_RD: Tensor, form: SoftmaxForm, *, class_ids: Sequence[int],
     correction: Sequence[float], weights: Tensor, leaves: Sequence[int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """See the top of partial_softmax_oclear.py and `SoftmaxForm`."""
+    """Loss as defined at the top of partial_softmax_oclear.py and in `SoftmaxForm`."""
     total = embeds.new_zeros(())
     for embed, positives, weight in zip(embeds, labels.view(len(labels), -1).tolist(), weights, strict=True):
         own = [label for label in positives if label >= 0]
@@ -60,10 +60,10 @@ def naive_loss(
     return total / weights.sum()
 
 
-def made_case(
+def random_case(
     rows: int = 5, *, dtype: torch.dtype = torch.float64, sub_centres: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Embeddings (row 0 nearly opposite to its class, where margins are continued), labels, prototypes, weights."""
+    """Random embeddings, labels, prototypes and weights; row 0 is nearly opposite to its class."""
     generator = torch.Generator().manual_seed(rows)
     prototypes = 3 * torch.randn(CLASSES * sub_centres, WIDTH, dtype=torch.float64, generator=generator)
     embeds = torch.randn(rows, WIDTH, dtype=torch.float64, generator=generator)

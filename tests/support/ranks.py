@@ -1,8 +1,8 @@
-"""Runs train/run.py on any number of ranks, forked from a process that has its libraries loaded.
+"""Run train/run.py on several ranks, forked from one preloaded process.
 
-Why: a start of the real command costs many seconds of imports for every rank; the checks that kill, stop and restart
-need dozens of starts. Here each rank is a process of its own, with the environment that torchrun gives it, and the
-command's own `main`; test_launchers.py has the launchers themselves.
+Importing the libraries takes many seconds per rank, and the tests that kill, stop and restart need dozens of starts.
+Each rank is a process with the environment variables of torchrun that calls `main` of the command. The launchers
+themselves are tested in test_launchers.py.
 """
 
 import json
@@ -24,15 +24,15 @@ from train.inputs.sampler import StepRows, StepSampler
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train.run"])
-TIMEOUT = 240  # seconds until a job that should have ended counts as hung
+TIMEOUT = 240  # seconds until a job counts as hung
 
 
 class Job:
-    """A run of `train/run.py WORDS` on `ranks` ranks; what is still alive at the end of the `with` block is killed.
+    """A run of `train/run.py WORDS` on `ranks` ranks; living ranks are killed at the end of the `with` block.
 
     Args:
-        log: what the ranks write to stdout and stderr. variables: of the environment.
-        rows: file for the rows that each step of rank 0 is composed of. most_bytes: of a file that is written.
+        log: file for stdout and stderr of the ranks. variables: extra environment variables.
+        rows: file for the row indices of each step of rank 0. most_bytes: size limit of written files.
     """
 
     def __init__(
@@ -80,45 +80,45 @@ class Job:
             self.signal(signal.SIGKILL, part)
 
     def codes(self, *, but: int | None = None) -> list[int | None]:
-        """Exit codes once every rank, `but` one, has ended."""
+        """Wait for every rank, except rank `but`, and return the exit codes."""
         waited = [process for part, process in enumerate(self.processes) if part != but]
         deadline = time.monotonic() + TIMEOUT
         for process in waited:
             process.join(max(0.0, deadline - time.monotonic()))
-            assert not process.is_alive(), f"a rank has not ended in {TIMEOUT} s: {self.said()[-3000:]}"
+            assert not process.is_alive(), f"a rank has not ended in {TIMEOUT} s: {self.output()[-3000:]}"
         return [process.exitcode for process in waited]
 
     def wait_for_steps(self, out: Path, steps: int) -> bool:
-        """Return True once the journal of `out` has so many lines, False when the job has ended before."""
+        """Return True once train.jsonl in `out` has `steps` lines, False if the job ended before."""
         deadline = time.monotonic() + TIMEOUT
         while steps_done(out) < steps:
             if not any(process.is_alive() for process in self.processes):
                 return False
-            assert time.monotonic() < deadline, self.said()[-3000:]
+            assert time.monotonic() < deadline, self.output()[-3000:]
             time.sleep(0.002)
         return True
 
-    def said(self) -> str:
-        """What the ranks of this job have written."""
+    def output(self) -> str:
+        """Output of the ranks of this job."""
         return self.log.read_bytes()[self.began :].decode()
 
 
 def finished(*words: object, ranks: int = 1, log: Path, **options: Any) -> str:
-    """Run to the end, which must be a good one; what was said."""
+    """Run to the end, assert exit codes of 0, and return the output."""
     with Job(*words, ranks=ranks, log=log, **options) as job:
         codes = job.codes()
-        assert codes == [0] * ranks, job.said()[-3000:]
-        return job.said()
+        assert codes == [0] * ranks, job.output()[-3000:]
+        return job.output()
 
 
 def steps_done(out: Path) -> int:
-    """Whole lines of the journal of a run."""
+    """Number of complete lines of train.jsonl of a run."""
     path = out / "train.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def place_of(part: int, ranks: int, port: int) -> dict[str, str]:
-    """What torchrun tells a rank about its place."""
+    """Environment variables that torchrun sets for a rank."""
     return {
         "RANK": str(part),
         "LOCAL_RANK": str(part),
@@ -144,7 +144,7 @@ def _on_rank(words: list[str], settings: dict[str, str], log: Path, rows: Path |
 
 
 def _write_rows(path: Path) -> None:
-    """Let every composed step leave a line: its number and its rows."""
+    """Patch the sampler so that every step appends its number and rows to a file."""
     original = StepSampler.compose
 
     def compose(self: StepSampler, step: int, **named: Any) -> StepRows:

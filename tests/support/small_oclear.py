@@ -1,4 +1,4 @@
-"""Small random encoders, models and processors of odd sizes, so that a transposed matrix cannot hide."""
+"""Small random encoders, models, processors and batches of odd sizes."""
 
 from pathlib import Path
 from typing import Any

@@ -1,11 +1,11 @@
-"""A made governed folder: squares of a category's colour and place, so that a tiny network can learn them."""
+"""A synthetic governed folder that a tiny network can learn."""
 
-import io
 from pathlib import Path
 
 import datasets
 import numpy as np
-from PIL import Image
+
+from tests.support.images import pixels_png
 
 CATEGORIES = 12
 QUERIES, DOCUMENTS = 4, 3
@@ -13,18 +13,16 @@ VALIDATION = (3, 8)
 
 
 def png(category: int, number: int, *, side: int = 37) -> bytes:
-    """A coloured square on a tinted ground; colour and place say the category, the tint only the drawing."""
+    """A coloured square on a tinted background; colour and position depend on the category, the tint on the image."""
     rng = np.random.default_rng([category, number])
     pixels = np.full((side, side, 3), 200 + rng.integers(0, 40, 3), np.uint8)
     top, left = 3 + (category % 4) * 7, 3 + (category // 4) * 9
     pixels[top : top + 10, left : left + 10] = np.random.default_rng(category).integers(0, 255, 3)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return pixels_png(pixels)
 
 
 def rows() -> list[dict[str, object]]:
-    """Samples in an order that mixes sides and categories; one document has no image, some have no text."""
+    """Samples with sides and categories mixed; one document has no image, some have no text."""
     found: list[dict[str, object]] = []
     for number in range(QUERIES + DOCUMENTS):
         side = "query" if number < QUERIES else "document"
@@ -85,7 +83,7 @@ def write_categories(folder: Path, keys: list[str]) -> None:
 
 
 def write_governed(folder: Path) -> Path:
-    """The whole folder."""
+    """Write samples and categories."""
     write_samples(folder, rows())
     write_categories(folder, [f"key{number}" for number in range(CATEGORIES)])
     return folder

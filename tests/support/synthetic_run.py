@@ -1,4 +1,4 @@
-"""An image side on made features, without images: what the tests of one process train on."""
+"""Image stage on synthetic features, for tests in one process."""
 
 import types
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ TRAINED = (0, 1, 2, 4, 6)
 
 
 def small_recipe(changes: Mapping[str, Any] | None = None) -> Recipe:
-    """The tiny recipe, smaller still."""
+    """The tiny recipe with fewer steps and a smaller width."""
     base = recipe_by_name("tiny").with_changes(
         {
             "text.encoder": None,
@@ -54,7 +54,7 @@ def small_model(recipe: Recipe) -> Any:
 
 
 def small_cache() -> Any:
-    """Hidden maps (N, 2 views, 5, 3, 3) that lean towards their category; document 2 has no image."""
+    """Hidden maps (N, 2 views, 5, 3, 3) around a mean per category; document 2 has no image."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(CATEGORIES, WIDTH, CELLS, CELLS))
 
@@ -66,8 +66,8 @@ def small_cache() -> Any:
     return types.SimpleNamespace(query_inputs=side(4), document_inputs=side(3))
 
 
-class MadeTable:
-    """As much of a `SampleTable` as the image side asks for."""
+class SyntheticTable:
+    """The part of `SampleTable` that the image stage uses."""
 
     def __init__(self, *, queries: int, documents: int) -> None:
         self.counts = {"query": queries, "document": documents}
@@ -86,7 +86,7 @@ def small_samples() -> GovernedSamples:
     has_image = np.arange(len(document)) != 2
     rng = np.random.default_rng(1)
     return GovernedSamples(
-        table=MadeTable(queries=len(query), documents=len(document)),  # type: ignore[arg-type]
+        table=SyntheticTable(queries=len(query), documents=len(document)),  # type: ignore[arg-type]
         labels=Labels(query, document, ~np.isin(query, TRAINED), ~np.isin(document, TRAINED)),
         query_weights=rng.uniform(0.5, 2, len(query)),
         document_weights=rng.uniform(0.5, 2, len(document)),

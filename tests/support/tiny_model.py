@@ -1,4 +1,4 @@
-"""A tiny random retriever, published as a real one is: what the usage code of the cards is run against."""
+"""A tiny random published model, for running the usage code of the cards."""
 
 from pathlib import Path
 

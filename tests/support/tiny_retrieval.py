@@ -1,6 +1,5 @@
-"""Tiny drawings, a tiny random model, and calls of the retrieval command."""
+"""Tiny images, a tiny model and the retrieval command line, for tests."""
 
-import io
 import os
 import subprocess
 import sys
@@ -31,12 +30,6 @@ def drawing(colour: str, shape: str, *, shift: int = 0) -> Image.Image:
     else:
         draw.rectangle((box[0], 13, box[2], 18), fill=colour)
     return picture
-
-
-def png(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
 
 
 def image_column(contents: Any) -> Any:

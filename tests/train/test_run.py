@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModel
 
 from modeling_oclear import OclearForCategoryClassification
+from tests.support.commands import reset_accelerator, run_python
 from tests.support.curves import FIGURES, assert_same_run, read_curve
 from tests.support.synthetic_governed import CATEGORIES, write_governed
 from train.parallel.topology import start_topology
@@ -29,9 +29,7 @@ def launch(*words: object, config: str = "one_process") -> subprocess.CompletedP
 
 
 def launch_bare(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *map(str, words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OCLEAR_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    return run_python("-m", "accelerate.commands.accelerate_cli", "launch", *words)
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +121,10 @@ def test_a_launch_that_starts_fewer_processes_than_asked_for_stops(governed: Pat
 def test_fsdp_without_a_gpu_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    AcceleratorState._reset_state(reset_partial_state=True)
+    reset_accelerator()
     with pytest.raises(ValueError, match="FSDP was asked for, but accelerate gives NO on cpu"):
         start_topology(tracker="none", folder=tmp_path, seed=0)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    reset_accelerator()
 
 
 def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> str:

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from modeling_oclear.partial_softmax_oclear import (
+    ClassRange,
     Leaves,
     SoftmaxForm,
     best_positive,
@@ -196,10 +197,9 @@ def _global_loss(
 ) -> Tensor:
     """Loss of the rows of all ranks, from the scalars that every rank computes for its classes."""
     loss, rows, class_ids = recipe.head.loss, gathered.weight_SD, gathered.class_ids_S
+    classes = ClassRange(rows, class_ids, gathered.log_correction_S)
     if isinstance(loss, ProxyAnchorLoss):
-        sums = anchor_sums(
-            embeds_BD, labels_B, rows, class_ids, gathered.log_correction_S, scale=loss.alpha, margin=loss.margin
-        )
+        sums = anchor_sums(embeds_BD, labels_B, classes, scale=loss.alpha, margin=loss.margin)
         return anchor_loss(AnchorSums(*sum_over_ranks(torch.stack(sums)).unbind()))
     form = softmax_form(recipe)
     best_B = None
@@ -210,16 +210,7 @@ def _global_loss(
     leaves = None
     if form.label_smoothing and leaf_N is not None:
         leaves = Leaves(leaf_N[class_ids.to(leaf_N.device)], leaf_N[labels_B.to(leaf_N.device)])
-    scalars = class_scalars(
-        embeds_BD,
-        labels_B,
-        rows,
-        class_ids,
-        gathered.log_correction_S,
-        form=form,
-        best_positive_B=best_B,
-        leaves=leaves,
-    )
+    scalars = class_scalars(embeds_BD, labels_B, classes, form=form, best_positive_B=best_B, leaves=leaves)
     scalars = reduce_scalars(scalars, max_of=max_over_ranks, sum_of=sum_over_ranks)
     return loss_from_scalars(scalars, labels_B, form=form)
 

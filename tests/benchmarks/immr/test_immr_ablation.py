@@ -32,7 +32,7 @@ def few_attention_steps() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic_split.write_world(tmp_path_factory.mktemp("ablation"))
+    return synthetic_split.write_split(tmp_path_factory.mktemp("ablation"))
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +96,15 @@ def test_raw_clicks_make_every_document_a_category_of_the_query_that_clicked_it_
     documents = [row["sample_id"] for row in rows if row["side"] == "document"]
     assert [row["category_id"] for row in rows if row["side"] == "document"] == list(range(len(documents)))
     asked = {row["sample_id"]: documents[row["category_id"]] for row in rows if row["side"] == "query"}
-    assert synthetic_split.ASIDE in asked  # governance had set it aside
+    assert synthetic_split.REJECTED in asked  # governance had rejected it
     clicks = pq.read_table(stand.world.data / "behaviour.parquet").to_pylist()
     assert asked == {row["query_id"]: row["doc_id"] for row in clicks}
     learned = stand.training("heads")
     order = [row["sample_id"] for row in rows if row["side"] == "query"]
-    place = learned.query_ids.index(synthetic_split.ASIDE)
-    np.testing.assert_array_equal(cache.query_inputs[order.index(synthetic_split.ASIDE)], learned.query_inputs[place])
+    place = learned.query_ids.index(synthetic_split.REJECTED)
+    np.testing.assert_array_equal(
+        cache.query_inputs[order.index(synthetic_split.REJECTED)], learned.query_inputs[place]
+    )
     held_out = {row["sample_id"].split("x")[1] for row in rows if row["split"] == "validation"}
     assert held_out >= {str(category) for category in synthetic_split.HELD_OUT}
 

@@ -30,7 +30,7 @@ RIVAL, SEARCHED = "infonce.raw.concat", "infonce.raw.mean"  # the second one's s
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic_split.write_world(tmp_path_factory.mktemp("immr"))
+    return synthetic_split.write_split(tmp_path_factory.mktemp("immr"))
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +378,7 @@ def test_a_world_is_known_by_its_name_and_refuses_data_of_other_settings(out: Pa
 def test_rows_of_all_queries_are_known_whether_governance_kept_them_or_not(stand: Stand) -> None:
     for stage in ("heads", "last_block"):
         found = stand.training(stage)
-        assert found.query_ids[-1] == synthetic_split.ASIDE
+        assert found.query_ids[-1] == synthetic_split.REJECTED
         assert len(found.query_ids) == len(found.query_inputs) == 40
         assert len(found.document_ids) == len(found.document_inputs) == 20
         assert np.isfinite(np.asarray(found.query_inputs, np.float32)).all()

@@ -1,30 +1,23 @@
 """The mteb format of a task: what is written is what `datasets` reads back, and what mteb scores where it imports."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import get_dataset_config_names, load_dataset
-from PIL import Image
 
 from benchmarks.immr.protocol.mteb_task import VectorSearch, mteb_task, qrels_rows, write_mteb
 from benchmarks.immr.protocol.task import Task, evaluate
-
-
-def png(colour: str) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (37, 33), colour).save(stream, "PNG")
-    return stream.getvalue()
+from tests.support.images import plain_png
 
 
 def made(folder: Path) -> Task:
     """Six documents: an Image struct each, the fourth without picture, the fifth without text; queries are paths."""
     for name in ("red", "blue", "green"):
-        (folder / f"{name}.png").write_bytes(png(name))
+        (folder / f"{name}.png").write_bytes(plain_png(name))
     colours = ["red", "blue", "green", "red", "blue", "green"]
-    cells = [{"bytes": png(name), "path": None} for name in colours]
+    cells = [{"bytes": plain_png(name), "path": None} for name in colours]
     ids = [f"d{number}" for number in range(6)]
     texts = [f"about {one}" for one in ids]
     return Task(

@@ -16,12 +16,7 @@ from benchmarks.immr.protocol.emoji import bands, emoji_task, training_tables
 from benchmarks.immr.protocol.task import METRICS, Scores, Task, evaluate, slices
 from retrieval.evaluation.judgements import build_gallery
 from retrieval.evaluation.scoring import Tally
-
-
-def png(colour: str, size: tuple[int, int] = (37, 33)) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", size, colour).save(stream, "PNG")
-    return stream.getvalue()
+from tests.support.images import encode, pixels_png, plain_png
 
 
 def documents(ids: list[str], **columns: Any) -> pa.Table:
@@ -188,7 +183,7 @@ def emoji_folder(folder: Path) -> Path:
         for style in sources
     ]
     rows = [{"doc_id": row["doc_id"], "text": row["doc_id"], "leaf": leaf[row["category"]]} for row in truth]
-    image = {"bytes": png("red"), "path": None}
+    image = {"bytes": plain_png("red"), "path": None}
     write = {
         "truth/catalogue": truth,
         "catalogue": [{**row, "image": image} for row in rows],
@@ -282,9 +277,7 @@ def made_task() -> Task:
 
 def drawing(seed: int) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (33, 37, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
+    return pixels_png(pixels)
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -315,9 +308,8 @@ def test_the_occluded_half_depends_on_the_document() -> None:
 
 
 def test_transparent_pictures_are_put_on_white_before_they_change() -> None:
-    stream = io.BytesIO()
-    Image.new("RGBA", (40, 40), (255, 0, 0, 0)).save(stream, "PNG")
-    assert pixels(degraded_picture(stream.getvalue(), "tiny", doc_id="a")).min() == 255
+    transparent = encode(Image.new("RGBA", (40, 40), (255, 0, 0, 0)))
+    assert pixels(degraded_picture(transparent, "tiny", doc_id="a")).min() == 255
 
 
 def test_only_unseen_documents_change_and_their_facts_say_how() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from benchmarks.training.throughput import main
+from tests.support.commands import reset_accelerator
 from train.class_weights.shard import ClassShard
 
 SMALL = ["--image-size", "32", "--layers", "1", "--width", "16", "--hidden-size", "12", "--classes", "300"]
@@ -17,7 +17,7 @@ SMALL = ["--image-size", "32", "--layers", "1", "--width", "16", "--hidden-size"
 def result(path: Path, *words: str) -> dict[str, Any]:
     """What the command writes for a batch of 9."""
     assert main([*SMALL, "--batch-size", "9", *words, "--json", str(path)]) == 0
-    AcceleratorState._reset_state(reset_partial_state=True)
+    reset_accelerator()
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 

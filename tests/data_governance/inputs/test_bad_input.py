@@ -1,6 +1,5 @@
 """Bad input gives an error that names table and remedy, or a dropped row with its reason in the ledger."""
 
-import io
 import json
 import struct
 import zlib
@@ -21,6 +20,7 @@ from data_governance.inputs.mapping import reasons
 from data_governance.policy import Policy, load_policy
 from data_governance.stage import StageResult
 from data_governance.stages.admit import record_lost_files
+from tests.support.images import encode
 from tests.support.synthetic_shop import IMAGE, SyntheticShop, write_shop
 
 NAN = float("nan")
@@ -301,8 +301,7 @@ def test_an_encoder_folder_without_a_model_is_rejected(
 
 
 def test_a_broken_png_is_undecodable_not_a_traceback() -> None:
-    out = io.BytesIO()
-    Image.new("RGB", (32, 32), (9, 9, 9)).save(out, "PNG")
+    data = encode(Image.new("RGB", (32, 32), (9, 9, 9)))
     for cut in (10, 40, 60):
-        square, reason = images.decode_square(out.getvalue()[:cut], size=8, max_pixels=10_000)
+        square, reason = images.decode_square(data[:cut], size=8, max_pixels=10_000)
         assert (square, reason) == (None, "image_undecodable")

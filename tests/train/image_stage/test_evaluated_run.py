@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +12,11 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 from retrieval.evaluation.metrics import METRICS, ranked_relevance
+from tests.support.commands import FSDP2, FSDP2_TRAIN, TRAIN, on_ranks, python_output
 from tests.support.curves import assert_same_curve, read_curve, reordered_recipe
 from tests.support.synthetic_governed import VALIDATION, rows, write_governed
 from train.recipes.emoji import tiny
 
-ROOT = Path(__file__).resolve().parents[3]
-LAUNCHER = ROOT / "tests" / "support" / "fsdp2_gloo.py"
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-}
 NAMES = ("recall_at_1", "recall_at_10", "mrr_at_10")
 STEPS = 12
 
@@ -44,8 +33,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     streamed = recipe.with_changes({"runtime.feature_storage": "stream"})
     (folder / "stream.json").write_text(json.dumps(streamed.to_json()))
     (folder / "twice.json").write_text(json.dumps(reordered_recipe(recipe).to_json()))
-    call([ROOT / "train" / "run.py", *words(folder, "alone")])
-    call([ROOT / "train" / "run.py", *words(folder, "reordered", recipe="twice")])
+    python_output(TRAIN, *words(folder, "alone"))
+    python_output(TRAIN, *words(folder, "reordered", recipe="twice"))
     return folder
 
 
@@ -54,17 +43,8 @@ def words(base: Path, out: str, *, recipe: str = "cache") -> list[object]:
     return [*where, "--recipe", base / f"{recipe}.json"]
 
 
-def call(command: list[object], **variables: str) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OCLEAR_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], capture_output=True, text=True, timeout=300, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def on_two_ranks(program: Path, *said: object, **variables: str) -> str:
-    return call(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, program, *said], **variables)
+def on_two_ranks(program: Path, *words: object, **variables: str) -> str:
+    return python_output(*on_ranks(2, program, *words), **variables)
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:
@@ -108,7 +88,7 @@ def test_the_published_folder_has_the_figures_of_the_best_evaluation(base: Path)
 
 @pytest.mark.slow
 def test_two_ranks_that_stream_their_inputs_evaluate_the_same(base: Path) -> None:
-    said = on_two_ranks(ROOT / "train" / "run.py", *words(base, "two", recipe="stream"))
+    said = on_two_ranks(TRAIN, *words(base, "two", recipe="stream"))
     assert "topology: 2 process(es), gloo" in said
     assert lines_of(base / "two") == lines_of(base / "alone")
     ours, theirs, other = (read_curve(base / run) for run in ("two", "alone", "reordered"))
@@ -120,7 +100,7 @@ def test_two_ranks_that_stream_their_inputs_evaluate_the_same(base: Path) -> Non
 def test_two_fsdp2_ranks_evaluate_the_same_and_fill_the_features_together(base: Path) -> None:
     where = words(base, "fsdp2")
     where[where.index("--features") + 1] = base / "features of two"
-    said = on_two_ranks(LAUNCHER, *where, **FSDP2)
+    said = on_two_ranks(FSDP2_TRAIN, *where, **FSDP2)
     assert "topology: 2 process(es), gloo, FSDP" in said
     assert lines_of(base / "fsdp2") == lines_of(base / "alone")
     for path in (base / "features").glob("*/*.npy"):

@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 from modeling_oclear import OclearModel
+from tests.support.images import encode
 from tests.support.synthetic_governed import FEATURES, rows
 from train.encoders.backbones import build_model
 from train.inputs.augment import keyed_generator, style_view
@@ -333,14 +334,8 @@ def test_an_image_that_cannot_be_decoded_is_named_in_one_line(
     assert not list(tmp_path.glob("*/whole"))
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
-    return buffer.getvalue()
-
-
 def test_an_image_that_is_larger_than_the_processor_reads_is_refused() -> None:
-    data = encoded(Image.new("RGB", (6, 5)))
+    data = encode(Image.new("RGB", (6, 5)))
     assert decode(data, sample_id="a", max_pixels=30).size == (6, 5)
     with pytest.raises(ValueError, match=r"sample 'a' cannot be read \(6 x 5 pixels; at most 29 in all are read\)"):
         decode(data, sample_id="a", max_pixels=29)
@@ -351,7 +346,7 @@ def test_every_view_of_a_photograph_is_upright() -> None:
     lying.paste((0, 0, 0), (0, 0, 4, 4))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise
-    upright = decode(encoded(lying, exif=exif.tobytes()), sample_id="a", max_pixels=99)
+    upright = decode(encode(lying, exif=exif.tobytes()), sample_id="a", max_pixels=99)
     assert upright.size == (4, 8)
     assert upright.getpixel((0, 0)) == (0, 0, 0)
     assert upright.getpixel((0, 7)) == (255, 255, 255)
@@ -359,9 +354,9 @@ def test_every_view_of_a_photograph_is_upright() -> None:
 
 def test_transparency_is_kept_and_sixteen_bits_are_not_clipped() -> None:
     clear = Image.new("RGBA", (3, 3), (1, 2, 3, 0))
-    assert decode(encoded(clear), sample_id="a", max_pixels=99).getpixel((0, 0)) == (1, 2, 3, 0)
+    assert decode(encode(clear), sample_id="a", max_pixels=99).getpixel((0, 0)) == (1, 2, 3, 0)
     grey = Image.fromarray(np.full((3, 3), 0x4000, np.uint16))
-    assert decode(encoded(grey), sample_id="a", max_pixels=99).getpixel((0, 0)) == (64, 64, 64)
+    assert decode(encode(grey), sample_id="a", max_pixels=99).getpixel((0, 0)) == (64, 64, 64)
 
 
 def test_as_many_workers_as_cores_up_to_four_and_none_where_they_do_not_help(monkeypatch: pytest.MonkeyPatch) -> None:

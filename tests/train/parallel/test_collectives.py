@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch._C._distributed_c10d import TCPStore
 from torch.multiprocessing.spawn import spawn
 
+from tests.support.commands import reset_accelerator
 from tests.support.curves import FLOOR, assert_same_curve, assert_same_weights, read_curve, reordered_recipe
 from tests.support.synthetic_run import small_recipe, train_small
 from tests.train.class_weights.test_shard import shard
@@ -109,7 +109,7 @@ def curve(folder: Path) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def _fresh_state() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
+    reset_accelerator()
 
 
 def test_the_prototypes_of_three_ranks_come_to_the_main_one_in_pieces(three_ranks: Path) -> None:

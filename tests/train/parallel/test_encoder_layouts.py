@@ -1,10 +1,7 @@
 """Adapters, averaged weights, layer rates and recomputed blocks at once: the same run in any layout, through run.py."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,37 +9,17 @@ import torch
 from safetensors.numpy import load_file
 
 from modeling_oclear import OclearModel
+from tests.support.commands import FSDP2, FSDP2_TRAIN, TRAIN, on_ranks, python_output
 from tests.support.curves import assert_same_run, reordered_recipe
 from tests.support.synthetic_governed import write_governed
 from train.recipes.registry import recipe_by_name
 
-ROOT = Path(__file__).resolve().parents[3]
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-}
-
 
 def run(base: Path, out: str, *words: object, ranks: int = 1, fsdp: bool = False) -> str:
     """train/run.py alone, on plain data-parallel ranks, or on FSDP2 ranks."""
-    script = ROOT / "tests" / "support" / "fsdp2_gloo.py" if fsdp else ROOT / "train" / "run.py"
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks]
     named = ["--data", base / "governed", "--out", base / out, "--recipe", base / "all.json", "--seed", 3]
-    command = [sys.executable, *(torchrun if ranks > 1 else []), script, *named, "--features", base / "features"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OCLEAR_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [str(word) for word in (*command, *words)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env={**environment, **(FSDP2 if fsdp else {})},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    command = [FSDP2_TRAIN if fsdp else TRAIN, *named, "--features", base / "features", *words]
+    return python_output(*(on_ranks(ranks, *command) if ranks > 1 else command), **(FSDP2 if fsdp else {}))
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,7 @@
 """FSDP2 and hybrid sharding are the computation of one process, through train/run.py; any layout resumes any other."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -14,20 +11,12 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
+from tests.support.commands import FSDP2, FSDP2_TRAIN, ROOT, TRAIN, on_ranks, python_output
 from tests.support.curves import assert_same_run, reordered_recipe
 from tests.support.synthetic_governed import CATEGORIES, rows, write_categories, write_governed, write_samples
 from tests.train.recipes.test_catalogue_recipes import dinov2
 from train.recipes.registry import recipe_by_name
 
-ROOT = Path(__file__).resolve().parents[3]
-LAUNCHER = ROOT / "tests" / "support" / "fsdp2_gloo.py"
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-}
 HYBRID = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
     "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2",
@@ -35,22 +24,13 @@ HYBRID = {
 }
 
 
-def call(command: list[object], **variables: str) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OCLEAR_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
-    words = [sys.executable, *map(str, command)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def sharded(ranks: int, *words: object, **variables: str) -> str:
     """train/run.py on `ranks` gloo processes with FSDP2."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks, LAUNCHER]
-    return call([*torchrun, *words], **FSDP2, **variables)
+    return python_output(*on_ranks(ranks, FSDP2_TRAIN, *words), **FSDP2, **variables)
 
 
 def one_process(*words: object) -> str:
-    return call([ROOT / "train" / "run.py", *words])
+    return python_output(TRAIN, *words)
 
 
 @pytest.fixture(scope="module")

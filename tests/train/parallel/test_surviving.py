@@ -134,8 +134,8 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_before_it_intact(
     words = [*words_for(base, out.name), "--recipe", base / f"{out.name}.json"]
     finished(*words, "--max-steps", 6, ranks=ranks, log=base / "log")
     with Job(*words, "--resume", ranks=ranks, log=base / f"{out.name}.log", most_bytes=20_000) as job:
-        assert job.codes() == [2] * ranks, job.said()[-2000:]
-        said = job.said()
+        assert job.codes() == [2] * ranks, job.output()[-2000:]
+        said = job.output()
     assert "error: the checkpoint step-00000009 cannot be written: [Errno 27] File too large" in said
     assert "make room, then go on with --resume" in said
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]

@@ -94,10 +94,10 @@ def test_two_ranks_name_the_third_that_is_stopped_and_the_run_goes_on_afterwards
     words = ["--data", tmp_path / "governed", "--out", tmp_path / "run", "--recipe", "tiny", "--resume"]
     limit = {"OCLEAR_COLLECTIVE_MINUTES": "0.25"}
     with Job(*words, ranks=3, log=tmp_path / "log", variables=limit) as job:
-        assert job.wait_for_steps(tmp_path / "run", 5), job.said()
+        assert job.wait_for_steps(tmp_path / "run", 5), job.output()
         job.signal(signal.SIGSTOP, 1)
         codes = job.codes(but=1)
-        said = [line for line in job.said().splitlines() if line.startswith("error (rank")]
+        said = [line for line in job.output().splitlines() if line.startswith("error (rank")]
     # The first to end may take the other's connection away before its own limit is over.
     assert EXIT_CODE in codes
     assert 0 not in codes

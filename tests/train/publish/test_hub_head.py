@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from transformers import AutoModel
 
 from modeling_oclear import OclearForCategoryClassification
+from tests.support.commands import reset_accelerator
 from tests.support.synthetic_governed import CATEGORIES, write_governed
 from tests.support.weights import assert_equal_weights
 from train.class_weights.prototypes import PrototypeFolder
@@ -48,7 +48,7 @@ def run(folder: Path, recipe: Recipe) -> Path:
     try:
         train(context_of(options), options.data)
     finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
+        reset_accelerator()
     return folder
 
 

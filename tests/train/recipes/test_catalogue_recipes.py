@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModel,
@@ -18,6 +17,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+from tests.support.commands import reset_accelerator
 from tests.support.synthetic_governed import write_governed
 from train.command import read_options
 from train.encoders.parameter_groups import parameter_groups
@@ -91,7 +91,7 @@ def test_a_recipe_trains_a_step_through_the_command_and_publishes_a_model(
     options = read_options([str(word) for word in words])
     assert options is not None
     train(context_of(options), options.data)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    reset_accelerator()
     (step,) = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
     assert step["loss"] > 0
     assert step["grad_norm"] > 0

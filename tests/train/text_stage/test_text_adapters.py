@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch.nn import functional
 
 from modeling_oclear import OclearModel
+from tests.support.commands import reset_accelerator
 from tests.support.synthetic_governed import write_governed
 from train.command import read_options
 from train.encoders.backbones import build_model
@@ -150,7 +150,7 @@ def run(folder: Path, recipe: Recipe) -> Path:
     options = read_options([str(word) for word in words])
     assert options is not None
     train(context_of(options), options.data)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    reset_accelerator()
     return folder / "run"
 
 

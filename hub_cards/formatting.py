@@ -1,4 +1,4 @@
-"""Numbers and tables as Markdown text, the same way in both cards."""
+"""Numbers and Markdown tables of the cards."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ INTERVALS_REQUIRED = ("recall_at_1", "recall_at_10", "mrr_at_10")
 
 
 def cell(value: Any) -> str:
-    """A value inside a table: no pipe, no line break; fractions with four significant digits."""
+    """Format a value for a table cell: no pipe, no line break; fractions with four significant digits."""
     if isinstance(value, float) and value != int(value):
         return f"{value:.4g}"
     if isinstance(value, float | int) and not isinstance(value, bool):
@@ -28,10 +28,10 @@ def cell(value: Any) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; the first column is text, the others are right-aligned.
+    """Format a Markdown table; the first column is left-aligned, the others right-aligned.
 
     Raises:
-        ValueError: a row is not as wide as the head.
+        ValueError: a row has another number of cells than the head.
     """
     if any(len(row) != len(head) for row in rows):
         raise ValueError(f"every row of the table {list(head)} must have {len(head)} cells")
@@ -40,7 +40,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of every leaf; a list of plain values is one leaf."""
+    """Yield (dotted key, text) of every leaf; a list of plain values is one leaf."""
     for key, value in content.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
@@ -53,15 +53,15 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def key_table(content: Mapping[str, Any], head: Sequence[str] = ("key", "value")) -> str:
-    """All leaves of an object as a table of two columns."""
+    """Format all leaves of an object as a table of two columns."""
     return table(head, list(flat(content)))
 
 
-def figure(metrics: ResultFile, name: str, *, interval: bool) -> str:
-    """`0.437 [0.402, 0.471]`: a fraction with its 95% interval; `interval` says that one must be there.
+def metric(metrics: ResultFile, name: str, *, interval: bool) -> str:
+    """Format a metric, with its 95% interval if there is one: `0.437 [0.402, 0.471]`.
 
     Raises:
-        ValueError: the number, or the interval that must be there, is missing.
+        ValueError: the number is missing, or with `interval` its interval.
     """
     value = metrics.number(name)
     key = f"intervals.{name}"
@@ -74,10 +74,10 @@ def figure(metrics: ResultFile, name: str, *, interval: bool) -> str:
 
 
 def metric_table(rows: Mapping[str, ResultFile], names: Sequence[str]) -> str:
-    """One row per system or query set, one column per metric, with intervals, queries and gallery size."""
+    """Table with one row per system or query set, one column per metric, number of queries and gallery size."""
     head = ["", *(METRIC_NAMES[name] for name in names), "queries", "documents"]
     lines = []
     for label, metrics in rows.items():
-        shown = [figure(metrics, name, interval=name in INTERVALS_REQUIRED) for name in names]
+        shown = [metric(metrics, name, interval=name in INTERVALS_REQUIRED) for name in names]
         lines.append([label, *shown, metrics.count("queries"), metrics.count("documents")])
     return table(head, lines)
