@@ -1,13 +1,13 @@
-"""Bad rows among a million good ones: are all of them found, is no good one lost, and what do they cost the good ones?
+"""Plant bad rows among good ones and measure what admission does with them.
 
-Two sets of tables, made once: the good rows alone, and the same with one bad row in every `--every`, of every kind in
-turn. The admit stage takes them in turn, `--repeats` times each after one run that is not counted; counted are seconds
-of this process's cores, the writing of the log's shards included. Images go through all of its checks, but to a
-stand-in for the encoder that costs nothing: a real one would hide a slowdown. The catalogue has texts alone in all but
-a few rows, because no machine here decodes a million images in minutes.
+Two sets of tables: the good rows alone, and the same with one bad row in every `--every`, of every kind in turn. The
+admit stage processes them alternately, `--repeats` times each after one run that is not counted. Times are CPU seconds
+of this process and include writing the log's shards. Images go through all checks, but to a stand-in encoder that costs
+nothing: a real one would hide a slowdown. Only a few catalogue rows have an image, since decoding a million images
+takes hours.
 
-Then the tables that are refused as a whole: a missing column, a wrong type and an empty table end with an error that
-names them, and a folder with a truncated file keeps the rows of the others.
+Then tables and files that are broken as a whole: a missing column, a wrong type and an empty table must end with an
+error that names them; a folder with one truncated file must keep the rows of the others.
 """
 
 import io
@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmarks.governance import outcome
+from benchmarks import processes, result_file
 from data_governance.context import Inputs
 from data_governance.inputs import behaviour_log, shards
 from data_governance.inputs.behaviour_log import log_of
@@ -47,7 +47,7 @@ Row = dict[str, Any]
 
 
 class StandIn(Encoder):
-    """Mean colours of the four quarters of a square."""
+    """Encoder that costs almost nothing: mean colours of the four quarters of a square."""
 
     def __init__(self) -> None:
         self.name = "stand-in"
@@ -62,7 +62,7 @@ class StandIn(Encoder):
 
 
 def png(seed: int) -> Row:
-    """An image cell: a small drawing of coloured fields."""
+    """Value of an image column: a small drawing of coloured fields."""
     out = io.BytesIO()
     cells = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     Image.fromarray(cells).resize((40, 40), Image.Resampling.NEAREST).save(out, "PNG")
@@ -70,7 +70,7 @@ def png(seed: int) -> Row:
 
 
 def header_only(width: int, height: int) -> bytes:
-    """A PNG that says width x height and holds no pixels."""
+    """PNG whose header gives width x height and which has no pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -79,8 +79,8 @@ def header_only(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def good(rows: int, seed: int) -> dict[str, pa.Table]:
-    """`rows` of behaviour and of catalogue, and queries."""
+def good_tables(rows: int, seed: int) -> dict[str, pa.Table]:
+    """Draw `rows` rows of behaviour and of catalogue, and the queries."""
     rng = np.random.default_rng(seed)
     drawn = [png(i) for i in range(DRAWN_DOCUMENTS)] + [None] * (rows - DRAWN_DOCUMENTS)
     catalogue = {
@@ -100,12 +100,12 @@ def good(rows: int, seed: int) -> dict[str, pa.Table]:
         "query_id": [f"q{i}" for i in range(QUERIES)],
         "image": pa.array([png(i) for i in range(QUERIES)], IMAGE),
     }
-    made = {"behaviour": behaviour, "queries": queries, "catalogue": catalogue}
-    return {name: pa.table(columns) for name, columns in made.items()}
+    tables = {"behaviour": behaviour, "queries": queries, "catalogue": catalogue}
+    return {name: pa.table(columns) for name, columns in tables.items()}
 
 
-def bad(rows: int, every: int) -> dict[str, list[tuple[str, Row]]]:
-    """(reason, row) of every kind in turn: one for every `every` good rows of a table."""
+def planted_rows(rows: int, every: int) -> dict[str, list[tuple[str, Row]]]:
+    """(reason, bad row) of every kind in turn: one for every `every` good rows of a table."""
     click: Row = {"query_id": "q0", "doc_id": "d0", "clicks": 1.0, "impressions": 3.0, "position": 1.0}
     item: Row = {"doc_id": "", "image": None, "text": "a thing", "leaf": "leaf"}
     behaviour: list[tuple[str, Row]] = [
@@ -144,7 +144,7 @@ def bad(rows: int, every: int) -> dict[str, list[tuple[str, Row]]]:
 
 
 def in_turn(kinds: list[tuple[str, Row]], whole: Row, count: int) -> list[tuple[str, Row]]:
-    """`count` rows, `whole` but for what each kind changes; {} in an id becomes the number of the row."""
+    """`count` copies of `whole`, each with the changes of one kind; {} in an id becomes the number of the row."""
     rows = []
     for i in range(count):
         reason, change = kinds[i % len(kinds)]
@@ -154,7 +154,11 @@ def in_turn(kinds: list[tuple[str, Row]], whole: Row, count: int) -> list[tuple[
 
 
 def mixed(sound: pa.Table, rows: list[Row], seed: int) -> tuple[pa.Table, np.ndarray]:
-    """(the bad rows at random places among the good ones, where the good ones lie); the good keep their order."""
+    """Insert bad rows at random places among the good ones, which keep their order.
+
+    Returns:
+        The table, and the row numbers of the good rows.
+    """
     both = pa.concat_tables([sound, pa.Table.from_pylist(rows, schema=sound.schema)])
     # The first good row stays first: a duplicate is the later row of one id.
     place = np.random.default_rng(seed).uniform(2, sound.num_rows, len(rows))
@@ -162,18 +166,18 @@ def mixed(sound: pa.Table, rows: list[Row], seed: int) -> tuple[pa.Table, np.nda
     return both.take(pa.array(order)), np.flatnonzero(order < sound.num_rows)
 
 
-def admitted(given: dict[str, pa.Table], folder: Path) -> tuple[float, StageResult]:
-    """(CPU seconds, what the stage made) of the admit stage on one thread."""
-    queries, catalogue = (Source(name, given[name], folder) for name in ("queries", "catalogue"))
-    inputs, policy = Inputs(log_of(given["behaviour"]), queries, catalogue), Policy(threads=1)
+def admitted(tables: dict[str, pa.Table], folder: Path) -> tuple[float, StageResult]:
+    """CPU seconds and result of the admit stage on one thread."""
+    queries, catalogue = (Source(name, tables[name], folder) for name in ("queries", "catalogue"))
+    inputs, policy = Inputs(log_of(tables["behaviour"]), queries, catalogue), Policy(threads=1)
     part = Workspace(folder).begin("admit")
     start = time.process_time()
     result = admit.admit(inputs, part, policy=policy, engine=Engine(policy), encoder=StandIn())
     return time.process_time() - start, result
 
 
-def rows_apart(result: StageResult) -> dict[str, pa.Table]:
-    """The tables that go on, without the numbers of the rows, which bad rows before them shift."""
+def kept_tables(result: StageResult) -> dict[str, pa.Table]:
+    """Tables of the accepted rows, without row numbers, which bad rows before them shift."""
     log = pa.concat_tables(shards.batches(result.shards("behaviour")))
     return {
         name: table.drop_columns([c for c in ("row", "row_id") if c in table.column_names]).combine_chunks()
@@ -181,46 +185,46 @@ def rows_apart(result: StageResult) -> dict[str, pa.Table]:
     }
 
 
-def faults(result: StageResult) -> Counter[tuple[str, str]]:
-    """Rows by table and reason."""
-    told = Counter((row["table"], row["reason"]) for row in result.decisions)
+def rejected_rows(result: StageResult) -> Counter[tuple[str, str]]:
+    """Number of rejected rows by table and reason."""
+    counts = Counter((row["table"], row["reason"]) for row in result.decisions)
     for part in shards.batches(result.shards("behaviour_dropped"), ["reason"]):
-        told.update(("behaviour", reason) for reason in part.column("reason").to_pylist())
-    return told
+        counts.update(("behaviour", reason) for reason in part.column("reason").to_pylist())
+    return counts
 
 
 def slowdown(rows: int, *, every: int, repeats: int, seed: int) -> dict[str, Any]:
-    """CPU seconds with and without bad rows (least of all repeats), and whether each was found for its reason."""
-    sound, planted = good(rows, seed), bad(rows, every)
+    """Compare CPU seconds with and without bad rows (minimum over repeats), and check that each was found."""
+    sound, planted = good_tables(rows, seed), planted_rows(rows, every)
     dirty = {name: mixed(table, [row for _, row in planted[name]], seed)[0] for name, table in sound.items()}
     seconds: dict[str, list[float]] = {"good": [], "mixed": []}
     with tempfile.TemporaryDirectory() as folder:
-        # The first run of a process is faster than all later ones, whatever it reads: it finds an empty heap.
+        # The first run of a process is faster than all later ones, with either input: its heap is still empty.
         first, _ = admitted(sound, Path(folder))
         for _ in range(repeats):
-            for name, given in (("good", sound), ("mixed", dirty)):
-                taken, result = admitted(given, Path(folder))
+            for name, tables in (("good", sound), ("mixed", dirty)):
+                taken, result = admitted(tables, Path(folder))
                 seconds[name].append(round(taken, 2))
                 if name == "good":
-                    alone = rows_apart(result)
-        kept, told = rows_apart(result), faults(result)
-    meant = Counter((name, reason) for name, rows_of in planted.items() for reason, _ in rows_of)
+                    alone = kept_tables(result)
+        kept, rejected = kept_tables(result), rejected_rows(result)
+    expected = Counter((name, reason) for name, rows_of in planted.items() for reason, _ in rows_of)
     return {
         "good_rows": {name: table.num_rows for name, table in sound.items()},
         "bad_rows": {name: len(rows_of) for name, rows_of in planted.items()},
-        "kinds": len(meant),
-        "every_bad_row_found_for_its_reason": told == meant,
+        "kinds": len(expected),
+        "every_bad_row_found_for_its_reason": rejected == expected,
         "good_rows_equal": all(kept[name].equals(alone[name]) for name in alone),
         "cpu_seconds_of_the_first_run": round(first, 2),
         "cpu_seconds": seconds,
         "seconds_mixed_over_good": round(min(seconds["mixed"]) / min(seconds["good"]), 4),
-        "peak_gib": outcome.peak_gib(),
+        "peak_gib": processes.peak_gib(),
     }
 
 
 def refused(rows: int, seed: int) -> dict[str, str | None]:
-    """The error of each table that cannot be used as a whole; None where there was none."""
-    sound = good(rows, seed)["behaviour"]
+    """Error message for each table that cannot be used at all; None where none was raised."""
+    sound = good_tables(rows, seed)["behaviour"]
     broken = {
         "missing column": sound.drop_columns(["doc_id"]),
         "wrong type": sound.set_column(2, "clicks", pa.array(["1"] * rows)),
@@ -239,8 +243,8 @@ def refused(rows: int, seed: int) -> dict[str, str | None]:
 
 
 def one_bad_file(rows: int, seed: int) -> dict[str, Any]:
-    """A folder of `FILES` files of which one is cut off: files lost, rows kept of those in the others."""
-    sound = good(rows, seed)["behaviour"]
+    """Read a folder of `FILES` files with one truncated: lost files, rows of the other files, rows kept."""
+    sound = good_tables(rows, seed)["behaviour"]
     part = -(-rows // FILES)
     with tempfile.TemporaryDirectory() as folder:
         for i in range(FILES):
@@ -259,19 +263,22 @@ def one_bad_file(rows: int, seed: int) -> dict[str, Any]:
 
 
 def main(words: list[str] | None = None) -> int:
-    line = outcome.parser("bad_rows", str(__doc__), example="python -m benchmarks.governance.bad_rows --rows 1000000")
-    line.add_argument("--rows", type=int, default=20_000, help="good rows of behaviour and of catalogue")
-    line.add_argument("--every", type=int, default=100, help="one bad row for so many good ones")
-    line.add_argument("--repeats", type=int, default=3, help="runs with and without, in turn")
-    given = line.parse_args(words)
-    if min(given.rows // max(given.every, 1), given.repeats) < 1 or given.rows < DRAWN_DOCUMENTS:
+    parser = result_file.command_parser(
+        "governance.bad_rows", str(__doc__), example="python -m benchmarks.governance.bad_rows --rows 1000000"
+    )
+    parser.add_argument("--rows", type=int, default=20_000, help="good rows of behaviour and of catalogue")
+    parser.add_argument("--every", type=int, default=100, help="one bad row for so many good ones")
+    parser.add_argument("--repeats", type=int, default=3, help="runs with and without bad rows, alternating")
+    options = parser.parse_args(words)
+    if min(options.rows // max(options.every, 1), options.repeats) < 1 or options.rows < DRAWN_DOCUMENTS:
         print(
-            f"error: --rows {given.rows}: at least {DRAWN_DOCUMENTS} and --every; --repeats at least 1", file=sys.stderr
+            f"error: --rows {options.rows}: at least {DRAWN_DOCUMENTS} and --every; --repeats at least 1",
+            file=sys.stderr,
         )
         return 2
-    found = slowdown(given.rows, every=given.every, repeats=given.repeats, seed=given.seed)
-    found |= {"refused": refused(given.rows, given.seed), "one_bad_file": one_bad_file(given.rows, given.seed)}
-    outcome.write("bad_rows", {"simulated": True, **found}, given.json, words)
+    found = slowdown(options.rows, every=options.every, repeats=options.repeats, seed=options.seed)
+    found |= {"refused": refused(options.rows, options.seed), "one_bad_file": one_bad_file(options.rows, options.seed)}
+    result_file.write_result("governance.bad_rows", {"simulated": True, **found}, options.json, words)
     sound = found["every_bad_row_found_for_its_reason"] and found["good_rows_equal"] and all(found["refused"].values())
     return 0 if sound else 1
 

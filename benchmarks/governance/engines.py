@@ -1,17 +1,15 @@
-"""The same log governed on DuckDB and on a Spark cluster: are all tables equal, row for row?
+"""Compare all tables of governance on DuckDB and on a Spark cluster.
 
-The made log: drawings of coloured fields in two styles, two documents a category; most clicks go to the query's own
-category, and every kind of bad row is in it (missing and unknown ids, clicks and impressions that are no counts,
-positions below one, fewer impressions than clicks, missing values and NaN). It is governed twice through
-`data_governance.pipeline`, each in a process of its own. On the engine run the joins of known ids (admit), the clicks
-per pair of entities, their totals, and rates with rank and cap; the other stages are numpy on the driver. Compared
-are all tables of all stages and of the governed folder, since one other row would change what follows.
+The data: drawings of coloured fields in two styles, two documents a category. Most clicks go to the query's own
+category. The log has every kind of bad row: missing and unknown ids, clicks and impressions that are no counts,
+positions below one, fewer impressions than clicks, missing values and NaN. It is governed twice by
+`data_governance.pipeline`, each time in a new process. These joins run on the engine: known ids (admit), clicks per
+pair of entities, their totals, rates with rank and cap; the other stages are numpy on the driver. All tables of all
+stages and of the governed folder are compared, since one different row would change what follows.
 """
 
 import io
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmarks.governance import killed, outcome
+from benchmarks import processes, result_file
+from benchmarks.governance import killed
 from data_governance.context import Request
 from data_governance.pipeline import govern
 from data_governance.policy import Policy
@@ -38,7 +37,7 @@ BAD_EVERY = 50
 
 
 def drawing(pattern: np.ndarray, rng: np.random.Generator, *, light: bool) -> dict[str, Any]:
-    """A PNG of the pattern (6, 6, 3) with little noise, as it is or in light colours."""
+    """PNG of a pattern (6, 6, 3) with a little noise, in its own colours or in light ones."""
     cells = pattern // 2 + 128 if light else pattern
     cells = np.clip(cells + rng.integers(-12, 13, cells.shape), 0, 255).astype(np.uint8)
     out = io.BytesIO()
@@ -46,8 +45,8 @@ def drawing(pattern: np.ndarray, rng: np.random.Generator, *, light: bool) -> di
     return {"bytes": out.getvalue(), "path": None}
 
 
-def make(folder: Path, *, rows: int, categories: int, seed: int) -> None:
-    """behaviour, queries and catalogue; a few drawings are byte-equal, a few unreadable."""
+def write_tables(folder: Path, *, rows: int, categories: int, seed: int) -> None:
+    """Write behaviour, queries and catalogue; one query is a copy of another, one cannot be decoded."""
     rng = np.random.default_rng(seed)
     patterns = rng.integers(0, 256, (categories, 6, 6, 3))
     documents = [drawing(pattern, rng, light=light) for pattern in patterns for light in (False, True)]
@@ -64,7 +63,7 @@ def make(folder: Path, *, rows: int, categories: int, seed: int) -> None:
 
 
 def behaviour(rows: int, asked: np.ndarray, documents: int, rng: np.random.Generator) -> pa.Table:
-    """The click log with its bad rows."""
+    """Draw the click log with its bad rows."""
     query = rng.integers(0, len(asked), rows)
     clicked = 2 * asked[query] + rng.integers(0, 2, rows)
     wrong = rng.random(rows) < WRONG
@@ -89,8 +88,8 @@ def behaviour(rows: int, asked: np.ndarray, documents: int, rng: np.random.Gener
     return pa.table(columns)
 
 
-def governed_alone(engine: str, data: Path, out: Path) -> dict[str, Any]:
-    """In this process: seconds, and where Spark ran."""
+def govern_with(engine: str, data: Path, out: Path) -> dict[str, Any]:
+    """Govern in this process; return seconds, and Spark's master and number of workers."""
     behaviour, queries, catalogue = (str(data / f"{name}.parquet") for name in ("behaviour", "queries", "catalogue"))
     facts = govern(Request(behaviour, queries, catalogue, out, engine=engine), Policy(threads=1))
     found: dict[str, Any] = {
@@ -109,25 +108,8 @@ def governed_alone(engine: str, data: Path, out: Path) -> dict[str, Any]:
     return found
 
 
-def contest(engine: str, data: Path, out: Path, master: str) -> dict[str, Any]:
-    """One engine in a process of its own.
-
-    Raises:
-        ValueError: when it fails, with its last words.
-    """
-    command = [sys.executable, "-m", "benchmarks.governance.engines", "--contestant", engine, "--data", str(data)]
-    # Spark's own names; what is said on the command line wins over what stands in the environment.
-    told = os.environ | {"MASTER": master, "SPARK_LOCAL_IP": "127.0.0.1"}
-    done = subprocess.run(
-        [*command, "--out", str(out)], cwd=outcome.ROOT, capture_output=True, text=True, check=False, env=told
-    )
-    if done.returncode:
-        raise ValueError(f"{engine} failed: {done.stderr.strip()[-600:]}")
-    return dict(json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))))
-
-
 def compared(one: Path, other: Path) -> dict[str, Any]:
-    """Tables and rows compared, names of the unequal ones, and whether ledger.json is equal but for its seconds."""
+    """Numbers of compared tables and rows, names of unequal tables, and whether the ledgers are equal."""
     left, right = killed.tables(one), killed.tables(other)
     unequal = sorted(name for name in {*left, *right} if left.get(name) != right.get(name))
     found = {"admit/behaviour": "stages/admit/behaviour", "click_rates/edges": "stages/click_rates/edges.parquet"}
@@ -137,38 +119,46 @@ def compared(one: Path, other: Path) -> dict[str, Any]:
         "rows_compared": sum(map(len, left.values())),
         "rows_from_the_engine": fetched,
         "unequal_tables": unequal,
-        "figures_equal": killed.facts(one) == killed.facts(other),
+        "figures_equal": killed.ledger_without_seconds(one) == killed.ledger_without_seconds(other),
     }
 
 
 def measured(*, rows: int, categories: int, master: str, seed: int) -> dict[str, Any]:
+    """Write the data, govern them with both engines, compare."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         data.mkdir()
-        make(data, rows=rows, categories=categories, seed=seed)
-        found = {engine: contest(engine, data, Path(folder) / engine, master) for engine in ENGINES}
+        write_tables(data, rows=rows, categories=categories, seed=seed)
+        # Variables that Spark reads itself.
+        variables = {"MASTER": master, "SPARK_LOCAL_IP": "127.0.0.1"}
+        found: dict[str, Any] = {}
+        for engine in ENGINES:
+            words = ["--contestant", engine, "--data", str(data), "--out", str(Path(folder) / engine)]
+            found[engine] = processes.run_module("governance.engines", words, variables=variables)
         size = {"rows": rows, "queries": categories * QUERIES_PER_CATEGORY, "documents": 2 * categories}
         return {"simulated": True, **size, **found, **compared(*(Path(folder) / engine for engine in ENGINES))}
 
 
 def main(words: list[str] | None = None) -> int:
-    line = outcome.parser("engines", str(__doc__), example="python -m benchmarks.governance.engines --rows 50000")
-    line.add_argument("--rows", type=int, default=5_000, help="of the made click log")
-    line.add_argument("--categories", type=int, default=60, help="of two documents each")
-    line.add_argument("--master", default=MASTER, help="where Spark runs")
-    line.add_argument("--contestant", choices=ENGINES, help="run this one alone (needs --data and --out)")
-    line.add_argument("--data", type=Path, help="folder of the made tables, with --contestant")
-    line.add_argument("--out", type=Path, help="governed folder, with --contestant")
-    given = line.parse_args(words)
+    parser = result_file.command_parser(
+        "governance.engines", str(__doc__), example="python -m benchmarks.governance.engines --rows 50000"
+    )
+    parser.add_argument("--rows", type=int, default=5_000, help="rows of the synthetic click log")
+    parser.add_argument("--categories", type=int, default=60, help="categories, of two documents each")
+    parser.add_argument("--master", default=MASTER, help="master URL of Spark")
+    parser.add_argument("--contestant", choices=ENGINES, help="run this engine only (needs --data and --out)")
+    parser.add_argument("--data", type=Path, help="folder of the synthetic tables, with --contestant")
+    parser.add_argument("--out", type=Path, help="governed folder, with --contestant")
+    options = parser.parse_args(words)
     try:
-        if given.contestant:
-            print(json.dumps(governed_alone(given.contestant, given.data, given.out)))
+        if options.contestant:
+            print(json.dumps(govern_with(options.contestant, options.data, options.out)))
             return 0
-        found = measured(rows=given.rows, categories=given.categories, master=given.master, seed=given.seed)
+        found = measured(rows=options.rows, categories=options.categories, master=options.master, seed=options.seed)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    outcome.write("engines", found, given.json, words)
+    result_file.write_result("governance.engines", found, options.json, words)
     return 1 if found["unequal_tables"] or not found["figures_equal"] else 0
 
 

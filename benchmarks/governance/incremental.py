@@ -1,15 +1,14 @@
-"""Few new rows since an earlier run: what does --incremental save, and what does it keep?
+"""Measure what an --incremental governance run saves and what it keeps.
 
-The last `--share` of the query events (latest first click) and as many documents, drawn at random, are new: an earlier
-run has seen the rest. Then all rows are governed twice by the user's own command, each in a process of its own, in full
-and with --incremental, both with the earlier run as --previous; in full, its images are embedded anew (the earlier run
-lies apart). An untouched document is an old one of whose queries none is new or has a new click: a document that a new
-one was taken from answers the same queries as that one.
+New are the last `--share` of the query events (by first click) and as many documents, drawn at random; an earlier run
+has seen the rest. Then all rows are governed twice with the earlier run as --previous, each in its own process: in full
+and with --incremental. The full run embeds its images again. An untouched document is an old one whose queries are all
+old and have no new click: a document that lost clicks to a new one answers the same queries.
 
     cpu_share             CPU seconds of the incremental run / of the full one, start of Python and export included
-    keys_kept             untouched documents whose category_key is as it was
-    keys_kept_same_clicks the same for every old document with the clicks that it had, also where its queries have more
-    pair_f1               pairs of documents in one category: incremental against full
+    keys_kept             share of untouched documents that keep their category_key
+    keys_kept_same_clicks the same for every old document whose own clicks are unchanged, its queries' clicks or not
+    pair_f1               F1 of pairs of documents in one category: incremental against full
 """
 
 import resource
@@ -24,17 +23,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmarks.governance import outcome
+from benchmarks import processes, result_file
 from benchmarks.governance.organising import pair_scores
 
 TABLES = ("behaviour", "queries", "catalogue")
 
 
 def split_tables(data: Path, folder: Path, *, share: float, seed: int) -> dict[str, Any]:
-    """Write the rows that the earlier run sees to `folder`; returns what is new and which documents it leaves alone.
+    """Write the rows of the earlier run to `folder`; return counts of new rows and the untouched documents.
 
     Raises:
-        ValueError: when the share leaves nothing new, or nothing old.
+        ValueError: when the share leaves no new or no old rows.
     """
     behaviour, queries = pq.read_table(data / "behaviour.parquet"), pq.read_table(data / "queries.parquet")
     catalogue = pq.read_table(data / "train_catalogue.parquet")
@@ -62,17 +61,14 @@ def split_tables(data: Path, folder: Path, *, share: float, seed: int) -> dict[s
 
 
 def run(data: Path, out: Path, *words: object) -> float:
-    """CPU seconds of `python -m data_governance run`, all of its threads.
+    """CPU seconds of `python -m data_governance run`, over all of its threads.
 
     Raises:
-        ValueError: when it fails, with its last words.
+        ValueError: when it fails; the message ends with its error output.
     """
-    command: list[object] = [sys.executable, "-m", "data_governance", "run", "--behaviour", data / "behaviour.parquet"]
-    command += ["--queries", data / "queries.parquet", "--catalogue", data / "train_catalogue.parquet", "--out", out]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [*map(str, [*command, *words])], cwd=outcome.ROOT, capture_output=True, text=True, check=False
-    )
+    command = processes.governance_command(data, out, *words)
+    done = subprocess.run(command, cwd=processes.ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"data_governance run failed: {done.stderr.strip()[-300:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -89,9 +85,9 @@ def keys(governed: Path) -> dict[str, str]:
 
 
 def compared(
-    earlier: dict[str, str], full: dict[str, str], again: dict[str, str], made: dict[str, Any]
+    earlier: dict[str, str], full: dict[str, str], again: dict[str, str], split: dict[str, Any]
 ) -> dict[str, float]:
-    """The figures of the module's docstring, from the keys of all three runs and what `split_tables` found."""
+    """Metrics of the module's docstring, from the keys of all three runs and the result of `split_tables`."""
     both = sorted(set(full) & set(again))
     code = {key: i for i, key in enumerate(sorted({*full.values(), *again.values()}))}
     pairs = pair_scores(np.array([code[again[doc]] for doc in both]), np.array([code[full[doc]] for doc in both]))
@@ -100,39 +96,43 @@ def compared(
         held = [doc for doc in documents if doc in earlier]
         return round(sum(again.get(doc) == earlier[doc] for doc in held) / max(len(held), 1), 4)
 
-    found = {"untouched": len(made["untouched"]), "keys_kept": kept(made["untouched"])}
-    return {**found, "keys_kept_same_clicks": kept(made["same_clicks"]), "pair_f1": pairs["f1"]}
+    found = {"untouched": len(split["untouched"]), "keys_kept": kept(split["untouched"])}
+    return {**found, "keys_kept_same_clicks": kept(split["same_clicks"]), "pair_f1": pairs["f1"]}
 
 
 def measured(data: Path, out: Path, *, share: float, seed: int) -> dict[str, Any]:
-    """All three runs below `out`; a finished earlier run there is used again."""
+    """Run all three below `out`."""
     part = out / "earlier_data"
     part.mkdir(parents=True, exist_ok=True)
-    made = split_tables(data, part, share=share, seed=seed)
+    split = split_tables(data, part, share=share, seed=seed)
     run(part, out / "earlier")
     seconds = {"incremental": run(data, out / "incremental", "--previous", out / "earlier", "--incremental")}
     seconds["full"] = run(data, out / "full")
     earlier, full, again = (keys(out / name) for name in ("earlier", "full", "incremental"))
-    figures = compared(earlier, full, again, made)
+    metrics = compared(earlier, full, again, split)
     speed = {f"{name}_cpu_seconds": value for name, value in seconds.items()}
-    return {**made["counts"], **figures, **speed, "cpu_share": round(seconds["incremental"] / seconds["full"], 4)}
+    return {**split["counts"], **metrics, **speed, "cpu_share": round(seconds["incremental"] / seconds["full"], 4)}
 
 
 def main(words: list[str] | None = None) -> int:
-    line = outcome.parser(
-        "incremental", str(__doc__), example="python -m benchmarks.governance.incremental --data runs/demo/data"
+    parser = result_file.command_parser(
+        "governance.incremental",
+        str(__doc__),
+        example="python -m benchmarks.governance.incremental --data runs/demo/data",
     )
-    line.add_argument("--data", type=Path, required=True, help="folder of python -m examples.emoji")
-    line.add_argument("--share", type=float, default=0.01, help="of queries and of documents that are new")
-    line.add_argument("--out", type=Path, help="folder of the runs (default: a temporary one)")
-    given = line.parse_args(words)
+    parser.add_argument("--data", type=Path, required=True, help="folder of python -m examples.emoji")
+    parser.add_argument("--share", type=float, default=0.01, help="share of queries and of documents that are new")
+    parser.add_argument("--out", type=Path, help="folder of the runs (default: a temporary one)")
+    options = parser.parse_args(words)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            found = measured(given.data, given.out or Path(folder), share=given.share, seed=given.seed)
+            found = measured(options.data, options.out or Path(folder), share=options.share, seed=options.seed)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    outcome.write("incremental", {"simulated_clicks": True, "share": given.share, **found}, given.json, words)
+    result_file.write_result(
+        "governance.incremental", {"simulated_clicks": True, "share": options.share, **found}, options.json, words
+    )
     return 0
 
 

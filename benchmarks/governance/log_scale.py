@@ -1,15 +1,14 @@
-"""Does governance's memory grow with the behaviour log? The stages that read it, over logs of several lengths.
+"""Measure whether governance's memory grows with the length of the behaviour log.
 
-Queries and catalogue are the same small tables for every length; the log is made in shards, most of its rows without a
-click, one in a hundred bad, each kind in turn. Every length goes through admit, dedupe and click_rates in a process of
-its own, whose peak memory is that of everything, libraries and engine included. Images go to a stand-in for the
-encoder: they do not grow with the log. Seconds are those of the process's cores.
+Queries and catalogue are the same small tables for every length. The log is written in shards; most rows have no click,
+one in a hundred is bad, of each kind in turn. For every length admit, dedupe and click_rates run in a new process,
+whose peak memory includes libraries and engine. A stand-in replaces the image encoder, since images do not grow with
+the log. Seconds are CPU seconds.
 
     python -m benchmarks.governance.log_scale --rows 1000000 10000000
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmarks.governance import outcome
+from benchmarks import processes, result_file
 from benchmarks.governance.bad_rows import IMAGE, StandIn, png
 from data_governance.context import Inputs
 from data_governance.inputs import shards
@@ -39,8 +38,8 @@ BAD_EVERY = 100
 BAD = (("query_id", None), ("query_id", "nobody"), ("doc_id", "nothing"), ("clicks", -1.0), ("position", 0.0))
 
 
-def entities(folder: Path) -> None:
-    """Queries with a drawing each, documents with a text and every eighth with a drawing."""
+def write_entities(folder: Path) -> None:
+    """Write queries with a drawing each and documents with a text, every eighth also with a drawing."""
     cells = pa.array([png(i) for i in range(QUERIES)], IMAGE)
     pq.write_table(
         pa.table({"query_id": [f"q{i}" for i in range(QUERIES)], "image": cells}), folder / "queries.parquet"
@@ -52,7 +51,7 @@ def entities(folder: Path) -> None:
 
 
 def part_of_log(rows: int, rng: np.random.Generator) -> pa.Table:
-    """Every query shows its own few documents, the first ones most often; a click is the rarer the further down."""
+    """Draw rows: a query shows its own few documents, the first ones most often; lower positions are clicked less."""
     query = rng.integers(0, QUERIES, rows)
     place = np.minimum(rng.geometric(0.1, rows), SHOWN_PER_QUERY)
     clicks = (rng.random(rows) < 0.5 / place).astype(float)
@@ -70,11 +69,11 @@ def part_of_log(rows: int, rng: np.random.Generator) -> pa.Table:
     return pa.table(columns)
 
 
-def make(folder: Path, rows: int, *, seed: int) -> int:
-    """The tables of one length; returns the bytes of the log."""
+def write_tables(folder: Path, rows: int, *, seed: int) -> int:
+    """Write queries, catalogue and a log of one length; return the bytes of the log."""
     log = folder / "behaviour"
     log.mkdir(parents=True)
-    entities(folder)
+    write_entities(folder)
     rng = np.random.default_rng(seed)
     for first in range(0, rows, ROWS_PER_FILE):
         pq.write_table(part_of_log(min(ROWS_PER_FILE, rows - first), rng), log / f"{first:012d}.parquet")
@@ -82,7 +81,7 @@ def make(folder: Path, rows: int, *, seed: int) -> int:
 
 
 def measured(folder: Path, *, memory: str) -> dict[str, Any]:
-    """In this process: what the stages made of the log, their seconds, and the peak memory."""
+    """Counts, CPU seconds and peak memory of the three stages, in this process."""
     policy = Policy(threads=1, memory_limit=memory)
     engine, workspace = Engine(policy), Workspace(folder / "governed")
     inputs = Inputs(
@@ -109,51 +108,48 @@ def measured(folder: Path, *, memory: str) -> dict[str, Any]:
         "edges": workspace.table("click_rates", "edges").num_rows,
         "cpu_seconds": seconds,
         "rows_per_second": {name: int(rows_in / max(seconds[name], 0.01)) for name in ("admit", "click_rates")},
-        "peak_gib": outcome.peak_gib(),
+        "peak_gib": processes.peak_gib(),
     }
 
 
 def one_length(rows: int, *, memory: str, seed: int, home: Path) -> dict[str, Any]:
-    """Make the tables, and measure in a process of its own.
+    """Write the tables and measure in a new process.
 
     Raises:
-        ValueError: when it fails, with its last words.
+        ValueError: when it fails; the message ends with its error output.
     """
     folder = home / str(rows)
-    size = make(folder, rows, seed=seed)
-    command = [sys.executable, "-m", "benchmarks.governance.log_scale", "--measure", str(folder), "--memory", memory]
-    done = subprocess.run(command, cwd=outcome.ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ValueError(f"the run over {rows} rows ended with {done.returncode}: {done.stderr.strip()[-600:]}")
-    return {**json.loads(done.stdout.splitlines()[-1]), "log_mib": round(size / 2**20, 1)}
+    size = write_tables(folder, rows, seed=seed)
+    words = ["--measure", str(folder), "--memory", memory]
+    return {**processes.run_module("governance.log_scale", words), "log_mib": round(size / 2**20, 1)}
 
 
 def main(words: list[str] | None = None) -> int:
-    """The command; 2 after a mistake of the caller."""
+    """Run the command line; 2 after a mistake of the caller."""
     example = "python -m benchmarks.governance.log_scale --rows 1000000 10000000 --json result.json"
-    line = outcome.parser("log_scale", str(__doc__), example=example)
-    line.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000], help="lengths of the log")
-    line.add_argument("--memory", default="500MB", help="memory limit of the engine")
-    line.add_argument("--measure", type=Path, help="govern the tables of this folder, in this process")
-    given = line.parse_args(words)
-    if min(given.rows) < QUERIES:
+    parser = result_file.command_parser("governance.log_scale", str(__doc__), example=example)
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000], help="lengths of the log")
+    parser.add_argument("--memory", default="500MB", help="memory limit of the engine")
+    parser.add_argument("--measure", type=Path, help="measure the tables of this folder, in this process")
+    options = parser.parse_args(words)
+    if min(options.rows) < QUERIES:
         print(f"error: --rows takes numbers of at least {QUERIES}", file=sys.stderr)
         return 2
-    if given.measure is not None:
-        print(json.dumps(measured(given.measure, memory=given.memory)))
+    if options.measure is not None:
+        print(json.dumps(measured(options.measure, memory=options.memory)))
         return 0
     runs = []
     try:
-        for rows in given.rows:
+        for rows in options.rows:
             with tempfile.TemporaryDirectory() as home:
-                runs.append(one_length(rows, memory=given.memory, seed=given.seed, home=Path(home)))
+                runs.append(one_length(rows, memory=options.memory, seed=options.seed, home=Path(home)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    sizes = {"queries": QUERIES, "documents": DOCUMENTS, "memory_limit": given.memory, "bad_every": BAD_EVERY}
+    sizes = {"queries": QUERIES, "documents": DOCUMENTS, "memory_limit": options.memory, "bad_every": BAD_EVERY}
     growth = round(max(run["peak_gib"] for run in runs) / runs[0]["peak_gib"] - 1, 4)
-    figures = {"simulated": True, "encoder": "stand-in", **sizes, "runs": runs, "growth_of_peak": growth}
-    outcome.write("log_scale", figures, given.json, words)
+    metrics = {"simulated": True, "encoder": "stand-in", **sizes, "runs": runs, "growth_of_peak": growth}
+    result_file.write_result("governance.log_scale", metrics, options.json, words)
     return 0
 
 

@@ -1,7 +1,7 @@
-"""The loop on the drawings: govern, train on what was governed, govern again with the trained encoder. What is gained?
+"""Measure what a second governance round with the trained encoder gains.
 
-Clicks are simulated, drawings real, the truth is read by the score alone. A round is the user's own command; what
-stands in --out already is not done again, so a run that was broken off goes on.
+Drawings are real, clicks are simulated. The truth is read by the score only. Every step is a command of this project; a
+step whose result is in --out is not run again, so an interrupted run can be continued.
 
     first    python -m data_governance run with the packaged encoder
     trained  accelerate launch train/run.py on the first round's folder
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.governance import outcome
+from benchmarks import processes, result_file
 
 TRAIN = ("-m", "accelerate.commands.launch", "--config_file", "train/launch/one_process.yaml", "train/run.py")
 SHOWN = (
@@ -28,56 +28,54 @@ SHOWN = (
 )
 
 
-def done(result: Path, *words: object) -> None:
-    """Run a command of this project unless its result is there.
+def run_unless_done(result: Path, *words: object) -> None:
+    """Run a command of this project unless its result exists.
 
     Raises:
-        ValueError: when it fails; its own message has been shown by then.
+        ValueError: when it fails; its own message is on the terminal.
     """
     if result.exists():
         return
     command = [sys.executable, *(str(word) for word in words)]
-    if subprocess.run(command, cwd=outcome.ROOT, check=False).returncode:
-        raise ValueError(f"{' '.join(str(word) for word in words[:3])} failed. Mend the cause and call again.")
+    if subprocess.run(command, cwd=processes.ROOT, check=False).returncode:
+        raise ValueError(f"{' '.join(str(word) for word in words[:3])} failed. Fix the cause and run again.")
 
 
 def governed(data: Path, out: Path, score: Path, *words: object) -> dict[str, Any]:
-    """One round, and its score against the truth."""
-    tables: list[object] = ["--behaviour", data / "behaviour.parquet", "--queries", data / "queries.parquet"]
-    tables += ["--catalogue", data / "train_catalogue.parquet"]
-    done(out / "ledger.json", "-m", "data_governance", "run", *tables, "--out", out, *words)
-    done(score, "-m", "examples.emoji.score", "--data", data, "--governed", out, "--out", score)
+    """Run one round and score it against the truth."""
+    run_unless_done(out / "ledger.json", *processes.governance_command(data, out, *words)[1:])
+    run_unless_done(score, "-m", "examples.emoji.score", "--data", data, "--governed", out, "--out", score)
     found = json.loads(score.read_text(encoding="utf-8"))
     return {name: found[name] for name in SHOWN}
 
 
 def loop(noise: float, out: Path, demo: Path | None) -> dict[str, Any]:
-    """Both rounds at one share of wrong clicks; data and model of the demo are taken where they are of that share."""
+    """Run both rounds at one share of wrong clicks; data and model of a demo with that share are reused."""
     name = f"{100 * noise:.0f}"
     data, first, hub = out / f"data{name}", out / f"governed{name}", out / f"trained{name}" / "hub"
     if demo is not None and json.loads((demo / "data" / "emoji.json").read_text())["settings"]["noise"] == noise:
         data, first, hub = demo / "data", demo / "governed", demo / "hub"
-    done(data / "emoji.json", "-m", "examples.emoji", "--noise", noise, "--out", data)
+    run_unless_done(data / "emoji.json", "-m", "examples.emoji", "--noise", noise, "--out", data)
     found = {"first": governed(data, first, out / f"first{name}.json")}
-    done(hub / "config.json", *TRAIN, "--data", first, "--out", hub.parent)
+    run_unless_done(hub / "config.json", *TRAIN, "--data", first, "--out", hub.parent)
     found["second"] = governed(data, out / f"second{name}", out / f"second{name}.json", "--encoder", hub)
     return {"noise": noise, **found}
 
 
 def main(words: list[str] | None = None) -> int:
-    line = outcome.parser(
-        "governance_loop", str(__doc__), example="python -m benchmarks.governance.loop --demo runs/demo --out runs/loop"
+    parser = result_file.command_parser(
+        "governance.loop", str(__doc__), example="python -m benchmarks.governance.loop --demo runs/demo --out runs/loop"
     )
-    line.add_argument("--out", type=Path, default=Path("runs/loop"), help="folder of the rounds")
-    line.add_argument("--demo", type=Path, help="a finished demo: its data and its model are not made again")
-    line.add_argument("--noise", type=float, nargs="+", default=[0.2, 0.4], help="shares of clicks that are wrong")
-    given = line.parse_args(words)
+    parser.add_argument("--out", type=Path, default=Path("runs/loop"), help="folder of the rounds")
+    parser.add_argument("--demo", type=Path, help="a finished demo, whose data and model are reused")
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.2, 0.4], help="shares of clicks that are wrong")
+    options = parser.parse_args(words)
     try:
-        found = [loop(noise, given.out, given.demo) for noise in given.noise]
+        found = [loop(noise, options.out, options.demo) for noise in options.noise]
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    outcome.write("governance_loop", {"simulated_clicks": True, "settings": found}, given.json, words)
+    result_file.write_result("governance.loop", {"simulated_clicks": True, "settings": found}, options.json, words)
     return 0
 
 

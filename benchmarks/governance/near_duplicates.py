@@ -1,9 +1,9 @@
-"""Near-duplicates: are all pairs of close hashes found, how fast, and do they mean that two pictures are one?
+"""Measure near-duplicate search on random hashes and on drawings.
 
-Two questions, two parts. Hashes: random 64-bit hashes with planted neighbours; every planted pair must be found, and
-every found pair be close (up to 20,000 hashes also against comparing all with all). Drawings (with --catalogue): each
-drawing is resized, saved as JPEG, cropped and recoloured; a variant found with its original counts for recall, a pair
-of two different drawings against precision.
+Hashes: random 64-bit hashes with planted near-duplicates. Every planted pair must be found and every found pair must be
+close; up to 20,000 hashes are also compared with an exhaustive search. Drawings (with --catalogue): each drawing is
+resized, saved as JPEG, cropped and recoloured. A variant found with its original counts for recall, a pair of two
+different drawings against precision.
 """
 
 import io
@@ -16,21 +16,23 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageEnhance
 
-from benchmarks.governance import outcome
+from benchmarks import processes, result_file
 from data_governance.inputs import images
 from data_governance.inputs.encoder import Encoder
 from data_governance.policy import Policy
 from data_governance.stages import dedupe
 
-BRUTE = 20_000
-MOST = 100_000  # hashes of one bucket that are compared: no bucket is refused here
+# Up to so many hashes are also compared exhaustively.
+MOST_EXHAUSTIVE = 20_000
+# Largest bucket of hashes that is compared: no bucket is refused here.
+MOST_IN_BUCKET = 100_000
 RADII = (3, 6, 10)
 COSINES = (0.97, Policy().duplicate_cosine)
 SIDE = Policy().image_size
 
 
 def planted(count: int, radius: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(hashes (N,) int64, planted pairs (P, 2)): a fifth are copies of others with 0..radius bits flipped."""
+    """Hashes (N,) int64 and planted pairs (P, 2): a fifth are copies of others with 0 to `radius` flipped bits."""
     rng = np.random.default_rng(seed)
     copies = count // 5
     base = rng.integers(0, 2**64, count - copies, dtype=np.uint64)
@@ -42,17 +44,17 @@ def planted(count: int, radius: int, seed: int) -> tuple[np.ndarray, np.ndarray]
     return hashes.view(np.int64), np.stack([source, np.arange(len(base), count)], axis=1)
 
 
-def hash_figures(count: int, radius: int, seed: int) -> dict[str, Any]:
+def hash_metrics(count: int, radius: int, seed: int) -> dict[str, Any]:
     """Recall of planted pairs and precision of found ones, seconds, peak memory."""
     hashes, pairs = planted(count, radius, seed)
     start = time.perf_counter()
-    found, crowded = dedupe.hash_pairs(hashes, radius=radius, most=MOST)
+    found, crowded = dedupe.hash_pairs(hashes, radius=radius, most=MOST_IN_BUCKET)
     seconds = time.perf_counter() - start
-    peak = outcome.peak_gib()
+    peak = processes.peak_gib()
     names = found[:, 0] * count + found[:, 1]
     bits = hashes.view(np.uint64)
     close = np.bitwise_count(bits[found[:, 0]] ^ bits[found[:, 1]]) <= radius
-    figures = {
+    metrics = {
         "hashes": count,
         "radius": radius,
         "joins": len(dedupe.block_masks(count, radius)),
@@ -64,13 +66,13 @@ def hash_figures(count: int, radius: int, seed: int) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "peak_gib": peak,
     }
-    if count <= BRUTE:
-        figures["equal_to_all_against_all"] = bool(np.array_equal(found, all_against_all(bits, radius)))
-    return figures
+    if count <= MOST_EXHAUSTIVE:
+        metrics["equal_to_all_against_all"] = bool(np.array_equal(found, all_against_all(bits, radius)))
+    return metrics
 
 
 def all_against_all(bits: np.ndarray, radius: int) -> np.ndarray:
-    """The same pairs by comparing every row with every later one: the slow twin."""
+    """Reference implementation: compare every hash with every later one."""
     parts = []
     for i in range(len(bits)):
         j = np.flatnonzero(np.bitwise_count(bits[i + 1 :] ^ bits[i]) <= radius) + i + 1
@@ -79,7 +81,7 @@ def all_against_all(bits: np.ndarray, radius: int) -> np.ndarray:
 
 
 def variants(drawing: Image.Image, seed: int) -> dict[str, bytes]:
-    """Encoded copies of a drawing as catalogues hold them."""
+    """Encoded copies of a drawing, changed as catalogue images are."""
     rng = np.random.default_rng(seed)
     width, height = drawing.size
     cut = [int(round(share * side)) for share, side in zip(rng.uniform(0.02, 0.06, 2), drawing.size, strict=True)]
@@ -93,20 +95,21 @@ def variants(drawing: Image.Image, seed: int) -> dict[str, bytes]:
 
 
 def recoloured(drawing: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Saturation, brightness and contrast off by up to a fifth."""
+    """Change saturation, brightness and contrast by up to a fifth."""
     for kind in (ImageEnhance.Color, ImageEnhance.Brightness, ImageEnhance.Contrast):
         drawing = kind(drawing).enhance(float(rng.uniform(0.8, 1.2)))
     return drawing
 
 
 def encoded(image: Image.Image, kind: str, **settings: Any) -> bytes:
+    """Bytes of an image in a file format."""
     out = io.BytesIO()
     image.save(out, kind, **settings)
     return out.getvalue()
 
 
-def drawing_figures(catalogue: Path, count: int, seed: int) -> dict[str, Any]:
-    """Per radius, with hashes alone and with a least cosine of the features: recall by kind of change, and precision.
+def drawing_metrics(catalogue: Path, count: int, seed: int) -> dict[str, Any]:
+    """Precision, and recall by kind of change, for every radius with hashes alone and with a least feature cosine.
 
     Raises:
         ValueError: when the file has no column `image`.
@@ -130,7 +133,7 @@ def drawing_figures(catalogue: Path, count: int, seed: int) -> dict[str, Any]:
     hashes = np.array([images.hash64(square) for square in squares], dtype=np.int64)
     found: dict[str, Any] = {"drawings": len(taken), "images": len(squares)}
     for radius in RADII:
-        pairs, _ = dedupe.hash_pairs(hashes, radius=radius, most=MOST)
+        pairs, _ = dedupe.hash_pairs(hashes, radius=radius, most=MOST_IN_BUCKET)
         cosine = (unit[pairs[:, 0]] * unit[pairs[:, 1]]).sum(axis=1)
         found[f"radius_{radius}_alone"] = drawing_scores(pairs, np.array(owner), np.array(kind))
         for least in COSINES:
@@ -151,24 +154,24 @@ def drawing_scores(pairs: np.ndarray, owner: np.ndarray, kind: np.ndarray) -> di
 
 
 def main(words: list[str] | None = None) -> int:
-    line = outcome.parser(
-        "near_duplicates",
+    parser = result_file.command_parser(
+        "governance.near_duplicates",
         str(__doc__),
         example="python -m benchmarks.governance.near_duplicates --hashes 1000000 --radius 6",
     )
-    line.add_argument("--hashes", type=int, default=20_000)
-    line.add_argument("--radius", type=int, default=6, help="bits of 64")
-    line.add_argument("--catalogue", type=Path, help="Parquet file with a column image: adds the part on drawings")
-    line.add_argument("--drawings", type=int, default=200, help="drawings to take from it")
-    arguments = line.parse_args(words)
+    parser.add_argument("--hashes", type=int, default=20_000)
+    parser.add_argument("--radius", type=int, default=6, help="largest number of different bits, of 64")
+    parser.add_argument("--catalogue", type=Path, help="Parquet file with a column image, for drawings")
+    parser.add_argument("--drawings", type=int, default=200, help="number of drawings to take from it")
+    options = parser.parse_args(words)
     try:
-        figures: dict[str, Any] = {"hash": hash_figures(arguments.hashes, arguments.radius, arguments.seed)}
-        if arguments.catalogue:
-            figures["drawings"] = drawing_figures(arguments.catalogue, arguments.drawings, arguments.seed)
+        metrics: dict[str, Any] = {"hash": hash_metrics(options.hashes, options.radius, options.seed)}
+        if options.catalogue:
+            metrics["drawings"] = drawing_metrics(options.catalogue, options.drawings, options.seed)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    outcome.write("near_duplicates", figures, arguments.json, words)
+    result_file.write_result("governance.near_duplicates", metrics, options.json, words)
     return 0
 
 

@@ -1,16 +1,19 @@
-"""From clicks and content to categories of documents: how much better than the graph methods, at how much noise?
+"""Compare grouping documents into categories with graph methods.
 
-The made log. Documents belong to categories of log-normal sizes (mean 6, at least 2), categories to leaves of about 50
-that the catalogue names. A query belongs to one category and clicks about ten documents, drawn by popularity (Zipf
-with exponent 1 over the documents in random order); with probability `noise` a click goes to any document. Content is
-weak: a document or query is sqrt(.35) of its category's centre plus Gaussian noise in 64 dimensions, and two centres of
-a leaf have cosine .5.
+The click logs are synthetic. Documents belong to categories of log-normal sizes (mean 6, at least 2), categories to
+leaves of about 50 that the catalogue names. A query belongs to one category and clicks about ten documents, drawn by
+popularity (Zipf with exponent 1 over the documents in random order); with probability `noise` a click goes to any
+document. Content is weak: the features of a document or query are sqrt(.35) times its category's centre plus Gaussian
+noise in 64 dimensions, and two centres of a leaf have cosine .5.
 
-Every method gives each document one group; scored over pairs of documents: together in the groups against together in
-the truth. Methods: components of documents clicked together twice; Leiden (modularity, resolution 10) on Jaccard
-weights of all co-clicks; the same of those within a leaf, at the resolution of five that scores best against the truth;
-groups of nothing but content (Leiden on mutual neighbours); ours, `organise_full.learn_in_rounds` with the default
-policy.
+Every method gives each document one group. Precision, recall and F1 are over pairs of documents: in one group against
+in one true category. Methods:
+
+    components      connected components of documents that two or more queries clicked together
+    leiden          Leiden (modularity, resolution 10) on Jaccard weights of all common clicks
+    leiden_in_leaf  the same within leaves, at the resolution of five that scores best against the truth
+    content         Leiden on mutual nearest neighbours of the features, without clicks
+    ours            `organise_full.learn_in_rounds` with the default policy
 """
 
 import random
@@ -23,7 +26,7 @@ import igraph
 import numpy as np
 from scipy.sparse import csr_array
 
-from benchmarks.governance import outcome
+from benchmarks import processes, result_file
 from data_governance.grouping import assignments, evidence, feature_space
 from data_governance.policy import Policy
 from data_governance.stages import organise_full
@@ -41,8 +44,8 @@ CONTENT_NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
-class Log:
-    """Unit features of both sides, edges (P, 2) of query and document, truth and leaf of every document."""
+class ClickLog:
+    """Unit features of both sides, edges (P, 2) of query and document, category and leaf of each document."""
 
     queries: np.ndarray
     documents: np.ndarray
@@ -51,11 +54,11 @@ class Log:
     leaf: np.ndarray
 
 
-def made(documents: int, *, noise: float, seed: int) -> Log:
-    """The log of the module's docstring.
+def synthetic_log(documents: int, *, noise: float, seed: int) -> ClickLog:
+    """Draw the log of the module's docstring.
 
     Raises:
-        ValueError: for fewer than two categories' worth of documents.
+        ValueError: when there are too few documents for two categories.
     """
     if documents < 2 * PER_CATEGORY:
         raise ValueError(f"--documents {documents}: at least {2 * PER_CATEGORY}.")
@@ -72,16 +75,20 @@ def made(documents: int, *, noise: float, seed: int) -> Log:
     popularity = 1 / (1 + rng.permutation(documents)) ** ZIPF
     asked = rng.choice(count, int(documents * QUERIES_PER_DOCUMENT), p=share / share.sum())
     query = np.repeat(np.arange(len(asked)), 1 + rng.poisson(CLICKS - 1, len(asked)))
-    clicked = drawn(truth, popularity, asked[query], rng)
+    clicked = drawn_documents(truth, popularity, asked[query], rng)
     wrong = rng.random(len(query)) < noise
     clicked[wrong] = rng.integers(0, documents, int(wrong.sum()))
     edges = np.unique(np.stack([query, clicked], axis=1), axis=0)
-    return Log(shown(centre[asked], rng), shown(centre[truth], rng), edges, truth, leaf[truth])
+    return ClickLog(features(centre[asked], rng), features(centre[truth], rng), edges, truth, leaf[truth])
 
 
-def log_figures(log: Log) -> dict[str, Any]:
-    """What the made log is like: width, mean cosine of a document to the others of its category and to the nearest
-    category of its leaf, clicks and sizes."""
+def describe(log: ClickLog) -> dict[str, Any]:
+    """Statistics of a log.
+
+    Returns:
+        Counts, width, mean cosine of a document to the others of its category, mean cosine of a category's mean to the
+        nearest one of its leaf, quantiles of the category sizes and the largest.
+    """
     size = np.bincount(log.truth)
     total = np.zeros((len(size), log.documents.shape[1]))
     np.add.at(total, log.truth, log.documents)
@@ -110,8 +117,10 @@ def log_figures(log: Log) -> dict[str, Any]:
     }
 
 
-def drawn(truth: np.ndarray, popularity: np.ndarray, category: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A document of each given category, by popularity within it (inverse of the running sum)."""
+def drawn_documents(
+    truth: np.ndarray, popularity: np.ndarray, category: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw one document of each given category by popularity, by inverting the cumulative sum."""
     order = np.argsort(truth, kind="stable")
     total = np.concatenate([[0], np.cumsum(popularity[order])])
     start = np.searchsorted(truth[order], np.arange(int(truth.max()) + 2))
@@ -120,7 +129,8 @@ def drawn(truth: np.ndarray, popularity: np.ndarray, category: np.ndarray, rng: 
     return np.asarray(order[np.clip(at, start[category], start[category + 1] - 1)])
 
 
-def shown(centre: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def features(centre: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Unit features around the given centres."""
     noise = rng.standard_normal(centre.shape, dtype=np.float32) * np.float32(((1 - RHO) / WIDTH) ** 0.5)
     return feature_space.unit_rows(np.float32(RHO**0.5) * centre + noise)
 
@@ -133,13 +143,13 @@ def pair_scores(group: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         return int((size * (size - 1) // 2).sum())
 
     both = pairs(group.astype(np.int64) * (int(truth.max()) + 1) + truth)
-    said, real = pairs(group), pairs(truth)
-    found = {"precision": both / max(said, 1), "recall": both / max(real, 1), "f1": 2 * both / max(said + real, 1)}
-    return {name: round(value, 4) for name, value in found.items()}
+    found, real = pairs(group), pairs(truth)
+    scores = {"precision": both / max(found, 1), "recall": both / max(real, 1), "f1": 2 * both / max(found + real, 1)}
+    return {name: round(value, 4) for name, value in scores.items()}
 
 
-def co_clicks(log: Log) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(pairs (P, 2), queries that clicked both, Jaccard weight)."""
+def co_clicks(log: ClickLog) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of documents (P, 2), number of queries that clicked both (P,), Jaccard weight (P,)."""
     shape = (len(log.queries), len(log.documents))
     clicks = csr_array((np.ones(len(log.edges)), (log.edges[:, 0], log.edges[:, 1])), shape=shape)
     both = csr_array(clicks.T @ clicks).tocoo()
@@ -149,27 +159,29 @@ def co_clicks(log: Log) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.stack([row, column], axis=1), count, count / (size[row] + size[column] - count)
 
 
-def by_components(log: Log) -> np.ndarray:
+def by_components(log: ClickLog) -> np.ndarray:
+    """(D,) connected component of each document."""
     pairs, count, _ = co_clicks(log)
     graph = igraph.Graph(n=len(log.documents), edges=pairs[count >= 2].tolist())
     return np.array(graph.connected_components().membership)
 
 
-def by_leiden(log: Log) -> np.ndarray:
+def by_leiden(log: ClickLog) -> np.ndarray:
+    """(D,) Leiden community of each document."""
     pairs, _, weight = co_clicks(log)
     return leiden(len(log.documents), pairs, weight)
 
 
-def by_leiden_in_leaf(log: Log) -> np.ndarray:
-    """At the resolution that scores best against the truth: nobody could choose better for this method."""
+def by_leiden_in_leaf(log: ClickLog) -> np.ndarray:
+    """Leiden within leaves, at the resolution with the best F1 against the truth: an upper bound of the method."""
     pairs, _, weight = co_clicks(log)
     inside = log.leaf[pairs[:, 0]] == log.leaf[pairs[:, 1]]
     tried = [leiden(len(log.documents), pairs[inside], weight[inside], resolution=r) for r in RESOLUTIONS]
     return max(tried, key=lambda group: pair_scores(group, log.truth)["f1"])
 
 
-def by_content(log: Log) -> np.ndarray:
-    """Mutual nearest neighbours within the leaf, weighed by their cosine."""
+def by_content(log: ClickLog) -> np.ndarray:
+    """Leiden on mutual nearest neighbours within the leaf, weighted by their cosine."""
     rows, columns = [], []
     for leaf in np.unique(log.leaf):
         mine = np.flatnonzero(log.leaf == leaf)
@@ -185,6 +197,7 @@ def by_content(log: Log) -> np.ndarray:
 
 
 def leiden(documents: int, pairs: np.ndarray, weight: np.ndarray, *, resolution: float = RESOLUTIONS[0]) -> np.ndarray:
+    """Communities of a weighted graph, with a fixed seed."""
     graph = igraph.Graph(n=documents, edges=pairs.tolist())
     igraph.set_random_number_generator(random.Random(0))
     found = graph.community_leiden(
@@ -193,15 +206,15 @@ def leiden(documents: int, pairs: np.ndarray, weight: np.ndarray, *, resolution:
     return np.array(found.membership)
 
 
-def by_organise(log: Log) -> tuple[np.ndarray, dict[str, object]]:
-    """Ours: the groups of the last round, and what was chosen on the way."""
+def by_organise(log: ClickLog) -> tuple[np.ndarray, dict[str, object]]:
+    """Groups of the organise stage after its last round, and the stage's notes."""
     queries, documents = len(log.queries), len(log.documents)
-    everyone = np.ones(queries, dtype=bool), np.ones(documents, dtype=bool)
+    every_query, every_document = np.ones(queries, dtype=bool), np.ones(documents, dtype=bool)
     clicks = evidence.click_matrix(log.edges, (queries, documents))
-    graph = assignments.ClickGraph(clicks, evidence.query_leaf(clicks, log.leaf), log.leaf, everyone[1])
+    graph = assignments.ClickGraph(clicks, evidence.query_leaf(clicks, log.leaf), log.leaf, every_document)
     view = evidence.View(
-        feature_space.prepared(log.queries, everyone[0], [WIDTH], [False]),
-        feature_space.prepared(log.documents, everyone[1], [WIDTH], [False]),
+        feature_space.prepared(log.queries, every_query, [WIDTH], [False]),
+        feature_space.prepared(log.documents, every_document, [WIDTH], [False]),
     )
     ids = [str(i) for i in range(queries)], [str(i) for i in range(documents)]
     found, notes = organise_full.learn_in_rounds(evidence.Evidence(*ids, (view,), log.edges, graph), policy=Policy())
@@ -217,33 +230,33 @@ METHODS = {
 
 
 def setting(documents: int, *, noise: float, seed: int) -> dict[str, Any]:
-    """Scores and seconds of every method on one log; seconds of this process's cores, whoever else uses them."""
-    log = made(documents, noise=noise, seed=seed)
-    figures: dict[str, Any] = {"noise": noise, "queries": len(log.queries), "clicks": len(log.edges)}
+    """Scores and CPU seconds of every method on one log."""
+    log = synthetic_log(documents, noise=noise, seed=seed)
+    metrics: dict[str, Any] = {"noise": noise, "queries": len(log.queries), "clicks": len(log.edges)}
     for name, method in METHODS.items():
         start = time.process_time()
-        figures[name] = {**pair_scores(method(log), log.truth), "cpu_seconds": round(time.process_time() - start, 2)}
+        metrics[name] = {**pair_scores(method(log), log.truth), "cpu_seconds": round(time.process_time() - start, 2)}
     start = time.process_time()
     group, notes = by_organise(log)
     seconds = round(time.process_time() - start, 2)
-    figures["ours"] = {**pair_scores(group, log.truth), "cpu_seconds": seconds, "peak_gib": outcome.peak_gib()}
-    return {**figures, "stage": notes}
+    metrics["ours"] = {**pair_scores(group, log.truth), "cpu_seconds": seconds, "peak_gib": processes.peak_gib()}
+    return {**metrics, "stage": notes}
 
 
 def main(words: list[str] | None = None) -> int:
-    line = outcome.parser(
-        "organising", str(__doc__), example="python -m benchmarks.governance.organising --documents 30000"
+    parser = result_file.command_parser(
+        "governance.organising", str(__doc__), example="python -m benchmarks.governance.organising --documents 30000"
     )
-    line.add_argument("--documents", type=int, default=1_500)
-    line.add_argument("--noise", type=float, nargs="+", default=[0.2, 0.45], help="shares of clicks on any document")
-    arguments = line.parse_args(words)
+    parser.add_argument("--documents", type=int, default=1_500)
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.2, 0.45], help="shares of clicks on any document")
+    options = parser.parse_args(words)
     try:
-        found = [setting(arguments.documents, noise=noise, seed=arguments.seed) for noise in arguments.noise]
+        found = [setting(options.documents, noise=noise, seed=options.seed) for noise in options.noise]
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    figures = {"simulated": True, "documents": arguments.documents, "settings": found}
-    outcome.write("organising", figures, arguments.json, words)
+    metrics = {"simulated": True, "documents": options.documents, "settings": found}
+    result_file.write_result("governance.organising", metrics, options.json, words)
     return 0
 
 

@@ -1,14 +1,13 @@
-"""The relational part of governance on a made click log: our ibis expressions against plain DuckDB SQL.
+"""Compare governance's joins in ibis with plain DuckDB SQL.
 
-Both do the same four steps, each in a process of its own: ids that queries or catalogue lack, clicks per pair of
-entities corrected for position, totals, rates with rank and cap. Ours is governance's engine, which writes a Parquet
-folder after every step; the SQL is one script that keeps its tables in memory, under the same settings. Equal check
-sums or the benchmark stops.
+On a synthetic click log, both do the same four steps, each in its own process: reject ids that queries or catalogue
+lack, count clicks per pair of entities with a position correction, total them, compute rates with rank and cap. Ours
+runs on governance's engine, which writes a Parquet folder after every step. The SQL is one script that keeps its tables
+in memory, with the same settings. The benchmark stops when the check sums of the two differ.
 """
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from typing import Any
 import duckdb
 from tqdm import tqdm
 
-from benchmarks.governance import outcome
+from benchmarks import processes, result_file
 from data_governance.inputs.engine import Engine
 from data_governance.inputs.relations import aggregated, known_ids, ranked
 from data_governance.policy import Policy
@@ -26,9 +25,9 @@ from data_governance.policy import Policy
 POWER = 0.5
 LEAST = {"rows": 100, "rounds": 1}
 CHECKS = "count(*), sum(clicks)::BIGINT, sum(rate)"
-# Whole-number arithmetic instead of a hash function: every engine and version makes the same log. A tenth of the
-# queries makes most of the events, as in real logs; one id in a hundred is unknown.
-MADE = """
+# Integer arithmetic in place of a random function: every engine and version writes the same log. A tenth of the
+# queries has most of the events, as in real logs; one id in a hundred is unknown.
+SYNTHETIC_LOG = """
 COPY (
   SELECT 'q' || (q % {queries}) AS query_id, 'd' || d AS doc_id, i AS row,
          CAST(1 + (i * 7919) % 3 AS BIGINT) AS clicks, CAST(3 + (i * 104729) % 20 AS DOUBLE) AS impressions,
@@ -66,13 +65,13 @@ CREATE TABLE strong AS
 """
 
 
-def make(folder: Path, *, rows: int, queries: int, documents: int) -> None:
-    """Folders behaviour, query_id, doc_id with a Parquet file; one document in forty shows what its neighbour shows."""
+def write_tables(folder: Path, *, rows: int, queries: int, documents: int) -> None:
+    """Write behaviour, query_id and doc_id; one query or document in forty is a copy of the one before it."""
     with duckdb.connect() as engine:
         engine.execute("SET threads = 1")
         (folder / "behaviour").mkdir()
         path = folder / "behaviour" / "0.parquet"
-        engine.execute(MADE.format(rows=rows, queries=queries, documents=documents, path=path))
+        engine.execute(SYNTHETIC_LOG.format(rows=rows, queries=queries, documents=documents, path=path))
         for letter, key, count in (("q", "query_id", queries), ("d", "doc_id", documents)):
             (folder / key).mkdir()
             path = folder / key / "0.parquet"
@@ -80,7 +79,7 @@ def make(folder: Path, *, rows: int, queries: int, documents: int) -> None:
 
 
 def ours(data: Path, out: Path, *, memory: str, threads: int) -> dict[str, Any]:
-    """The expressions of relations.py on governance's own engine, which writes Parquet at every stage boundary."""
+    """Run the expressions of relations.py on governance's engine."""
     policy = Policy(memory_limit=memory, threads=threads)
     engine = Engine(policy)
     entities = {key: engine.read(data / key) for key in ("query_id", "doc_id")}
@@ -93,76 +92,63 @@ def ours(data: Path, out: Path, *, memory: str, threads: int) -> dict[str, Any]:
     found = ranked(edges, base=base, policy=policy)
     strong = engine.keep(found.filter(found.strong).select("query", "doc", "clicks", "shown", "rate"))
     sums = engine.fetch(strong.aggregate(edges=strong.count(), clicks=strong.clicks.sum(), rates=strong.rate.sum()))
-    return checked(*sums.to_pylist()[0].values())
+    return check_sums(*sums.to_pylist()[0].values())
 
 
 def plain(data: Path, out: Path, *, memory: str, threads: int) -> dict[str, Any]:
-    """The same as one SQL script."""
+    """Run the SQL script."""
     policy = Policy()
     with duckdb.connect() as engine:
         engine.execute(f"SET memory_limit = '{memory}'; SET threads = {threads}; SET temp_directory = '{out}/spill'")
         engine.execute("SET preserve_insertion_order = false")
         filled = {"prior": policy.click_prior, "share": policy.min_edge_share, "cap": policy.max_documents_per_query}
         engine.execute(SQL.format(data=data, power=POWER, **filled))
-        return checked(*engine.execute(f"SELECT {CHECKS} FROM strong").fetchall()[0])
+        return check_sums(*engine.execute(f"SELECT {CHECKS} FROM strong").fetchall()[0])
 
 
-def checked(edges: int, clicks: int, rates: float) -> dict[str, Any]:
-    """Sums that differ when a row differs, free of any engine's hash function."""
+def check_sums(edges: int, clicks: int, rates: float) -> dict[str, Any]:
+    """Sums over all rows, which need no hash function of an engine."""
     return {"edges": int(edges), "clicks": int(clicks), "rates": round(float(rates), 2)}
 
 
-CONTESTANTS = {"ours": ours, "plain": plain}
+METHODS = {"ours": ours, "plain": plain}
 
 
-def contest(name: str, data: Path, *, memory: str, threads: int) -> dict[str, Any]:
-    """One contestant in a process of its own: seconds without start-up, peak memory, check sums.
-
-    Raises:
-        ValueError: when it fails, with its last words.
-    """
-    command = [sys.executable, "-m", "benchmarks.governance.relational", "--contestant", name, "--data", str(data)]
-    command += ["--memory", memory, "--threads", str(threads)]
-    done = subprocess.run(command, cwd=outcome.ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ValueError(f"{name} failed: {done.stderr.strip()[-300:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def alone(name: str, data: Path, *, memory: str, threads: int) -> dict[str, Any]:
-    """In this process: seconds after a first run on a few rows (which loads the libraries), peak memory, check sums."""
+def measure_method(name: str, data: Path, *, memory: str, threads: int) -> dict[str, Any]:
+    """Seconds after a warm-up on a few rows, peak memory and check sums of one method, in this process."""
     with tempfile.TemporaryDirectory() as folder:
         few, first, out = (Path(folder) / part for part in ("few", "first", "out"))
         for path in (few, first, out):
             path.mkdir()
-        make(few, rows=1_000, queries=100, documents=30)
-        CONTESTANTS[name](few, first, memory=memory, threads=threads)
+        write_tables(few, rows=1_000, queries=100, documents=30)
+        METHODS[name](few, first, memory=memory, threads=threads)
         start = time.perf_counter()
-        sums = CONTESTANTS[name](data, out, memory=memory, threads=threads)
+        sums = METHODS[name](data, out, memory=memory, threads=threads)
         seconds = round(time.perf_counter() - start, 2)
-    return {"seconds": seconds, "peak_gib": outcome.peak_gib(), "checks": sums}
+    return {"seconds": seconds, "peak_gib": processes.peak_gib(), "checks": sums}
 
 
 def compare(*, rows: int, queries: int, documents: int, memory: str, threads: int, rounds: int) -> dict[str, Any]:
-    """Both contestants on one made log, turn about for some rounds.
+    """Run both methods on one synthetic log, alternating for some rounds.
 
     Returns:
-        Sizes, per contestant its median `seconds`, those of every round and its highest peak; the ratio of the medians.
+        Sizes; of each method the median `seconds`, those of every round and the highest peak; the ratio of the medians.
 
     Raises:
         ValueError: when their check sums differ.
     """
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
-        make(data, rows=rows, queries=queries, documents=documents)
-        for name in tqdm([*CONTESTANTS] * rounds, desc="relational", unit="run"):
-            runs[name].append(contest(name, data, memory=memory, threads=threads))
-    sums = [run["checks"] for mine in runs.values() for run in mine]
+        write_tables(data, rows=rows, queries=queries, documents=documents)
+        for name in tqdm([*METHODS] * rounds, desc="relational", unit="run"):
+            words = ["--contestant", name, "--data", str(data), "--memory", memory, "--threads", str(threads)]
+            runs[name].append(processes.run_module("governance.relational", words))
+    sums = [run["checks"] for results in runs.values() for run in results]
     if any(one != sums[0] for one in sums):
-        raise ValueError(f"check sums differ: {sums}. The two do not do the same.")
+        raise ValueError(f"check sums differ: {sums}. The two methods do not compute the same.")
     size = {"rows": rows, "queries": queries, "documents": documents, "memory_limit": memory, "engine_threads": threads}
-    found = {name: _of_rounds(mine) for name, mine in runs.items()}
+    found = {name: _of_rounds(results) for name, results in runs.items()}
     ratio = round(found["ours"]["seconds"] / found["plain"]["seconds"], 3)
     return {"simulated": True, **size, **found, "seconds_ours_over_plain": ratio, "checks": sums[0]}
 
@@ -174,37 +160,39 @@ def _of_rounds(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main(words: list[str] | None = None) -> int:
-    line = outcome.parser(
-        "relational", str(__doc__), example="python -m benchmarks.governance.relational --rows 10000000"
+    parser = result_file.command_parser(
+        "governance.relational", str(__doc__), example="python -m benchmarks.governance.relational --rows 10000000"
     )
-    line.add_argument("--rows", type=int, default=100_000, help="rows of the made click log")
-    line.add_argument("--queries", type=int, help="default: a tenth of the rows")
-    line.add_argument("--documents", type=int, help="default: three hundredths of the rows")
-    line.add_argument("--memory", default="2GB", help="memory limit of the engine")
-    line.add_argument("--threads", type=int, default=1, help="of the engine")
-    line.add_argument("--rounds", type=int, default=3, help="of both, turn about; medians are compared")
-    line.add_argument("--contestant", choices=tuple(CONTESTANTS), help="run this one alone (needs --data)")
-    line.add_argument("--data", type=Path, help="folder of the made tables, with --contestant")
-    given = line.parse_args(words)
-    if given.contestant:
-        print(json.dumps(alone(given.contestant, given.data, memory=given.memory, threads=given.threads)))
+    parser.add_argument("--rows", type=int, default=100_000, help="rows of the synthetic click log")
+    parser.add_argument("--queries", type=int, help="default: a tenth of the rows")
+    parser.add_argument("--documents", type=int, help="default: three hundredths of the rows")
+    parser.add_argument("--memory", default="2GB", help="memory limit of the engine")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the engine")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each method, alternating; medians are compared")
+    parser.add_argument("--contestant", choices=tuple(METHODS), help="run this method only (needs --data)")
+    parser.add_argument("--data", type=Path, help="folder of the synthetic tables, with --contestant")
+    options = parser.parse_args(words)
+    if options.contestant:
+        print(
+            json.dumps(measure_method(options.contestant, options.data, memory=options.memory, threads=options.threads))
+        )
         return 0
     for flag in ("rows", "rounds"):
-        if (value := getattr(given, flag)) < (least := LEAST[flag]):
-            line.error(f"--{flag} {value}: at least {least}")
+        if (value := getattr(options, flag)) < (least := LEAST[flag]):
+            parser.error(f"--{flag} {value}: at least {least}")
     try:
-        figures = compare(
-            rows=given.rows,
-            queries=given.queries or max(given.rows // 10, 1),
-            documents=given.documents or max(3 * given.rows // 100, 1),
-            memory=given.memory,
-            threads=given.threads,
-            rounds=given.rounds,
+        metrics = compare(
+            rows=options.rows,
+            queries=options.queries or max(options.rows // 10, 1),
+            documents=options.documents or max(3 * options.rows // 100, 1),
+            memory=options.memory,
+            threads=options.threads,
+            rounds=options.rounds,
         )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    outcome.write("relational", figures, given.json, words)
+    result_file.write_result("governance.relational", metrics, options.json, words)
     return 0
 
 

@@ -1,8 +1,8 @@
-"""What each governance benchmark has to show: the row of every bar, read from the result files of the measuring parts.
+"""Compare results of the governance benchmarks with their targets.
 
-A row is {task, value, unit, bar, ok, oracle, rival, seconds, peak_gib, from}; what a part does not have is None. An
-oracle reads the truth (the true centres of the made categories where they are known, else the best setting chosen with
-it); a rival does not. `from` is the command that measured.
+A row has the keys task, value, unit, bar (the target, as text), ok (target met), oracle, rival (best baseline), seconds
+and peak_gib; None stands for what a benchmark does not have. An oracle uses the truth: the true centres of synthetic
+categories, or the best setting chosen with the truth. A baseline does not.
 """
 
 import operator
@@ -18,9 +18,9 @@ COMPARED: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "=": operator.eq,
 }
-GRAPH_RIVALS = ("components", "content", "leiden")
-# (largest gap to the oracle, least F1) by kind and share of wrong labels.
-CLEANING_BARS = {
+GRAPH_BASELINES = ("components", "content", "leiden")
+# (kind, share of wrong labels) -> (largest distance to the oracle, least F1).
+CLEANING_TARGETS = {
     ("uniform", 0.1): (0.02, 0.0),
     ("uniform", 0.2): (0.02, 0.0),
     ("uniform", 0.4): (0.02, 0.0),
@@ -28,139 +28,150 @@ CLEANING_BARS = {
     ("confusable", 0.2): (0.04, 0.95),
     ("confusable", 0.4): (0.04, 0.90),
 }
-ORGANISING_BARS = {0.2: 0.93, 0.45: 0.70}
-LOOP_BARS = {0.2: (0.96, 0.85, 0.85), 0.4: (0.92, 0.75, 0.75)}
+# Share of wrong clicks -> least pair F1.
+ORGANISING_TARGETS = {0.2: 0.93, 0.45: 0.70}
+# Share of wrong clicks -> (least share of right labels, least share kept, least pair F1) in the first round.
+LOOP_TARGETS = {0.2: (0.96, 0.85, 0.85), 0.4: (0.92, 0.75, 0.75)}
 
 
-def row(task: str, value: float, unit: str, bar: tuple[str, float] | None, **more: Any) -> Row:
-    """One row; `bar` = (comparison, limit), None where a figure is published without a bar."""
-    ok = None if bar is None else COMPARED[bar[0]](value, bar[1])
-    shown = None if bar is None else f"{bar[0]} {bar[1]:g}"
+def row(task: str, value: float, unit: str, target: tuple[str, float] | None, **more: Any) -> Row:
+    """One row.
+
+    Args:
+        target: (comparison, limit), None for a metric that is published without a target.
+        more: of oracle, rival, seconds and peak_gib what there is.
+    """
+    ok = None if target is None else COMPARED[target[0]](value, target[1])
+    text = None if target is None else f"{target[0]} {target[1]:g}"
     rest = {name: more.get(name) for name in ("oracle", "rival", "seconds", "peak_gib")}
-    return {"task": task, "value": value, "unit": unit, "bar": shown, "ok": ok, **rest}
+    return {"task": task, "value": value, "unit": unit, "bar": text, "ok": ok, **rest}
 
 
-def relational(found: Result) -> Iterator[Row]:
-    """Time against plain SQL; a larger log only has to finish within its limit of memory."""
-    ours, size = found["ours"], f"{found['rows'] // 10**6}M behaviour rows"
-    facts = {"seconds": ours["seconds"], "peak_gib": ours["peak_gib"]}
-    if found["memory_limit"] == "1GB":
-        yield row(f"{size} under a limit of 1 GB: finished", float(ours["seconds"] > 0), "runs", ("=", 1.0), **facts)
+def relational(result: Result) -> Iterator[Row]:
+    """Time compared with plain SQL; a larger log only has to finish within its memory limit."""
+    ours, size = result["ours"], f"{result['rows'] // 10**6}M behaviour rows"
+    cost = {"seconds": ours["seconds"], "peak_gib": ours["peak_gib"]}
+    if result["memory_limit"] == "1GB":
+        yield row(f"{size} under a limit of 1 GB: finished", float(ours["seconds"] > 0), "runs", ("=", 1.0), **cost)
         return
-    ratio = found["seconds_ours_over_plain"]
-    yield row(f"{size}: ibis with Parquet at every stage / plain SQL", ratio, "ratio", ("<=", 1.5), rival=1.0, **facts)
-    yield row(f"{size}: peak", ours["peak_gib"], "GiB", ("<=", 1.5), rival=found["plain"]["peak_gib"], **facts)
+    ratio = result["seconds_ours_over_plain"]
+    yield row(f"{size}: ibis with Parquet at every stage / plain SQL", ratio, "ratio", ("<=", 1.5), rival=1.0, **cost)
+    yield row(f"{size}: peak", ours["peak_gib"], "GiB", ("<=", 1.5), rival=result["plain"]["peak_gib"], **cost)
 
 
-def engines(found: Result) -> Iterator[Row]:
-    """Unequal tables between DuckDB and separate Spark workers."""
-    name = f"DuckDB = Spark {found['spark']['master']}, {found['rows']:,} behaviour rows"
-    yield row(f"{name}: unequal tables of {found['tables']}", float(len(found["unequal_tables"])), "tables", ("=", 0.0))
+def engines(result: Result) -> Iterator[Row]:
+    """Tables that differ between DuckDB and separate Spark workers."""
+    name = f"DuckDB = Spark {result['spark']['master']}, {result['rows']:,} behaviour rows"
+    unequal = float(len(result["unequal_tables"]))
+    yield row(f"{name}: unequal tables of {result['tables']}", unequal, "tables", ("=", 0.0))
 
 
-def organising(found: Result) -> Iterator[Row]:
-    for setting in found["settings"]:
-        bar = ORGANISING_BARS[setting["noise"]]
-        rival = max(setting[name]["f1"] for name in GRAPH_RIVALS)
+def organising(result: Result) -> Iterator[Row]:
+    """Pair F1 compared with the best graph method; the oracle is Leiden within leaves at its best resolution."""
+    for setting in result["settings"]:
         ours = setting["ours"]
         yield row(
-            f"organising {found['documents']:,} documents, {100 * setting['noise']:.0f}% wrong clicks",
+            f"organising {result['documents']:,} documents, {100 * setting['noise']:.0f}% wrong clicks",
             ours["f1"],
             "pair F1",
-            (">=", bar),
+            (">=", ORGANISING_TARGETS[setting["noise"]]),
             oracle=setting["leiden_in_leaf"]["f1"],
-            rival=rival,
+            rival=max(setting[name]["f1"] for name in GRAPH_BASELINES),
             seconds=ours.get("cpu_seconds"),
             peak_gib=ours.get("peak_gib"),
         )
 
 
-def cleaning(found: Result) -> Iterator[Row]:
-    """F1 against the oracle, which knows the true centres; at a million rows memory and speed as well."""
-    large = found["rows"] >= 1_000_000
-    for setting in found["settings"]:
+def cleaning(result: Result) -> Iterator[Row]:
+    """F1 compared with the oracle, which uses the true centres; at a million rows memory and speed as well."""
+    is_large = result["rows"] >= 1_000_000
+    for setting in result["settings"]:
         oracle = setting.get("bayes_f1", setting["oracle_f1"])
-        gap, least = (0.04, 0.0) if large else CLEANING_BARS[setting["kind"], setting["noise"]]
-        bar = round(max(oracle - gap, least), 4)
-        size = f"{found['rows']:,} rows, {found['categories']:,} categories"
+        gap, least = (0.04, 0.0) if is_large else CLEANING_TARGETS[setting["kind"], setting["noise"]]
+        target = round(max(oracle - gap, least), 4)
+        size = f"{result['rows']:,} rows, {result['categories']:,} categories"
         name = f"cleaning {size}, {setting['kind']} {100 * setting['noise']:.0f}%"
-        facts = {"seconds": setting["seconds"], "peak_gib": setting["peak_gib"]}
-        yield row(name, setting["f1"], "F1", (">=", bar), oracle=oracle, rival=setting.get("one_round_f1"), **facts)
-        if large:
-            yield row(f"{name}: peak", setting["peak_gib"], "GiB", ("<=", 3.0), **facts)
-            yield row(f"{name}: speed", setting["rows_per_second"], "rows/s", (">=", 5_000.0), **facts)
+        cost = {"seconds": setting["seconds"], "peak_gib": setting["peak_gib"]}
+        yield row(name, setting["f1"], "F1", (">=", target), oracle=oracle, rival=setting.get("one_round_f1"), **cost)
+        if is_large:
+            yield row(f"{name}: peak", setting["peak_gib"], "GiB", ("<=", 3.0), **cost)
+            yield row(f"{name}: speed", setting["rows_per_second"], "rows/s", (">=", 5_000.0), **cost)
 
 
-def cleanlab(found: Result) -> Iterator[Row]:
-    """Against the best of cleanlab's modes for each figure, whichever that is."""
-    for setting in found["comparison"]:
+def cleanlab(result: Result) -> Iterator[Row]:
+    """Every metric compared with the mode of cleanlab that is best in it."""
+    for setting in result["comparison"]:
         ours = setting["ours"]
-        others = [cell for name, cell in setting.items() if name.startswith("cleanlab")]
-        name = f"cleanlab, {found['rows']:,} rows, {found['categories']:,} categories"
-        facts = {"seconds": ours.get("cpu_seconds"), "peak_gib": ours["peak_gib"]}
-        for figure, unit, best, sign in (
+        modes = [metrics for name, metrics in setting.items() if name.startswith("cleanlab")]
+        name = f"cleanlab, {result['rows']:,} rows, {result['categories']:,} categories"
+        cost = {"seconds": ours.get("cpu_seconds"), "peak_gib": ours["peak_gib"]}
+        for metric, unit, best, sign in (
             ("f1", "F1", max, ">"),
             ("rows_per_second", "rows a CPU second", max, ">"),
             ("peak_gib", "GiB", min, "<"),
         ):
-            rival = best(cell[figure] for cell in others)
-            yield row(f"{name}: {figure.replace('_', ' ')}", ours[figure], unit, (sign, rival), rival=rival, **facts)
+            rival = best(mode[metric] for mode in modes)
+            yield row(f"{name}: {metric.replace('_', ' ')}", ours[metric], unit, (sign, rival), rival=rival, **cost)
 
 
-def near_duplicates(found: Result) -> Iterator[Row]:
-    part = found["hash"]
-    name = f"near-duplicates, {part['hashes']:,} hashes, radius {part['radius']}"
-    facts = {"seconds": part["seconds"], "peak_gib": part["peak_gib"]}
-    yield row(f"{name}: recall of pairs", part["recall"], "recall", ("=", 1.0), **facts)
-    yield row(f"{name}: time", part["seconds"], "s", ("<=", 30.0), **facts)
+def near_duplicates(result: Result) -> Iterator[Row]:
+    """Recall and time over random hashes; precision and recall on drawings, without a target."""
+    hashed = result["hash"]
+    name = f"near-duplicates, {hashed['hashes']:,} hashes, radius {hashed['radius']}"
+    cost = {"seconds": hashed["seconds"], "peak_gib": hashed["peak_gib"]}
+    yield row(f"{name}: recall of pairs", hashed["recall"], "recall", ("=", 1.0), **cost)
+    yield row(f"{name}: time", hashed["seconds"], "s", ("<=", 30.0), **cost)
     for radius, cosine in ((3, 0.998), (6, 0.97)):
-        scores = found["drawings"][f"radius_{radius}_cosine_{cosine}"]
-        kinds = [value for figure, value in scores.items() if figure.startswith("recall_")]
-        told = f"{found['drawings']['drawings']} drawings, radius {radius}, cosine {cosine}"
-        yield row(f"{told}: precision", scores["precision"], "precision", None)
-        yield row(f"{told}: mean recall of four changes", round(sum(kinds) / len(kinds), 4), "recall", None)
+        scores = result["drawings"][f"radius_{radius}_cosine_{cosine}"]
+        recalls = [value for metric, value in scores.items() if metric.startswith("recall_")]
+        name = f"{result['drawings']['drawings']} drawings, radius {radius}, cosine {cosine}"
+        yield row(f"{name}: precision", scores["precision"], "precision", None)
+        yield row(f"{name}: mean recall of four changes", round(sum(recalls) / len(recalls), 4), "recall", None)
 
 
-def incremental(found: Result) -> Iterator[Row]:
-    name = f"incremental, {100 * found['share']:g}% new rows"
-    facts = {"seconds": found["incremental_cpu_seconds"], "rival": None}
-    yield row(f"{name}: CPU time / full", found["cpu_share"], "ratio", ("<=", 0.15), **facts)
-    yield row(f"{name}: pairs against a full run", found["pair_f1"], "pair F1", (">=", 0.98), **facts)
-    yield row(f"{name}: keys of untouched documents kept", found["keys_kept"], "share", (">=", 0.99), **facts)
+def incremental(result: Result) -> Iterator[Row]:
+    """Time saved and category keys kept by an incremental run."""
+    name = f"incremental, {100 * result['share']:g}% new rows"
+    cost = {"seconds": result["incremental_cpu_seconds"], "rival": None}
+    yield row(f"{name}: CPU time / full", result["cpu_share"], "ratio", ("<=", 0.15), **cost)
+    yield row(f"{name}: pairs against a full run", result["pair_f1"], "pair F1", (">=", 0.98), **cost)
+    yield row(f"{name}: keys of untouched documents kept", result["keys_kept"], "share", (">=", 0.99), **cost)
 
 
-def killed(found: Result) -> Iterator[Row]:
-    name = f"killed {found['kills']} times, run again"
-    yield row(f"{name}: unequal tables of {found['tables']}", float(len(found["unequal_tables"])), "tables", ("=", 0.0))
-    yield row(f"{name}: figures bit-equal", float(found["figures_equal"]), "runs", ("=", 1.0))
+def killed(result: Result) -> Iterator[Row]:
+    """Tables and ledger after kills compared with an undisturbed run."""
+    name = f"killed {result['kills']} times, run again"
+    unequal = float(len(result["unequal_tables"]))
+    yield row(f"{name}: unequal tables of {result['tables']}", unequal, "tables", ("=", 0.0))
+    yield row(f"{name}: ledger bit-equal", float(result["figures_equal"]), "runs", ("=", 1.0))
 
 
-def loop(found: Result) -> Iterator[Row]:
-    """First round against the bars, then what the second gains on it."""
-    for setting in found["settings"]:
+def loop(result: Result) -> Iterator[Row]:
+    """First round compared with the targets, and the gain of the second round."""
+    for setting in result["settings"]:
         first, second = setting["first"], setting["second"]
-        accuracy, kept, f1 = LOOP_BARS[setting["noise"]]
+        accuracy, kept, f1 = LOOP_TARGETS[setting["noise"]]
         name = f"drawings, {100 * setting['noise']:.0f}% wrong clicks"
         before = first["label_accuracy_before"]
-        figure = "label_accuracy_after"
-        yield row(f"{name}: right labels", first[figure], "share", (">=", accuracy), rival=before)
+        metric = "label_accuracy_after"
+        yield row(f"{name}: right labels", first[metric], "share", (">=", accuracy), rival=before)
         yield row(f"{name}: kept", first["kept_share"], "share", (">=", kept))
         yield row(f"{name}: pairs of documents", first["category_pair_f1"], "pair F1", (">=", f1))
-        for key, told in ((figure, "right labels"), ("kept_share", "kept"), ("category_pair_f1", "pair F1")):
+        for key, title in ((metric, "right labels"), ("kept_share", "kept"), ("category_pair_f1", "pair F1")):
             gain = round(100 * (second[key] - first[key]), 2)
-            yield row(f"{name}, second round: gain in {told}", gain, "points", (">", 0.0))
-        right = [one[figure] * one["kept_share"] for one in (first, second)]
-        told = "events that are kept and right"
-        yield row(f"{name}, second round: gain in {told}", round(100 * (right[1] - right[0]), 2), "points", None)
+            yield row(f"{name}, second round: gain in {title}", gain, "points", (">", 0.0))
+        before, after = (scores[metric] * scores["kept_share"] for scores in (first, second))
+        title = "events that are kept and right"
+        yield row(f"{name}, second round: gain in {title}", round(100 * (after - before), 2), "points", None)
 
 
-def bad_rows(found: Result) -> Iterator[Row]:
-    kinds = found["kinds"]
-    name = f"{found['good_rows']['behaviour']:,} behaviour rows with {kinds} kinds of bad ones"
-    peak = {"seconds": min(found["cpu_seconds"]["mixed"]), "peak_gib": found["peak_gib"]}
-    yield row(f"{name}: time / good rows alone", found["seconds_mixed_over_good"], "ratio", ("<=", 1.1), **peak)
-    whole = found["every_bad_row_found_for_its_reason"] and found["good_rows_equal"]
-    yield row(f"{name}: all found, good ones unchanged", float(whole), "runs", ("=", 1.0))
-    folder = found["one_bad_file"]
+def bad_rows(result: Result) -> Iterator[Row]:
+    """Slowdown by bad rows, and whether each was found; rows lost to one truncated file."""
+    name = f"{result['good_rows']['behaviour']:,} behaviour rows with {result['kinds']} kinds of bad ones"
+    cost = {"seconds": min(result["cpu_seconds"]["mixed"]), "peak_gib": result["peak_gib"]}
+    yield row(f"{name}: time / good rows alone", result["seconds_mixed_over_good"], "ratio", ("<=", 1.1), **cost)
+    is_right = result["every_bad_row_found_for_its_reason"] and result["good_rows_equal"]
+    yield row(f"{name}: all found, good ones unchanged", float(is_right), "runs", ("=", 1.0))
+    folder = result["one_bad_file"]
     lost = folder["rows_of_the_others"] - folder["rows_kept"]
-    yield row(f"one cut file of {folder['files']}: rows lost of the others", float(lost), "rows", ("=", 0.0))
+    yield row(f"one truncated file of {folder['files']}: rows lost of the others", float(lost), "rows", ("=", 0.0))

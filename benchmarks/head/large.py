@@ -1,10 +1,9 @@
-"""A hundred million classes in one process: it fits, it learns, and what no step drew stays as it was, bit for bit.
+"""Train a head with a hundred million classes in one process.
 
-Why: a head that only survives a timed step proves little. Here 5,000 made categories, spread over the whole range of
-classes, are learned by a linear map and their prototypes among millions of random ones. Judged are the loss of held-out
-samples against negatives that training never used as a set (at most half of that before), and the stored bits of rows
-that were never drawn.
-
+It also checks that unsampled rows do not change. 5,000 synthetic categories, spread over the whole range of classes,
+are learned by a linear map and their prototypes among millions of random ones. Two checks: the loss of held-out
+samples, against negatives that no training step used as a set, falls to half or less; the stored bits of rows that no
+step sampled stay the same.
 
 Letters: B batch, F observed features, D width, P probed rows.
 """
@@ -23,8 +22,9 @@ import psutil
 import torch
 from torch import Tensor
 
-from benchmarks.governance.outcome import peak_gib, write
 from benchmarks.head.step import DTYPES, HeadSize, LinearMap, make_shard, sample, sampled_loss, start_rows
+from benchmarks.processes import peak_gib
+from benchmarks.result_file import command_parser, write_result
 from modeling_oclear.partial_softmax_oclear import sample_classes
 from runtime.threads import num_threads
 from train.class_weights.row_optimizers import ROW_OPTIMIZERS
@@ -35,19 +35,19 @@ ENCODER_RATE = 3e-3
 
 
 @dataclass
-class MadeCategories:
-    """Categories whose class ids are spread evenly over the range; samples are a centre and noise.
+class SpreadCategories:
+    """Synthetic categories whose class ids are spread evenly over all classes; a sample is a centre plus noise.
 
     Attributes:
-        class_ids: (K,) int64. centre_KF: features of each.
+        class_ids: (K,) int64. centre_KF: features of each centre.
     """
 
     class_ids: Tensor
     centre_KF: Tensor
 
     @classmethod
-    def spread(cls, categories: int, classes: int, *, seed: int) -> "MadeCategories":
-        """Category i of K has class (2 i + 1) C / 2 K.
+    def spread(cls, categories: int, classes: int, *, seed: int) -> "SpreadCategories":
+        """Draw centres; category i of K gets class (2 i + 1) C / 2 K.
 
         Raises:
             ValueError: more categories than classes.
@@ -67,10 +67,10 @@ class MadeCategories:
 
 @dataclass
 class Probes:
-    """Rows picked before training, and which of them a step has drawn.
+    """Rows picked before training, and which of them a step has sampled.
 
     Attributes:
-        class_ids: (P,) ascending. before: (P, D) their stored bits. is_drawn: (P,).
+        class_ids: (P,) ascending. before: (P, D) rows as stored before training. is_drawn: (P,) bool.
     """
 
     class_ids: Tensor
@@ -82,18 +82,18 @@ class Probes:
 
     @classmethod
     def pick(cls, shard: ClassShard, count: int, *, seed: int) -> "Probes":
-        """`count` distinct classes, or a few less."""
+        """Pick up to `count` distinct classes: duplicates of the draw are removed."""
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(shard.num_classes, (count,), generator=generator).unique()
         return cls(ids, shard.weight.index_select(0, ids.to(shard.weight.device)))
 
-    def see(self, drawn_ids: Tensor) -> None:
-        """Record the classes of one step, ascending."""
+    def record(self, drawn_ids: Tensor) -> None:
+        """Mark the sampled classes of one step (ascending ids)."""
         place = torch.searchsorted(drawn_ids, self.class_ids).clamp(max=len(drawn_ids) - 1)
         self.is_drawn |= drawn_ids[place] == self.class_ids
 
     def verdict(self, shard: ClassShard) -> dict[str, Any]:
-        """Check sums before and after of what was never drawn, and how many of the drawn rows moved."""
+        """Check sums of the never sampled rows before and after, and the share of sampled rows that changed."""
         after = shard.weight.index_select(0, self.class_ids.to(shard.weight.device))
         moved_P = (bits(after) != bits(self.before)).any(dim=1).cpu()
         never_P = ~self.is_drawn
@@ -109,7 +109,7 @@ class Probes:
 
 
 def bits(rows: Tensor) -> Tensor:
-    """The stored bits as whole numbers, so that -0 and 0 differ."""
+    """Stored bits as integers, so that -0 and 0 differ."""
     return rows.view(torch.int16 if rows.dtype == torch.bfloat16 else torch.int32)
 
 
@@ -119,9 +119,9 @@ def check_sum(rows: Tensor) -> str:
 
 
 @torch.no_grad()
-def held_out_loss(shard: ClassShard, encoder: LinearMap, made: MadeCategories, size: HeadSize) -> float:
-    """Loss of fresh samples against a sample of classes that no training step has drawn as a set; without a margin."""
-    feature_BF, labels_B = made.draw(HELD_OUT, key=-1 - size.seed)
+def held_out_loss(shard: ClassShard, encoder: LinearMap, data: SpreadCategories, size: HeadSize) -> float:
+    """Loss of fresh samples against a sample of classes that no training step used."""
+    feature_BF, labels_B = data.draw(HELD_OUT, key=-1 - size.seed)
     fresh = sample_classes(size.classes, positives=labels_B, rate=size.rate, seed=size.seed + 10**6, step=0)
     gathered = shard.gather(fresh.class_ids, fresh.log_correction)
     embeds_BD = encoder(feature_BF.to(size.device))
@@ -129,15 +129,15 @@ def held_out_loss(shard: ClassShard, encoder: LinearMap, made: MadeCategories, s
 
 
 def train(
-    shard: ClassShard, made: MadeCategories, probes: Probes, size: HeadSize, *, steps: int
+    shard: ClassShard, data: SpreadCategories, probes: Probes, size: HeadSize, *, steps: int
 ) -> tuple[list[float], dict[str, Any]]:
-    """Held-out loss before and after `steps` steps; their median time, and memory that is no page of a file."""
+    """Train; return held-out losses before and after, and median step time, rows a step and process memory."""
     encoder = LinearMap(FEATURES, size.hidden_size, seed=size.seed).to(size.device)
     adam = torch.optim.AdamW(encoder.parameters(), lr=ENCODER_RATE, weight_decay=0.0)
-    losses = [held_out_loss(shard, encoder, made, size)]
+    losses = [held_out_loss(shard, encoder, data, size)]
     seconds, own_gib = [], 0.0
     for step in range(steps):
-        feature_BF, labels_B = made.draw(size.batch_size, key=10**6 * size.seed + step)
+        feature_BF, labels_B = data.draw(size.batch_size, key=10**6 * size.seed + step)
         start = time.perf_counter()
         sampled = sample(size, labels_B, step=step)
         gathered = shard.gather(sampled.class_ids, sampled.log_correction)
@@ -148,35 +148,35 @@ def train(
         shard.update(gathered, learning_rate=size.learning_rate, max_grad_norm=None)
         float(loss.detach())
         seconds.append(time.perf_counter() - start)
-        probes.see(sampled.class_ids)
+        probes.record(sampled.class_ids)
         own_gib = max(own_gib, anonymous_gib())
         if (step + 1) % 50 == 0:
             print(f"step {step + 1}: loss {float(loss.detach()):.3f}, {median(seconds):.3f} s a step", flush=True)
-    losses.append(held_out_loss(shard, encoder, made, size))
+    losses.append(held_out_loss(shard, encoder, data, size))
     drawn = len(sampled.class_ids)
     return losses, {"step_s": round(median(seconds), 4), "rows_a_step": drawn, "anonymous_gib": round(own_gib, 2)}
 
 
 def anonymous_gib() -> float:
-    """Memory of this process that belongs to no file, GiB; mapped files can be written back, this cannot."""
+    """Memory of this process without pages of mapped files, GiB: the system cannot write it back to a file."""
     held = psutil.Process().memory_info()
     return (held.rss - getattr(held, "shared", 0)) / 2**30
 
 
 def measure(size: HeadSize, *, categories: int, steps: int, probed: int) -> dict[str, Any]:
-    """Start, learn, judge.
+    """Initialise, train, evaluate.
 
     Raises:
-        ValueError: sizes that cannot be.
+        ValueError: for sizes that are not possible.
     """
-    made = MadeCategories.spread(categories, size.classes, seed=size.seed)
+    data = SpreadCategories.spread(categories, size.classes, seed=size.seed)
     start = time.perf_counter()
     shard = make_shard(size)
     start_rows(shard)
     start_s = time.perf_counter() - start
     print(f"{size.classes:,} rows of width {size.hidden_size} started in {start_s:.0f} s", flush=True)
     probes = Probes.pick(shard, probed, seed=size.seed)
-    losses, figures = train(shard, made, probes, size, steps=steps)
+    losses, metrics = train(shard, data, probes, size, steps=steps)
     stored = sum(tensor.numel() * tensor.element_size() for tensor in shard.state().values())
     found = {
         "classes": size.classes,
@@ -195,7 +195,7 @@ def measure(size: HeadSize, *, categories: int, steps: int, probed: int) -> dict
         "all_s": round(time.perf_counter() - start, 1),
         "table_gib": round(stored / 2**30, 2),
         "peak_gib": peak_gib(),
-        **figures,
+        **metrics,
         **probes.verdict(shard),
     }
     if size.device == "cuda":
@@ -207,30 +207,27 @@ def measure(size: HeadSize, *, categories: int, steps: int, probed: int) -> dict
 
 
 def failures(found: dict[str, Any]) -> list[str]:
-    """Claims of this file that the figures do not bear out."""
+    """Checks that failed, one sentence each."""
     wrong = []
     if not found["loss_end"] <= found["loss_start"] / 2:
         wrong.append(f"the held-out loss went from {found['loss_start']} to {found['loss_end']}, not to half")
     if found["never_drawn_moved"] or len(set(found["never_drawn_sha256"])) != 1:
-        wrong.append(f"{found['never_drawn_moved']} rows that no step drew have moved")
+        wrong.append(f"{found['never_drawn_moved']} rows that no step sampled have changed")
     if not found["never_drawn_rows"] or not found["drawn_share_moved"]:
-        wrong.append("no probed row was left alone, or none was drawn and moved: nothing was proved; change --rate")
+        wrong.append("every probed row was sampled, or none was: the check proves nothing; change --rate")
     return wrong
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.head.large",
-        description=__doc__.split("\n")[0],
-        epilog="example: python -m benchmarks.head.large --classes 100_000_000 --hidden-size 64 --dtype bf16",
-    )
+    example = "python -m benchmarks.head.large --classes 100_000_000 --hidden-size 64 --dtype bf16"
+    parser = command_parser("head.large", str(__doc__), example=example)
     parser.add_argument("--classes", type=int, default=100_000_000)
     parser.add_argument("--hidden-size", type=int, default=64)
     parser.add_argument("--storage", choices=("device", "memory", "disk"), default="memory")
     parser.add_argument("--folder", type=Path, help="where --storage disk keeps its files (default: a temporary one)")
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
     parser.add_argument("--optimizer", choices=list(ROW_OPTIMIZERS), default="rowwise_adagrad")
-    parser.add_argument("--learning-rate", type=float, default=0.05, help="of the rows")
+    parser.add_argument("--learning-rate", type=float, default=0.05, help="learning rate of the rows")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--categories", type=int, default=5_000)
@@ -238,26 +235,24 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--probed", type=int, default=100_000, help="rows whose bits are compared before and after")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=num_threads())
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--json", type=Path, help="result file; docs/head.md reads benchmarks/results/head_large_*.json"
-    )
     args = parser.parse_args(words)
     torch.set_num_threads(args.threads)
     try:
-        with tempfile.TemporaryDirectory(prefix="head_large_") as made:
-            found = measure(size_of(args, Path(made)), categories=args.categories, steps=args.steps, probed=args.probed)
+        with tempfile.TemporaryDirectory(prefix="head_large_") as temporary:
+            found = measure(
+                size_of(args, Path(temporary)), categories=args.categories, steps=args.steps, probed=args.probed
+            )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write("head_large", found | {"threads": args.threads, "failures": failures(found)}, args.json, words)
+    write_result("head.large", found | {"threads": args.threads, "failures": failures(found)}, args.json, words)
     for line in failures(found):
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failures(found) else 0
 
 
 def size_of(args: argparse.Namespace, temporary: Path) -> HeadSize:
-    """The command line as a size: no margin, so that losses are plain; no decay, so that rows at rest stay."""
+    """Read the size from the command line; without margin (losses are plain) and decay (unsampled rows stay)."""
     if min(args.steps, args.batch_size, args.probed) < 1:
         raise ValueError("steps, batch size and probed rows must be at least 1")
     return HeadSize(

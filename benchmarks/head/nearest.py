@@ -1,13 +1,12 @@
-"""What the nearest classes of a batch cost among millions: building their index, asking it, and what it finds.
+"""Measure time and recall of the index of hard classes.
 
-Why: hard classes are worth something only while finding them costs little beside a step, and the index is built again
-every few steps, since prototypes move. Beside ours stands a usual FAISS index with as many cells, as many of them
-looked at: `IVF,SQ8`, filled in the usual way. Made prototypes: leaves of 50, .8 their cosine to the leaf's centre.
+Hard classes only pay if finding them costs little compared with a step, and the index is rebuilt often, since
+prototypes move. Ours is compared with a common FAISS index, `IVF,SQ8`, with as many cells and as many of them searched.
+Synthetic prototypes come in leaves of 50, with cosine .8 to the leaf's centre.
 
     build_s    reading the prototypes included          find_s   for 256 positives
-    recall     share of the 10 nearest classes, by exact search, that are found
-    index_gib  of the index, without the rows           step_s   of the head itself at 100,000 drawn rows, in this run
-
+    recall     share of the exact 10 nearest classes that are found
+    index_gib  of the index, without the rows           step_s   of the head itself at 100,000 sampled rows
 
 Letters: P positives, D width, K neighbours.
 """
@@ -25,10 +24,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from benchmarks.governance.outcome import write
-from benchmarks.head.contestants import Ours
+from benchmarks.head.heads import Ours
 from benchmarks.head.step import HeadSize
-from benchmarks.head.trial import made_batch
+from benchmarks.head.trial import random_batch
+from benchmarks.result_file import write_result
 from runtime.threads import num_threads
 from train.class_weights.hard_classes import Index, NearestClasses
 from train.class_weights.nearest_index import PROBES, cells_for
@@ -38,8 +37,8 @@ LEAF, COSINE, DRAWN = 50, 0.8, 100_000
 POSITIVES, NEIGHBOURS, ROWS_AT_ONCE = 256, 10, 2**18
 
 
-def made_leaves(shard: ClassShard) -> None:
-    """Unit prototypes, keyed by the shard's seed: `COSINE` to the centre of their leaf."""
+def random_leaves(shard: ClassShard) -> None:
+    """Write unit prototypes, keyed by the shard's seed, with `COSINE` to the centre of their leaf."""
     generator = torch.Generator().manual_seed(shard.seed)
     width = shard.hidden_size
     for low in range(0, len(shard.weight), LEAF * 4096):
@@ -49,8 +48,8 @@ def made_leaves(shard: ClassShard) -> None:
         rows.copy_(COSINE * centre.repeat_interleave(LEAF, dim=0)[: len(rows)] + math.sqrt(1 - COSINE**2) * own)
 
 
-def usual_index(shard: ClassShard) -> Index:
-    """IVF with 8 bits a number and as many cells, by FAISS's own training and filling."""
+def faiss_index(shard: ClassShard) -> Index:
+    """Baseline: FAISS inverted file with 8 bits a number, and as many cells as ours."""
     cells = math.prod(cells_for(shard.num_classes))
     index: Any = faiss.index_factory(shard.hidden_size, f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)
     sample = np.sort(np.random.default_rng(0).choice(shard.num_classes, 39 * cells, replace=False))
@@ -63,7 +62,7 @@ def usual_index(shard: ClassShard) -> Index:
 
 
 def exact(shard: ClassShard, query_PD: np.ndarray) -> np.ndarray:
-    """(P, K + 1) nearest classes, the positive itself among them."""
+    """(P, K + 1) nearest classes by exact search, the positive itself included."""
     best_PK = torch.full((len(query_PD), NEIGHBOURS + 1), -2.0)
     id_PK = torch.zeros_like(best_PK, dtype=torch.int64)
     for low in range(0, shard.num_classes, ROWS_AT_ONCE):
@@ -74,8 +73,8 @@ def exact(shard: ClassShard, query_PD: np.ndarray) -> np.ndarray:
     return id_PK.numpy()
 
 
-def judged(name: str, index: Index, build_s: float, queries: np.ndarray, true_PK: np.ndarray) -> dict[str, Any]:
-    """Figures of one index."""
+def metrics_of(name: str, index: Index, build_s: float, queries: np.ndarray, true_PK: np.ndarray) -> dict[str, Any]:
+    """Times, recall and size of one index."""
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
@@ -84,39 +83,39 @@ def judged(name: str, index: Index, build_s: float, queries: np.ndarray, true_PK
     hits = [len(set(a) & set(b)) / (NEIGHBOURS + 1) for a, b in zip(true_PK.tolist(), id_PK.tolist(), strict=True)]
     held: Any = getattr(index, "index", index)
     size = len(faiss.serialize_index(held).tobytes()) / 2**30
-    figures = {
+    metrics = {
         "build_s": round(build_s, 2),
         "find_s": round(median(seconds), 4),
         "recall": round(float(np.mean(hits)), 4),
     }
-    return {"index": name, **figures, "index_gib": round(size, 3)}
+    return {"index": name, **metrics, "index_gib": round(size, 3)}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Every size."""
+    """Measure every size."""
     rows = [row for classes in args.classes for row in rows_at(classes, args.hidden_size, steps=args.steps)]
     return {"rows": rows, "threads": args.threads}
 
 
 def rows_at(classes: int, width: int, *, steps: int) -> list[dict[str, Any]]:
-    """Both indexes, and the step of the head beside them, at one size."""
+    """Measure both indexes and a step of the head at one size."""
     size = HeadSize(
         classes=classes, hidden_size=width, rate=min(1.0, DRAWN / classes), batch_size=128, optimizer="rowwise_adagrad"
     )
     head = Ours(size)
-    made_leaves(head.shard)
+    random_leaves(head.shard)
     stream = np.random.default_rng(1)
     positives = torch.from_numpy(np.sort(stream.choice(classes, POSITIVES, replace=False)))
     queries = head.shard.prototypes(positives).numpy()
     true_PK, rows = exact(head.shard, queries), []
-    for name, build in (("ours", nearest(head.shard)._build), ("IVF,SQ8", lambda: usual_index(head.shard))):
+    for name, build in (("ours", nearest(head.shard)._build), ("IVF,SQ8", lambda: faiss_index(head.shard))):
         start = time.perf_counter()
         index = build()
-        rows.append(judged(name, index, time.perf_counter() - start, queries, true_PK))
+        rows.append(metrics_of(name, index, time.perf_counter() - start, queries, true_PK))
         del index
     taken = []
     for step in range(steps):
-        embeds_BD, labels_B = made_batch(size, step)
+        embeds_BD, labels_B = random_batch(size, step)
         start = time.perf_counter()
         head.backward(head.forward(embeds_BD, labels_B, step))
         head.update()
@@ -126,7 +125,7 @@ def rows_at(classes: int, width: int, *, steps: int) -> list[dict[str, Any]]:
 
 
 def nearest(shard: ClassShard) -> NearestClasses:
-    """The product's own, never renewed by itself."""
+    """Ours, never rebuilt by itself."""
     return NearestClasses(shard, per_positive=NEIGHBOURS, refresh_every=10**9, also_every=10**9, seed=0)
 
 
@@ -138,7 +137,7 @@ def main(words: list[str] | None = None) -> int:
     )
     parser.add_argument("--classes", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--hidden-size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=8, help="of the head, for comparison")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps of the head, for comparison")
     parser.add_argument("--threads", type=int, default=num_threads())
     parser.add_argument(
         "--json", type=Path, help="result file; docs/head.md reads benchmarks/results/head_nearest_*.json"
@@ -146,10 +145,11 @@ def main(words: list[str] | None = None) -> int:
     args = parser.parse_args(words)
     torch.set_num_threads(args.threads)
     faiss.omp_set_num_threads(args.threads)
+    # Fewer classes are searched without an index.
     if min(args.classes) < 20_000 or args.steps < 1:
-        print("error: from 20,000 classes on there is an index to measure, with at least one step", file=sys.stderr)
+        print("error: --classes takes numbers of at least 20,000, --steps of at least 1", file=sys.stderr)
         return 2
-    write("head_nearest", measure(args), args.json, words)
+    write_result("head.nearest", measure(args), args.json, words)
     return 0
 
 

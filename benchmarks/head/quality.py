@@ -1,8 +1,7 @@
-"""What sampling classes costs in quality: recall on unseen categories against rate, correction, hard classes, filter.
+"""Measure what sampling classes costs in recall on unseen categories.
 
-Why a table of cells: each is a training of its own, written to a file of its own as soon as it is done, so that the
-table can be made in parts, on several machines, and go on where it stopped. The learned part is small and the classes
-are many, so that the full softmax itself is affordable.
+Every training of the table writes a file of its own, so the table can be measured in parts, on several machines, and
+continued. The encoder is a linear map, so that the full softmax is affordable too.
 """
 
 import argparse
@@ -20,88 +19,88 @@ from typing import Any
 import faiss
 import torch
 
-from benchmarks.governance.outcome import write
-from benchmarks.head.cell import FORMS, Cell, QualitySettings, loss_bias, run_cell
-from benchmarks.head.synthetic_set import MadeSize
+from benchmarks.head.quality_run import FORMS, QualityRun, QualitySettings, loss_bias, train_and_score
+from benchmarks.head.synthetic_set import SyntheticSize
+from benchmarks.result_file import write_result
 from runtime.files import write_json
 from runtime.threads import num_threads
 
-# Between these the table can show a loss and a gain; see docs/head.md.
+# Planned range of R@1 of the full softmax without wrong labels: far enough from 0 and 1 to show losses and gains.
 LEAST_RECALL, MOST_RECALL = 0.5, 0.8
 
 
-def cells_of(args: argparse.Namespace) -> list[Cell]:
-    """Every cell that was asked for, the costly ones first; at rate 1 there is one form, "full"."""
+def runs_of(args: argparse.Namespace) -> list[QualityRun]:
+    """All requested trainings, the costly ones first; at rate 1 the only form is "full"."""
     found = []
     for rate in sorted(args.rates, reverse=True):
         forms = [form for form in args.forms if (form == "full") == (rate == 1)]
         for noise in args.noise:
             for seed in args.seeds:
-                found += [Cell(noise, rate, form, on == "on", seed) for form in forms for on in args.filters]
+                found += [QualityRun(noise, rate, form, on == "on", seed) for form in forms for on in args.filters]
     return found
 
 
 def settings_of(args: argparse.Namespace) -> QualitySettings:
-    """The settings, with what the command line changes in them."""
-    made = MadeSize(classes=args.classes, unseen=args.unseen)
-    return QualitySettings(made=made, steps=args.steps, batch_size=args.batch_size, conflict_delta=args.delta)
+    """Settings with the values of the command line."""
+    data_size = SyntheticSize(classes=args.classes, unseen=args.unseen)
+    return QualitySettings(made=data_size, steps=args.steps, batch_size=args.batch_size, conflict_delta=args.delta)
 
 
-def cell_figures(cell: Cell, settings: QualitySettings, out: Path) -> dict[str, Any] | None:
-    """What an earlier call left of a cell.
+def saved_result(run: QualityRun, settings: QualitySettings, out: Path) -> dict[str, Any] | None:
+    """Result of a training that an earlier call has saved, None without one.
 
     Raises:
-        ValueError: it was made with other settings.
+        ValueError: when it has other settings.
     """
-    path = out / f"{cell.name}.json"
+    path = out / f"{run.name}.json"
     if not path.is_file():
         return None
     found: dict[str, Any] = json.loads(path.read_text())
     if found["settings"] != dataclasses.asdict(settings):
-        raise ValueError(f"{path.name} in --out was made with other settings: name another --out, or delete it")
+        raise ValueError(f"{path.name} in --out has other settings: choose another --out, or delete it")
     return found
 
 
-def run_and_keep(cell: Cell, settings: QualitySettings, out: Path) -> dict[str, Any]:
-    """Run one cell and write its file, whole or not at all."""
-    found = run_cell(cell, settings)
-    path = out / f"{cell.name}.json"
+def run_and_save(run: QualityRun, settings: QualitySettings, out: Path) -> dict[str, Any]:
+    """Run one training and save its result."""
+    found = train_and_score(run, settings)
+    path = out / f"{run.name}.json"
     write_json(path, found, indent=1)
     return found
 
 
 def one_thread() -> None:
-    """Cells run side by side, so that each takes one core and no more."""
+    """Use one thread: trainings run in parallel, one core each."""
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
 
 
-def run_all(cells: list[Cell], settings: QualitySettings, out: Path, *, workers: int) -> Iterator[dict[str, Any]]:
-    """Figures of each cell as it is done; every worker is a process with one thread."""
+def run_all(runs: list[QualityRun], settings: QualitySettings, out: Path, *, workers: int) -> Iterator[dict[str, Any]]:
+    """Run trainings in worker processes of one thread each; yield every result when it is done."""
     if workers == 1:
-        for cell in cells:
-            yield run_and_keep(cell, settings, out)
+        for run in runs:
+            yield run_and_save(run, settings, out)
         return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=one_thread) as pool:
-        for done in as_completed([pool.submit(run_and_keep, cell, settings, out) for cell in cells]):
+        for done in as_completed([pool.submit(run_and_save, run, settings, out) for run in runs]):
             yield done.result()
 
 
-def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and deviation over seeds of every kind of cell, in the order of the table.
+def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over seeds, in the order of the table.
 
-    Seeds differ more from one another than forms do, so the difference to full softmax without a filter is taken seed
-    by seed: `minus_full`, mean and deviation; None where no seed has both.
+    Seeds differ more than forms do, so the difference to the full softmax without a filter is taken seed by seed:
+    `minus_full` is its mean and standard deviation; None where no seed has both.
     """
-    full = {(cell["noise"], cell["seed"]): cell for cell in cells if cell["form"] == "full" and not cell["filtered"]}
+    full = {(run["noise"], run["seed"]): run for run in runs if run["form"] == "full" and not run["filtered"]}
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for cell in cells:
-        groups.setdefault((cell["noise"], -cell["rate"], FORMS.index(cell["form"]), cell["filtered"]), []).append(cell)
+    for run in runs:
+        groups.setdefault((run["noise"], -run["rate"], FORMS.index(run["form"]), run["filtered"]), []).append(run)
     rows = []
     for (noise, rate, form, filtered), members in sorted(groups.items()):
-        recalls = [cell["recall_at_1"] for cell in members]
-        pairs = [(cell, full[noise, cell["seed"]]) for cell in members if (noise, cell["seed"]) in full]
+        recalls = [run["recall_at_1"] for run in members]
+        pairs = [(run, full[noise, run["seed"]]) for run in members if (noise, run["seed"]) in full]
         gaps = [one["recall_at_1"] - other["recall_at_1"] for one, other in pairs]
         rows.append(
             {
@@ -114,62 +113,62 @@ def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "minus_full": [round(mean(gaps), 5), round(stdev(gaps), 5) if len(gaps) > 1 else None]
                 if gaps
                 else None,
-                "rows_a_step": round(mean(cell["rows_a_step"] for cell in members)),
-                "seconds": round(mean(cell["seconds"] for cell in members), 1),
-                "seeds": sorted(cell["seed"] for cell in members),
+                "rows_a_step": round(mean(run["rows_a_step"] for run in members)),
+                "seconds": round(mean(run["seconds"] for run in members), 1),
+                "seeds": sorted(run["seed"] for run in members),
             }
         )
     return rows
 
 
-def collect(cells: list[dict[str, Any]], settings: QualitySettings, bias: dict[str, Any] | None) -> dict[str, Any]:
-    """The whole table, with what a reader must know of it."""
-    clean = [cell["recall_at_1"] for cell in cells if cell["form"] == "full" and not cell["noise"]]
+def collect(runs: list[dict[str, Any]], settings: QualitySettings, bias: dict[str, Any] | None) -> dict[str, Any]:
+    """Content of the result file."""
+    clean = [run["recall_at_1"] for run in runs if run["form"] == "full" and not run["noise"]]
     return {
         "settings": dataclasses.asdict(settings),
-        "queries": cells[0]["queries"] if cells else 0,
-        "fingerprints": {f"{cell['noise']:g}": cell["fingerprint"] for cell in cells},
-        "recall_at_1_before": round(mean(cell["recall_at_1_before"] for cell in cells), 4) if cells else None,
+        "queries": runs[0]["queries"] if runs else 0,
+        "fingerprints": {f"{run['noise']:g}": run["fingerprint"] for run in runs},
+        "recall_at_1_before": round(mean(run["recall_at_1_before"] for run in runs), 4) if runs else None,
         "full_softmax_in_range": all(LEAST_RECALL <= recall <= MOST_RECALL for recall in clean) if clean else None,
-        "core_minutes": round(sum(cell["seconds"] for cell in cells) / 60, 1),
-        "summary": summary(cells),
+        "core_minutes": round(sum(run["seconds"] for run in runs) / 60, 1),
+        "summary": summary(runs),
         "bias": bias,
     }
 
 
-def kept_bias(settings: QualitySettings, rates: list[float], out: Path) -> dict[str, Any]:
-    """Bias of the loss, from its file where an earlier call of the same settings and rates left one."""
+def saved_bias(settings: QualitySettings, rates: list[float], out: Path) -> dict[str, Any]:
+    """Bias of the loss; read from its file when an earlier call had the same settings and rates."""
     path, asked = out / "bias.json", {"settings": dataclasses.asdict(settings), "rates": rates}
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text())
         if found["asked"] == asked:
             return found
     found = {"asked": asked, **loss_bias(settings, rates=rates)}
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(path, found, indent=1)
     return found
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Run what is missing, print each cell's time, collect."""
-    settings, cells = settings_of(args), cells_of(args)
-    if not cells:
-        raise ValueError("no cell was asked for: form full belongs to rate 1, the other forms to rates below 1")
+    """Run the missing trainings, print the time of each, collect all results."""
+    settings, runs = settings_of(args), runs_of(args)
+    if not runs:
+        raise ValueError("no training is left: form full belongs to rate 1, the other forms to rates below 1")
     args.out.mkdir(parents=True, exist_ok=True)
-    kept = [figures for cell in cells if (figures := cell_figures(cell, settings, args.out)) is not None]
-    missing = [cell for cell in cells if cell_figures(cell, settings, args.out) is None]
-    print(f"{len(cells)} cells, {len(kept)} of them done before", flush=True)
+    kept = [found for run in runs if (found := saved_result(run, settings, args.out)) is not None]
+    missing = [run for run in runs if saved_result(run, settings, args.out) is None]
+    print(f"{len(runs)} trainings, {len(kept)} of them finished before", flush=True)
     start = time.perf_counter()
     for number, found in enumerate(run_all(missing, settings, args.out, workers=args.workers), start=len(kept) + 1):
         kept.append(found)
-        name = Cell(**{field.name: found[field.name] for field in dataclasses.fields(Cell)}).name
+        name = QualityRun(**{field.name: found[field.name] for field in dataclasses.fields(QualityRun)}).name
         minutes = (time.perf_counter() - start) / 60
         print(
-            f"{number}/{len(cells)} {name}: recall_at_1 {found['recall_at_1']:.4f} in {found['seconds']:.0f} s "
+            f"{number}/{len(runs)} {name}: recall_at_1 {found['recall_at_1']:.4f} in {found['seconds']:.0f} s "
             f"({minutes:.1f} min so far)",
             flush=True,
         )
     sampled = sorted({rate for rate in args.rates if rate < 1})
-    bias = kept_bias(settings, sampled, args.out) if sampled and not args.no_bias else None
+    bias = saved_bias(settings, sampled, args.out) if sampled and not args.no_bias else None
     return collect(kept, settings, bias)
 
 
@@ -185,14 +184,14 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 0.1, 0.01, 0.001])
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--filters", nargs="+", choices=("off", "on"), default=["off", "on"], help="conflict filter")
-    parser.add_argument("--delta", type=float, default=settings.conflict_delta, help="of the conflict filter")
+    parser.add_argument("--delta", type=float, default=settings.conflict_delta, help="delta of the conflict filter")
     parser.add_argument("--steps", type=int, default=settings.steps)
     parser.add_argument("--batch-size", type=int, default=settings.batch_size)
     parser.add_argument("--classes", type=int, default=settings.made.classes)
-    parser.add_argument("--unseen", type=int, default=settings.made.unseen, help="categories that are only searched")
+    parser.add_argument("--unseen", type=int, default=settings.made.unseen, help="number of unseen categories")
     parser.add_argument("--workers", type=int, default=num_threads(), help="processes of one thread each")
-    parser.add_argument("--no-bias", action="store_true", help="leave out the bias of the loss")
-    parser.add_argument("--out", type=Path, default=Path("runs/head_quality"), help="one JSON a cell; goes on from it")
+    parser.add_argument("--no-bias", action="store_true", help="do not measure the bias of the loss")
+    parser.add_argument("--out", type=Path, default=Path("runs/head_quality"), help="folder of results to reuse")
     parser.add_argument(
         "--json", type=Path, help="result file; docs/head.md reads benchmarks/results/head_quality_*.json"
     )
@@ -201,7 +200,7 @@ def main(words: list[str] | None = None) -> int:
     try:
         if min(args.steps, args.batch_size, args.workers) < 1:
             raise ValueError("steps, batch size and workers must be at least 1")
-        write("head_quality", measure(args) | {"threads": args.workers}, args.json, words)
+        write_result("head.quality", measure(args) | {"threads": args.workers}, args.json, words)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

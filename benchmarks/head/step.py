@@ -1,9 +1,7 @@
-"""One training step of the class-sharded head without a backbone: the product's own parts, as training calls them.
+"""One training step of the class-sharded head, without an encoder.
 
-Why: speed, size and quality of the head are measured apart from any backbone, and by nothing but what `train/` uses:
-the keyed sample, the shard, the chunked kernel, the row optimiser. Every benchmark of the head goes through this file.
-Where something has to be learned in front of it, that is a linear map: the least that must generalise.
-
+Speed, memory and quality of the head are measured with the keyed sample, shard, chunked kernel and row optimiser of
+`train/`; every benchmark of the head uses this file. Where an encoder is needed, it is a linear map.
 
 Letters: B batch, S sampled classes, F observed features, D width.
 """
@@ -34,11 +32,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class HeadSize:
-    """What a head is measured at.
+    """Size and settings of a measured head.
 
     Attributes:
-        rate: share of the classes drawn in each step, positives aside. dtype: of the stored rows, "fp32" or "bf16".
-        optimizer: a row optimiser of the product. margin, scale: CosFace. storage: "device", "memory" or "disk".
+        rate: share of the classes sampled in each step besides the positives.
+        dtype: of the stored rows, "fp32" or "bf16". optimizer: name of a row optimiser.
+        margin, scale: CosFace. storage: "device", "memory" or "disk".
     """
 
     classes: int
@@ -59,12 +58,12 @@ class HeadSize:
 
     @property
     def form(self) -> SoftmaxForm:
-        """How the softmax is formed."""
+        """Margin and scale of the softmax."""
         return SoftmaxForm(margin=CosFace(self.margin), scale=self.scale)
 
 
 class LinearMap(torch.nn.Module):
-    """Features (B, F) -> unit embeddings (B, D), from an orthogonal start keyed by `seed`."""
+    """Features (B, F) -> unit embeddings (B, D), with orthogonal initial weights keyed by `seed`."""
 
     def __init__(self, features: int, hidden_size: int, *, seed: int) -> None:
         super().__init__()
@@ -77,15 +76,15 @@ class LinearMap(torch.nn.Module):
 
 
 def keyed(seed: int) -> torch.Generator:
-    """A generator of its own for each use."""
+    """New random generator for one use."""
     return torch.Generator().manual_seed(seed)
 
 
 def make_shard(size: HeadSize) -> ClassShard:
-    """Class weights of the size, all zero: start them next.
+    """Class weights of this size, not initialised yet.
 
     Raises:
-        ValueError: what the shard refuses.
+        ValueError: for settings that the shard rejects.
     """
     device = torch.device(size.device)
     place = ClassStorage(kind=size.storage, device=device, folder=Path(size.folder) if size.folder else None)
@@ -103,7 +102,7 @@ def make_shard(size: HeadSize) -> ClassShard:
 
 
 def start_rows(shard: ClassShard) -> None:
-    """Random rows: the product's keyed start, or drawn on the accelerator, where its start would take minutes."""
+    """Initialise rows at random: keyed as in training, or on the accelerator, where the keyed start takes minutes."""
     if shard.weight.device.type == "cuda":
         generator = torch.Generator(shard.weight.device).manual_seed(shard.seed)
         shard.weight.normal_(std=shard.hidden_size**-0.5, generator=generator)
@@ -112,7 +111,7 @@ def start_rows(shard: ClassShard) -> None:
 
 
 def sample(size: HeadSize, labels_B: Tensor, *, step: int) -> SampledClasses:
-    """The classes of one step."""
+    """Sample the classes of one step."""
     return sample_classes(size.classes, positives=labels_B, rate=size.rate, seed=size.seed, step=step)
 
 

@@ -1,18 +1,17 @@
-"""A made set of 100,000 categories with confusable neighbours, pinned by its seed: features, labels, unseen categories.
+"""Synthetic data set of 100,000 categories with similar neighbours.
 
-Why made: whether sampling classes costs quality can only be said where there are enough of them (at rate 0.001 a set of
-1,000 categories would draw one), where a full softmax can be run beside, and where wrong labels are known to be wrong.
-No public set is all three and small enough for two cores.
+What sampling costs can only be measured with many categories (at rate 0.001 a set of 1,000 categories would sample
+one), where a full softmax is affordable and where wrong labels are known. No public data set has all three at a size
+that two cores can train.
 
-A category is a leaf and a place in it. Each sample shows both, blurred, amid features that say nothing, all mixed by a
-rotation:
+A category has a leaf and a place in it. A sample observes both with noise, among features without information, all
+mixed by a rotation R:
 
     leaf_l ~ N(0, 1)^24      place_c ~ 0.5 N(0, 1)^12      x = [(leaf, place) + 0.24 N(0, 1)^36, 0.5 N(0, 1)^28] R
 
-An embedding narrower than these 36 numbers must choose. Telling leaves apart is easy and removes most random negatives;
-telling the 50 categories of a leaf apart needs the place, which only pays where neighbours are among the negatives.
-Wrong labels: another category, in a quarter of the cases of the same leaf.
-
+The embedding is narrower than these 36 numbers, so it must choose. Leaves are easy to tell apart, which is enough for
+most random negatives. The 50 categories of a leaf differ only in their place, which is learned only where neighbours
+are among the negatives. A wrong label is another category, in a quarter of the cases of the same leaf.
 
 Letters: N training samples, Q queries, C trained categories, U unseen ones, F features.
 """
@@ -33,8 +32,8 @@ FEATURES = LEAF_WIDTH + PLACE_WIDTH + OTHER_WIDTH
 
 
 @dataclass(frozen=True)
-class MadeSize:
-    """How much is made. Leaves hold trained and unseen categories alike."""
+class SyntheticSize:
+    """Size of the data set; leaves contain both trained and unseen categories."""
 
     classes: int = 100_000
     unseen: int = 25_000
@@ -46,15 +45,17 @@ class MadeSize:
     def __post_init__(self) -> None:
         least = min(self.classes, self.unseen, self.samples_per_class, self.queries_per_unseen)
         if least < 1 or not 2 <= self.leaf_size <= self.classes:
-            raise ValueError(f"{self}: counts must be at least 1, and a leaf hold from 2 categories to all of them")
+            raise ValueError(f"{self}: counts must be at least 1, and leaf_size from 2 to the number of classes")
 
 
 @dataclass(frozen=True)
-class MadeSet:
-    """Attributes:
-    feature_NF, label_N, true_N: training samples, as labelled and as they are.
-    query_QF, query_class_Q: of unseen categories, numbered from 0; document_UF: one document of each.
-    leaf_C: leaf of each trained category.
+class SyntheticSet:
+    """Training samples, and queries and documents of unseen categories.
+
+    Attributes:
+        feature_NF, label_N, true_N: training samples with their labels and true categories.
+        query_QF, query_class_Q: queries of unseen categories, numbered from 0. document_UF: one document of each.
+        leaf_C: leaf of each trained category.
     """
 
     feature_NF: Tensor
@@ -75,11 +76,11 @@ class MadeSet:
 
 
 @functools.lru_cache(maxsize=1)
-def made_set(size: MadeSize, noise: float) -> MadeSet:
-    """The set with a share of wrong labels; features do not depend on that share.
+def synthetic_set(size: SyntheticSize, noise: float) -> SyntheticSet:
+    """Draw the data set with a share of wrong labels; features do not depend on that share.
 
     Raises:
-        ValueError: a share outside 0 to 1.
+        ValueError: for a share outside 0 to 1.
     """
     if not 0 <= noise <= 1:
         raise ValueError(f"the share of wrong labels is {noise}; it must be from 0 to 1")
@@ -100,14 +101,14 @@ def made_set(size: MadeSize, noise: float) -> MadeSet:
     query_class_Q = torch.arange(size.unseen).repeat_interleave(size.queries_per_unseen)
 
     def observed(classes: Tensor) -> Tensor:
-        told = centre[classes] + BLUR * torch.randn(len(classes), centre.shape[1], generator=generator)
+        informative = centre[classes] + BLUR * torch.randn(len(classes), centre.shape[1], generator=generator)
         other = OTHER_SCALE * torch.randn(len(classes), OTHER_WIDTH, generator=generator)
-        return torch.cat([told, other], dim=1) @ rotation
+        return torch.cat([informative, other], dim=1) @ rotation
 
     feature_NF = observed(true_N)
     mean, deviation = feature_NF.mean(dim=0), feature_NF.std(dim=0)
     query_QF, document_UF = observed(size.classes + query_class_Q), observed(unseen)
-    return MadeSet(
+    return SyntheticSet(
         feature_NF=(feature_NF - mean) / deviation,
         label_N=wrong_labels(true_N, leaf[: size.classes], noise, seed=size.seed + 1),
         true_N=true_N,
@@ -119,12 +120,12 @@ def made_set(size: MadeSize, noise: float) -> MadeSet:
 
 
 def wrong_labels(true_N: Tensor, leaf_C: Tensor, noise: float, *, seed: int) -> Tensor:
-    """Labels of which a share `noise` names another category; leaf of class c is c modulo the number of leaves."""
+    """Replace a share `noise` of the labels; the leaf of class c is c modulo the number of leaves."""
     generator, classes, leaves = keyed(seed), len(leaf_C), int(leaf_C.max()) + 1
     is_wrong_N = torch.rand(len(true_N), generator=generator) < noise
     stays_N = torch.rand(len(true_N), generator=generator) < WRONG_IN_LEAF
     anywhere_N = (true_N + torch.randint(1, max(2, classes), (len(true_N),), generator=generator)) % classes
-    # Classes of a leaf stand `leaves` apart: go on by some of these steps, back to the first one after the last.
+    # Classes of a leaf are `leaves` apart: move by some of these steps, from the last one on to the first.
     in_leaf_N = (classes - 1 - leaf_C[true_N]) // leaves + 1
     steps_N = 1 + (torch.rand(len(true_N), generator=generator) * (in_leaf_N - 1)).long()
     place_N = (true_N // leaves + steps_N.clamp(max=(in_leaf_N - 1).clamp(min=1))) % in_leaf_N

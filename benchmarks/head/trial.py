@@ -1,6 +1,7 @@
-"""One head, timed in a process of its own: seconds of every step, and the peak memory of the process.
+"""Time the steps of one head in this process, and report its peak memory.
 
-Why a process each: peak memory belongs to one contestant, and no head inherits another's warm pages.
+Every head runs in a process of its own: peak memory is then that of one head, and none profits from pages that another
+has touched.
 """
 
 import argparse
@@ -13,15 +14,15 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks.governance.outcome import peak_gib
-from benchmarks.head.contestants import HEADS, Head, copy_bandwidth
+from benchmarks.head.heads import HEADS, Head, copy_bandwidth
 from benchmarks.head.step import HeadSize
+from benchmarks.processes import peak_gib
 
 WARMUP_STEPS = 2
 
 
-def made_batch(size: HeadSize, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit embeddings (B, D) that ask for a gradient, and labels (B,), keyed by seed and step."""
+def random_batch(size: HeadSize, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random unit embeddings (B, D) with gradient and labels (B,), keyed by seed and step."""
     generator = torch.Generator().manual_seed(10**6 * size.seed + step)
     embeds_BD = functional.normalize(torch.randn(size.batch_size, size.hidden_size, generator=generator), dim=1)
     labels_B = torch.randint(size.classes, (size.batch_size,), generator=generator)
@@ -29,8 +30,8 @@ def made_batch(size: HeadSize, step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def timed_step(head: Head, size: HeadSize, step: int) -> dict[str, float]:
-    """Seconds of the parts of one step; the batch is made before the clock starts."""
-    embeds_BD, labels_B = made_batch(size, step)
+    """Seconds of the parts of one step, without drawing the batch."""
+    embeds_BD, labels_B = random_batch(size, step)
     clock = [_now(size)]
     loss = head.forward(embeds_BD, labels_B, step)
     clock.append(_now(size))
@@ -49,10 +50,10 @@ def _now(size: HeadSize) -> float:
 
 
 def trial(name: str, size: HeadSize, *, steps: int) -> dict[str, Any]:
-    """Seconds of each of `steps` steps after a short warm-up, by part, with peak memory.
+    """Seconds of each of `steps` steps after a warm-up, by part, and peak memory.
 
     Raises:
-        ValueError: a head that is not there, or does not fit.
+        ValueError: for an unknown head, or one that does not fit into memory.
     """
     if name not in HEADS:
         raise ValueError(f"no head is called {name!r}; choose some of {', '.join(HEADS)}")
@@ -86,7 +87,7 @@ def main() -> int:
 
 
 def as_json(size: HeadSize) -> str:
-    """A size as the command line takes it."""
+    """Value of --size for a head size."""
     return json.dumps(dataclasses.asdict(size))
 
 

@@ -5,10 +5,10 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.governance.outcome import commit
 from benchmarks.immr.runner.cell import Desk
 from benchmarks.immr.runner.grid import GRIDS, run_grid
 from benchmarks.immr.runner.summary import summarised
+from benchmarks.result_file import commit
 from runtime.environment import environment
 from runtime.files import write_json
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.immr.baselines.baselines import Method
-from benchmarks.render.governance import RESULTS, table
 from benchmarks.render.immr_ablation import ablation
+from benchmarks.render.tables import RESULTS, table
 
 METRICS = {"recall_at_1": "R@1", "recall_at_10": "R@10", "mrr_at_10": "MRR@10"}
 LOSSES = {

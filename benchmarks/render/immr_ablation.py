@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.render.governance import RESULTS, table
+from benchmarks.render.tables import RESULTS, table
 
 FULL = "oclear"
 METRICS = {"recall_at_1": "R@1", "recall_at_10": "R@10", "mrr_at_10": "MRR@10"}

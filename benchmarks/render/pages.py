@@ -1,8 +1,6 @@
-"""Figures of README and of the pages in docs/, and README's tree: nothing between the markers is typed by hand.
+"""Fill the generated blocks of README and of the pages in docs/.
 
-Why: a number that was copied once is wrong soon. README's tables come from the newest result file of
-`benchmarks.training.demo_seeds`, its tree from the first line of every file, a page in docs/ from a file here. A test
-renders again and compares.
+A block lies between the markers `<!-- name -->` and `<!-- /name -->`. A test renders every page again and compares.
 """
 
 import argparse
@@ -138,10 +136,10 @@ PAGES: dict[str, Callable[[], dict[str, str]]] = {
 
 
 def filled(text: str, blocks: dict[str, str], *, page: str) -> str:
-    """A page with its blocks written anew.
+    """Replace the blocks of a page.
 
     Raises:
-        ValueError: the page lacks the markers of a block.
+        ValueError: when the page lacks the markers of a block.
     """
     for name, block in blocks.items():
         head, tail = f"<!-- {name} -->\n", f"<!-- /{name} -->"
@@ -153,7 +151,7 @@ def filled(text: str, blocks: dict[str, str], *, page: str) -> str:
 
 
 def rendered_page(page: str) -> str:
-    """A page of `PAGES`, by its path from the root, with its blocks written anew."""
+    """Text of a page of `PAGES` (path from the root) with its blocks replaced."""
     return filled((ROOT / page).read_text(), PAGES[page](), page=page)
 
 

@@ -1,15 +1,13 @@
-"""Tables of docs/recipes.md: what the recipes for real catalogues need, by the planner and by stated formulas.
+"""Tables of docs/recipes.md: memory and time of the catalogue recipes.
 
-Why: nobody has run them yet. Memory and step floor are counted by train/planner/plan.py; hours follow by formulas that
-the page shows, with two shares that are assumed until a run has measured them.
-
-Each function returns marker name -> Markdown; `python -m benchmarks.render` writes the page.
+Nobody has run these recipes yet. Memory and lower bounds of a step are computed by train/planner/plan.py; hours follow
+by formulas on the page, with two assumed rates.
 """
 
 import functools
 from dataclasses import dataclass
 
-from benchmarks.render.governance import table
+from benchmarks.render.tables import table
 from train.planner.plan import GIB, GPUS, Line, Run, largest_batch, plan
 from train.planner.plan_encoder import EncoderCost, vision_cost
 from train.recipes.catalogue import CATALOGUE_RECIPES
@@ -17,8 +15,10 @@ from train.recipes.recipe import Recipe
 
 ENCODERS = {"google/siglip2-base-patch16-224": "siglip2-base", "facebook/dinov2-base": "dinov2-base"}
 GPU_KINDS = ("h200", "h100", "l4")
-REACHED = 0.35  # assumed share of the floor's speed that a run reaches
-CORE_RATE = 1e12  # assumed operations a second of all processor cores together, for the cells that the text looks at
+# Assumed: share of the upper bound of the speed that a run reaches.
+REACHED = 0.35
+# Assumed: operations a second of all CPU cores together, for the patches that the text stage reads.
+CORE_RATE = 1e12
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Catalogue:
     categories: int
 
 
-SHOP = Catalogue(queries=800_000, documents=200_000, categories=100_000)
+CATALOGUE = Catalogue(queries=800_000, documents=200_000, categories=100_000)
 
 
 @functools.cache
@@ -41,9 +41,9 @@ def encoder(recipe_name: str) -> EncoderCost:
 
 
 def run_of(recipe: Recipe, gpu: str, *, rows: int) -> Run:
-    """What the planner is asked: one GPU, `rows` of a micro-step."""
+    """Input of the planner: one GPU, `rows` rows in a micro-step."""
     return Run(
-        classes=SHOP.categories,
+        classes=CATALOGUE.categories,
         hidden_size=recipe.model.hidden_size,
         vision=encoder(recipe.name),
         text=None,
@@ -57,8 +57,8 @@ def run_of(recipe: Recipe, gpu: str, *, rows: int) -> Run:
     )
 
 
-def pieces(recipe: Recipe, gpu: str) -> int:
-    """The smallest power of two that cuts a step into micro-steps that fit: `gradient_accumulation`."""
+def micro_steps(recipe: Recipe, gpu: str) -> int:
+    """Smallest power of two of micro-steps that fit into memory: `gradient_accumulation`."""
     step = recipe.image.queries_per_step + recipe.image.documents_per_step
     most = largest_batch(run_of(recipe, gpu, rows=step)).value
     count = 1
@@ -72,27 +72,27 @@ def value(lines: list[Line], group: str, name: str) -> float:
     return next(line.value for line in lines if line.group == group and line.name == name)
 
 
-def floor_seconds(recipe: Recipe, gpu: str) -> tuple[float, float]:
-    """(step, start): seconds that a step and the start of the class weights cannot go below."""
+def least_seconds(recipe: Recipe, gpu: str) -> tuple[float, float]:
+    """Lower bounds in seconds of (a step, the initialisation of the class weights)."""
     step = recipe.image.queries_per_step + recipe.image.documents_per_step
-    count = pieces(recipe, gpu)
+    count = micro_steps(recipe, gpu)
     lines = plan(run_of(recipe, gpu, rows=step // count))
-    started = SHOP.queries + SHOP.documents
+    started = CATALOGUE.queries + CATALOGUE.documents
     if recipe.head.start_rows is not None:
-        started = min(started, 2 * recipe.head.start_rows * SHOP.categories)
+        started = min(started, 2 * recipe.head.start_rows * CATALOGUE.categories)
     return count * value(lines, "floor", "step"), started * encoder(recipe.name).flops / GPUS[gpu].bf16
 
 
 def plans() -> str:
-    """One row per recipe and GPU."""
+    """One line per recipe and GPU, and the formulas."""
     rows = []
     for name, function in CATALOGUE_RECIPES.items():
         recipe: Recipe = function()
         step = recipe.image.queries_per_step + recipe.image.documents_per_step
         for gpu in GPU_KINDS:
-            count = pieces(recipe, gpu)
+            count = micro_steps(recipe, gpu)
             held = value(plan(run_of(recipe, gpu, rows=step // count)), "memory", "in all") / GIB
-            step_floor, start_floor = floor_seconds(recipe, gpu)
+            step_floor, start_floor = least_seconds(recipe, gpu)
             hours = (recipe.image.steps * step_floor + start_floor) / 3600
             rows.append(
                 [
@@ -106,36 +106,38 @@ def plans() -> str:
                     f"{step / step_floor * REACHED:,.0f}",
                 ]
             )
-    head = ["recipe", "one", "gradient_accumulation", "GiB", "step floor ms", "hours, floor"]
-    head += [f"hours, {REACHED:.0%} of the floor's speed", "images decoded a second, to keep up"]
+    head = ["recipe", "one GPU", "gradient_accumulation", "GiB", "step, lower bound, ms", "hours, lower bound"]
+    head += [f"hours at {REACHED:.0%} of that speed", "images decoded a second"]
     return "\n".join([*table(head, rows), "", *formulas()])
 
 
 def formulas() -> list[str]:
-    """The formulas behind the table, with the numbers of the first recipe."""
+    """Formulas of the table, with the numbers of the first recipe."""
     recipe: Recipe = next(iter(CATALOGUE_RECIPES.values()))()
-    cells = SHOP.queries + 2 * SHOP.documents
-    core_hours = cells * encoder(recipe.name).flops / CORE_RATE / 3600
+    flops, start_rows = encoder(recipe.name).flops, recipe.head.start_rows
+    images = CATALOGUE.queries + 2 * CATALOGUE.documents
+    core_hours = images * flops / CORE_RATE / 3600
     return [
-        f"Planned for {SHOP.queries:,} query images, {SHOP.documents:,} documents and {SHOP.categories:,} categories.",
+        f"Computed for {CATALOGUE.queries:,} query images, {CATALOGUE.documents:,} documents and "
+        f"{CATALOGUE.categories:,} categories.",
         "",
-        f"- hours at the floor = (steps x step floor + rows of the start x F / bf16 rate) / 3600, with "
-        f"{recipe.image.steps:,} steps, F = {encoder(recipe.name).flops / 1e9:.1f} billion operations for one image by "
-        f"`{recipe.name}`, and at most {recipe.head.start_rows} rows of each side of a category at the start;",
-        f"- a run reaches a share of that speed; {REACHED:.0%} is assumed until one has been measured;",
-        "- images decoded a second = rows of a step / step floor x that share: what the processor cores must deliver; "
-        "where they deliver less, hours = steps x rows of a step / their rate / 3600;",
-        f"- after training, the text side reads the cells of every query, every document and one made page a document "
-        f"on the processor cores: (queries + 2 x documents) x F / rate = {core_hours:.0f} hours at an assumed "
-        f"{CORE_RATE / 1e12:.0f} trillion operations a second;",
-        "- `siglip2_base` trains adapters alone, but is counted as if the encoder were trained whole: its memory and "
-        "hours are upper bounds;",
-        "- text is embedded once per document, on the cores, and is left out.",
+        "- Hours, lower bound = (steps x lower bound of a step + rows of the initialisation x F / bf16 rate) / 3600. "
+        f"For `{recipe.name}`: {recipe.image.steps:,} steps; F = {flops / 1e9:.1f} billion operations an image; at "
+        f"most {start_rows} queries and {start_rows} documents of a category in the initialisation.",
+        f"- A run reaches a share of that speed; {REACHED:.0%} is assumed until one has been measured.",
+        "- Images decoded a second = rows of a step / lower bound of a step x that share. The CPU cores must deliver "
+        "so many. If they deliver fewer: hours = steps x rows of a step / their rate / 3600.",
+        "- The text stage reads the patches of every query, every document and one composite image a document on the "
+        f"CPU cores: (queries + 2 x documents) x F / rate = {core_hours:.0f} hours at an assumed "
+        f"{CORE_RATE / 1e12:.0f} trillion operations a second.",
+        "- `siglip2_base` trains adapters only, but is counted as if the whole encoder were trained: its memory and "
+        "hours are upper bounds.",
+        "- Embedding each document's text once, on the CPU cores, is not counted.",
     ]
 
 
 def commands() -> str:
-    """The commands of every recipe."""
+    """Commands and main fields of every recipe."""
     lines = []
     for name, function in CATALOGUE_RECIPES.items():
         recipe: Recipe = function()
@@ -146,12 +148,11 @@ def commands() -> str:
 
 
 def _commands(recipe: Recipe) -> list[str]:
+    model, head = recipe.model, recipe.head
     step = recipe.image.queries_per_step + recipe.image.documents_per_step
-    words = f"python -m train.planner --classes {SHOP.categories} --hidden-size {recipe.model.hidden_size} --vision "
-    words += f"{ENCODERS[recipe.model.vision]} --image-size {recipe.model.image_size} --gpus 1 --gpu h100 "
-    words += f"--batch-size {step} "
-    words += f"--sample-rate {recipe.head.sample_rate:g} --optimizer {recipe.head.optimizer} "
-    words += f"--head-dtype {recipe.head.dtype or recipe.model.dtype}"
+    words = f"python -m train.planner --classes {CATALOGUE.categories} --hidden-size {model.hidden_size} --vision "
+    words += f"{ENCODERS[model.vision]} --image-size {model.image_size} --gpus 1 --gpu h100 --batch-size {step} "
+    words += f"--sample-rate {head.sample_rate:g} --optimizer {head.optimizer} --head-dtype {head.dtype or model.dtype}"
     words += " --checkpointing" if recipe.runtime.activation_checkpointing else ""
     return [
         f"accelerate launch train/run.py --data governed --out runs/{recipe.name} --recipe {recipe.name}",
@@ -162,23 +163,16 @@ def _commands(recipe: Recipe) -> list[str]:
 
 
 def _fields(recipe: Recipe) -> list[list[str]]:
-    """What a reader asks first."""
-    trained = "whole" if recipe.image.lora.rank == 0 else f"adapters of rank {recipe.image.lora.rank}"
-    decay = (
-        ""
-        if recipe.image.layer_decay is None
-        else f", each lower layer at {recipe.image.layer_decay:g} of the rate above it"
-    )
+    """Main fields, in words."""
+    model, image, head = recipe.model, recipe.image, recipe.head
+    trained = "completely" if image.lora.rank == 0 else f"as adapters of rank {image.lora.rank}"
+    decay = "" if image.layer_decay is None else f", each lower layer at {image.layer_decay:g} of the rate above it"
     rows = [
-        ("image encoder", f"`{recipe.model.vision}`, {recipe.model.image_size} pixels, trained {trained}{decay}"),
+        ("image encoder", f"`{model.vision}`, {model.image_size} pixels, trained {trained}{decay}"),
         ("text encoder", f"`{recipe.text.encoder}`, fixed; at most {recipe.text.max_tokens} tokens"),
-        (
-            "a step",
-            f"{recipe.image.queries_per_step} queries, {recipe.image.documents_per_step} documents; "
-            f"{recipe.image.steps:,} steps",
-        ),
-        ("classes in a step", f"{recipe.head.sample_rate:.0%}; {recipe.head.optimizer}"),
-        ("arithmetic", f"{recipe.model.mixed_precision} forward, {recipe.model.dtype} weights"),
+        ("step", f"{image.queries_per_step} queries, {image.documents_per_step} documents; {image.steps:,} steps"),
+        ("classes sampled in a step", f"{head.sample_rate:.0%}; {head.optimizer}"),
+        ("arithmetic", f"{model.mixed_precision} forward, {model.dtype} weights"),
         ("features", recipe.runtime.feature_storage),
     ]
     return [list(row) for row in rows]

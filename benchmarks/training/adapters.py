@@ -1,15 +1,15 @@
-"""What low-rank adapters on both encoders lose on the demo against tuning the same layers, over several seeds.
+"""Compare low-rank adapters with tuning the same layers, on the demo.
 
     python -m benchmarks.training.adapters --demo runs/demo --out runs/adapters --json result.json
 
-Both recipes see the governed data of a finished demo; each run is trained by the user's own command, published, indexed
-and evaluated through its folder, on queries of categories that were never trained on. What is finished in --out is not
-made again. For time, every seed learns from the augmented views of seed 0, which the demo has cached, so a seed decides
-the start, what is drawn and the made pages.
+Both recipes train on the governed data of a finished demo. Each run is trained, published, indexed and evaluated by
+the user's commands, on queries of unseen categories. What is finished in --out is reused. To save time, every seed
+trains on the augmented views of seed 0, which the demo has cached: the seed decides initialisation, draws and composite
+images.
 
-Two bars: adapters train fewer than 5% of the parameters of both encoders, and lose at most 2 points of recall_at_1 in
-the mean. Parameters are counted on the encoders as training opens them; the image head, which starts from nothing and
-is trained whole by both recipes, is counted apart.
+Two targets: adapters train fewer than 5% of the parameters of both encoders, and lose at most 2 points of mean
+recall_at_1. Parameters are counted as training opens them; the new image head, which both recipes train completely, is
+counted apart.
 """
 
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.governance import outcome
+from benchmarks import processes, result_file
 from train.encoders.backbones import build_model
 from train.encoders.lora import add_adapters, add_text_adapters, text_layers, trained_and_all
 from train.encoders.pair import EncoderPair
@@ -29,43 +29,44 @@ from train.recipes.registry import recipe_by_name
 
 RECIPES = ("emoji_tuned", "emoji_lora")
 METRICS = ("recall_at_1", "recall_at_10", "mrr_at_10")
-MOST_SHARE, MOST_LOSS = 0.05, 0.02  # of the parameters of both encoders; of recall_at_1, mean over seeds
+# Targets: share of the parameters of both encoders; loss of recall_at_1, mean over seeds.
+MOST_SHARE, MOST_LOSS = 0.05, 0.02
 
 
 def commands(demo: Path, out: Path, recipe: str, *, seed: int) -> dict[Path, list[str]]:
-    """What is to be done for one run, in order: file that shows that it is done -> words of the command."""
+    """Commands of one run in order: file that exists once it is done -> words of the command."""
     run, data = out / f"{recipe}-{seed}", demo / "data"
     train: list[object] = ["train/run.py", "--data", demo / "governed", "--out", run, "--recipe", recipe]
     train += ["--seed", seed, "--features", demo / "features" if seed == 0 else out / f"features-{seed}", "--resume"]
     catalogue: list[object] = ["--model", run / "hub", "--catalogue", data / "catalogue.parquet"]
     index: list[object] = ["-m", "retrieval", "index", *catalogue, "--out", run / "index"]
-    judge: list[object] = ["-m", "retrieval", "evaluate", *catalogue, "--index", run / "index"]
-    judge += ["--queries", data / "test_queries.parquet", "--qrels", data / "test_qrels.parquet"]
-    judge += ["--merge", data / "merged.parquet", "--out", run / "metrics.json"]
-    steps = {run / "training.json": train, run / "index" / "index.json": index, run / "metrics.json": judge}
+    evaluate: list[object] = ["-m", "retrieval", "evaluate", *catalogue, "--index", run / "index"]
+    evaluate += ["--queries", data / "test_queries.parquet", "--qrels", data / "test_qrels.parquet"]
+    evaluate += ["--merge", data / "merged.parquet", "--out", run / "metrics.json"]
+    steps = {run / "training.json": train, run / "index" / "index.json": index, run / "metrics.json": evaluate}
     return {done: [sys.executable, *map(str, words)] for done, words in steps.items()}
 
 
 def share_views(demo: Path, features: Path, *, seed: int) -> None:
-    """Let a seed find the cached views of seed 0 under the name that it will look for."""
+    """Link the cached views of seed 0 under the name that another seed looks for."""
     recipe = recipe_by_name(RECIPES[0])
     model, processor = build_model(recipe, seed=seed)
     table = read_samples(demo / "governed").table
-    theirs, ours = (cache_keys(model, processor, table, recipe=recipe, seed=key)[0] for key in (0, seed))
-    if (demo / "features" / theirs).is_dir() and not (features / ours).exists():
+    cached, wanted = (cache_keys(model, processor, table, recipe=recipe, seed=key)[0] for key in (0, seed))
+    if (demo / "features" / cached).is_dir() and not (features / wanted).exists():
         features.mkdir(parents=True, exist_ok=True)
-        (features / ours).symlink_to((demo / "features" / theirs).resolve())
+        (features / wanted).symlink_to((demo / "features" / cached).resolve())
 
 
-def figures(run: Path) -> dict[str, Any]:
-    """Metrics of a finished run, and what its text side says."""
+def metrics_of(run: Path) -> dict[str, Any]:
+    """Metrics of a finished run, its text weight and text encoder."""
     metrics = json.loads((run / "metrics.json").read_text())
     text = json.loads((run / "training.json").read_text())["text"]
     return {name: metrics[name] for name in METRICS} | {"strength": text["strength"], "encoder": text.get("encoder")}
 
 
 def parameters(name: str) -> dict[str, Any]:
-    """How many parameters a recipe trains, of each encoder, of both and of the image head, and the adapters' ranks."""
+    """Numbers of trained parameters of each encoder, of both and of the image head, and the adapters' ranks."""
     recipe = recipe_by_name(name)
     model, _ = build_model(recipe, seed=0)
     encoders = EncoderPair(model, frozen_stages=recipe.model.frozen_stages)
@@ -93,10 +94,10 @@ def parameters(name: str) -> dict[str, Any]:
     }
 
 
-def judged(difference: dict[str, float], share: float) -> dict[str, Any]:
-    """Value, bar and whether it is met, of both bars.
+def targets_of(difference: dict[str, float], share: float) -> dict[str, Any]:
+    """Value, limit and verdict of both targets.
 
-    >>> judged({"recall_at_1": -0.03}, 0.01)["loss_of_recall_at_1"]
+    >>> targets_of({"recall_at_1": -0.03}, 0.01)["loss_of_recall_at_1"]
     {'value': 0.03, 'at_most': 0.02, 'met': False}
     """
     loss = -difference["recall_at_1"]
@@ -107,7 +108,7 @@ def judged(difference: dict[str, float], share: float) -> dict[str, Any]:
 
 
 def summary(runs: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
-    """Mean of every metric and of the paired differences, adapters minus tuned layers.
+    """Means of every metric, and of the differences adapters minus tuned layers, paired by seed.
 
     >>> one = {"recall_at_1": 0.5, "recall_at_10": 0.8, "mrr_at_10": 0.6}
     >>> summary({"emoji_tuned": {0: one}, "emoji_lora": {0: {**one, "recall_at_1": 0.49}}})["difference"]["recall_at_1"]
@@ -123,29 +124,31 @@ def summary(runs: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
 
 
 def main(words: list[str] | None = None) -> int:
-    """The command; 2 after a mistake of the caller or a run that fails."""
-    line = outcome.parser("adapters", str(__doc__), example="python -m benchmarks.training.adapters --demo runs/demo")
-    line.add_argument("--demo", type=Path, default=Path("runs/demo"), help="a finished demo (default: runs/demo)")
-    line.add_argument("--out", type=Path, default=Path("runs/adapters"), help="folder of the runs")
-    line.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    said = line.parse_args(words)
-    if not (said.demo / "governed" / "categories.parquet").is_file():
-        print(f"error: {said.demo} holds no governed data: run python -m examples.demo first", file=sys.stderr)
+    """Run the command line; 2 after a mistake of the caller or a failed run."""
+    parser = result_file.command_parser(
+        "training.adapters", str(__doc__), example="python -m benchmarks.training.adapters --demo runs/demo"
+    )
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="a finished demo (default: runs/demo)")
+    parser.add_argument("--out", type=Path, default=Path("runs/adapters"), help="folder of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args(words)
+    if not (options.demo / "governed" / "categories.parquet").is_file():
+        print(f"error: {options.demo} holds no governed data: run python -m examples.demo first", file=sys.stderr)
         return 2
     runs: dict[str, dict[int, dict[str, Any]]] = {recipe: {} for recipe in RECIPES}
-    for seed in said.seeds:
+    for seed in options.seeds:
         if seed:
-            share_views(said.demo, said.out / f"features-{seed}", seed=seed)
+            share_views(options.demo, options.out / f"features-{seed}", seed=seed)
         for recipe in RECIPES:
-            for done, command in commands(said.demo, said.out, recipe, seed=seed).items():
-                if not done.is_file() and subprocess.run(command, check=False, cwd=outcome.ROOT).returncode:
+            for done, command in commands(options.demo, options.out, recipe, seed=seed).items():
+                if not done.is_file() and subprocess.run(command, check=False, cwd=processes.ROOT).returncode:
                     print(f"error: {' '.join(command[1:])} failed", file=sys.stderr)
                     return 2
-            runs[recipe][seed] = figures(said.out / f"{recipe}-{seed}")
+            runs[recipe][seed] = metrics_of(options.out / f"{recipe}-{seed}")
     counts = {recipe: parameters(recipe) for recipe in RECIPES}
     found = summary(runs)
-    bars = judged(found["difference"], counts[RECIPES[1]]["share"])
-    outcome.write("adapters", {**found, "parameters": counts, "bars": bars}, said.json, words)
+    targets = targets_of(found["difference"], counts[RECIPES[1]]["share"])
+    result_file.write_result("training.adapters", {**found, "parameters": counts, "bars": targets}, options.json, words)
     return 0
 
 

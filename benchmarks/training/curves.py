@@ -1,13 +1,13 @@
-"""One computation in every layout: do 50 steps give the same curve on one process, two, four, sharded, cut and resumed?
+"""Compare training curves of all process layouts and of a resumed run.
 
-Each layout is a run of the user's own command on one made data set, and its curve is `train.jsonl`. FSDP2 and hybrid
-sharding run on CPU ranks through tests/support/fsdp2_gloo.py, which runs train/run.py unchanged.
+Each layout is a run of the user's command for 50 steps on one synthetic data set; its curve is `train.jsonl`. FSDP2 and
+hybrid sharding run on CPU ranks through tests/support/fsdp2_gloo.py, which runs train/run.py unchanged.
 
-| setting | must be |
+| setting | allowed difference to one process |
 |---|---|
-| float32 | no further apart than three times the gap between one-process runs that sum the batch in another order |
-| float64, every class and a tenth of them | the same, or 1e-10 of the largest value where that gap is smaller |
-| resumed after 23 steps | bit-equal |
+| float32 | three times the gap between one-process runs that sum the batch in another order |
+| float64, every class and a tenth of them | the same, or 1e-10 of the largest value where that is more |
+| resumed after 23 steps | none: bit-equal |
 """
 
 import argparse
@@ -26,15 +26,16 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from benchmarks.governance import outcome
+from benchmarks import result_file
+from benchmarks.processes import ROOT
 from train.recipes.registry import recipe_by_name
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS, CUT = 50, 23
 CATEGORIES, QUERIES, DOCUMENTS, SIDE = 40, 4, 3, 32
 FLOOR_FLOAT64, TIMES_REORDERED = 1e-10, 3.0
-FIGURES = ("loss", "grad_norm", "head_grad_norm")
-REORDERED = ("accumulate_2", "accumulate_4")  # one process, the batch summed in another order
+METRICS = ("loss", "grad_norm", "head_grad_norm")
+# One process, with the batch summed in another order.
+REORDERED = ("accumulate_2", "accumulate_4")
 SETTINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "float64": (
         {"model.dtype": "float64"},
@@ -63,7 +64,7 @@ Curve = dict[str, list[float]]
 
 
 def write_governed(folder: Path) -> None:
-    """A governed folder of CATEGORIES coloured squares, each with QUERIES + DOCUMENTS drawings."""
+    """Write a governed folder of CATEGORIES categories, each with QUERIES + DOCUMENTS noisy coloured squares."""
     rows: list[dict[str, Any]] = []
     for number in range(QUERIES + DOCUMENTS):
         side = "query" if number < QUERIES else "document"
@@ -88,33 +89,33 @@ def _png(category: int, number: int) -> bytes:
 
 
 def launch(layout: str) -> tuple[list[str], dict[str, str]]:
-    """Words before those of train/run.py, and variables, of one layout.
+    """Words of the command before the arguments of train/run.py, and environment variables, of one layout.
 
     Raises:
-        ValueError: no such layout.
+        ValueError: for an unknown layout.
     """
     script = str(ROOT / "train" / "run.py")
     sharded = str(ROOT / "tests" / "support" / "fsdp2_gloo.py")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     config = str(ROOT / "train" / "launch" / "cpu_two_processes.yaml")
     accelerate = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", config]
-    known: dict[str, tuple[list[str], dict[str, str]]] = {
+    layouts: dict[str, tuple[list[str], dict[str, str]]] = {
         **{name: ([script], {}) for name in ("one", "resumed", *REORDERED)},
         "torchrun_2": ([*torchrun, "2", script], {}),
         "accelerate_2": ([*accelerate, script], {}),
         "fsdp2_2": ([*torchrun, "2", sharded], FSDP2),
         "hybrid_2x2": ([*torchrun, "4", sharded], HYBRID),
     }
-    if layout not in known:
-        raise ValueError(f"no layout is called {layout!r}; known: {', '.join(known)}")
-    return known[layout]
+    if layout not in layouts:
+        raise ValueError(f"no layout is called {layout!r}; known: {', '.join(layouts)}")
+    return layouts[layout]
 
 
 def run(work: Path, setting: str, layout: str, *, limit: float) -> Curve:
-    """The curve of one layout; a run that `work` holds already is not made again.
+    """Curve of one layout; a finished run in `work` is reused.
 
     Raises:
-        RuntimeError: the command fails.
+        RuntimeError: when the command fails.
     """
     changes, _ = SETTINGS[setting]
     parts = int(layout.rpartition("_")[2]) if layout in REORDERED else 1
@@ -138,11 +139,11 @@ def run(work: Path, setting: str, layout: str, *, limit: float) -> Curve:
         for turn in turns:
             _call(layout, [*map(str, words), *turn], limit=limit)
     lines = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
-    return {name: [line[name] for line in lines] for name in FIGURES}
+    return {name: [line[name] for line in lines] for name in METRICS}
 
 
 def is_finished(out: Path) -> bool:
-    """Whether a run has come to its end: a resumed one that was cut after its first call has a record, too."""
+    """Whether a run has all of its steps: one that stopped after its first call also has a training.json."""
     steps = out / "train.jsonl"
     return (out / "training.json").is_file() and steps.read_bytes().count(b"\n") == STEPS
 
@@ -156,51 +157,53 @@ def _call(layout: str, words: list[str], *, limit: float) -> None:
         raise RuntimeError(f"the layout {layout} failed: {done.stderr[-2000:]}")
 
 
-def gap(ours: Curve, theirs: Curve) -> dict[str, float]:
-    """Largest difference of each figure over all steps.
+def gap(one: Curve, other: Curve) -> dict[str, float]:
+    """Largest difference of each metric over all steps.
 
     Raises:
-        ValueError: curves of different lengths.
+        ValueError: for curves of different lengths.
     """
-    if any(len(ours[name]) != len(theirs[name]) for name in FIGURES):
-        raise ValueError(f"curves of {len(ours['loss'])} and {len(theirs['loss'])} steps cannot be compared")
-    return {name: float(np.abs(np.subtract(ours[name], theirs[name])).max()) for name in FIGURES}
+    if any(len(one[name]) != len(other[name]) for name in METRICS):
+        raise ValueError(f"curves of {len(one['loss'])} and {len(other['loss'])} steps cannot be compared")
+    return {name: float(np.abs(np.subtract(one[name], other[name])).max()) for name in METRICS}
 
 
-def judged(curves: Mapping[str, Curve], *, double: bool) -> dict[str, Any]:
-    """Gap of every layout to one process, the limit of each figure, and the layouts that are beyond it."""
+def compare(curves: Mapping[str, Curve], *, double: bool) -> dict[str, Any]:
+    """Gap of every layout to one process, limit of each metric, and layouts that exceed it."""
     gaps = {name: gap(curve, curves["one"]) for name, curve in curves.items() if name != "one"}
-    floors = {name: FLOOR_FLOAT64 * float(np.abs(curves["one"][name]).max()) if double else 0.0 for name in FIGURES}
+    floors = {name: FLOOR_FLOAT64 * float(np.abs(curves["one"][name]).max()) if double else 0.0 for name in METRICS}
     limits = {
-        name: max(floors[name], *(TIMES_REORDERED * gaps[other][name] for other in REORDERED)) for name in FIGURES
+        name: max(floors[name], *(TIMES_REORDERED * gaps[other][name] for other in REORDERED)) for name in METRICS
     }
     beyond = [
         layout
         for layout, found in gaps.items()
-        if any(found[name] > (0.0 if layout == "resumed" else limits[name]) for name in FIGURES)
+        if any(found[name] > (0.0 if layout == "resumed" else limits[name]) for name in METRICS)
     ]
     return {"gaps": gaps, "limits": limits, "beyond": beyond}
 
 
 def main(words: list[str] | None = None) -> int:
-    line = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m benchmarks.training.curves", description=str(__doc__).split("\n", 1)[0]
     )
-    line.add_argument("--json", type=Path, help="result file to write (default: only the screen)")
-    line.add_argument("--work", type=Path, help="folder of the runs; what is finished there is not run again")
-    line.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    line.add_argument("--minutes", type=float, default=10.0, help="after which a run counts as hung")
-    arguments = line.parse_args(words)
-    with tempfile.TemporaryDirectory() as made:
-        work = Path(arguments.work or made)
+    parser.add_argument("--json", type=Path, help="result file to write (default: only the screen)")
+    parser.add_argument("--work", type=Path, help="folder of the runs; finished ones are reused")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--minutes", type=float, default=10.0, help="minutes after which a run counts as hung")
+    options = parser.parse_args(words)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(options.work or temporary)
         if not (work / "governed" / "categories.parquet").is_file():
             write_governed(work / "governed")
         found = {}
-        for setting in arguments.settings:
+        for setting in options.settings:
             layouts = SETTINGS[setting][1]
-            curves = {layout: run(work, setting, layout, limit=60 * arguments.minutes) for layout in layouts}
-            found[setting] = {**judged(curves, double="64" in setting), "curves": curves}
-    outcome.write("curves", {"simulated": True, "steps": STEPS, "settings": found}, arguments.json, words)
+            curves = {layout: run(work, setting, layout, limit=60 * options.minutes) for layout in layouts}
+            found[setting] = {**compare(curves, double="64" in setting), "curves": curves}
+    result_file.write_result(
+        "training.curves", {"simulated": True, "steps": STEPS, "settings": found}, options.json, words
+    )
     return int(any(result["beyond"] for result in found.values()))
 
 

@@ -1,8 +1,8 @@
-"""Does training's memory grow with the number of samples? Streamed inputs, from ten thousand samples to a million.
+"""Measure whether the memory of training grows with the number of samples.
 
-Tiny drawings of 8 x 8 pixels in Parquet shards, so that what is measured is the path of the data and not the pictures:
-columns read, samples drawn by weight, row groups found, images decoded by workers, steps taken. Each size runs in a
-process of its own, whose peak memory is that of everything, libraries included.
+Drawings of 8 x 8 pixels in Parquet shards, so that the data path is measured and not the images: read columns, draw
+samples by weight, find row groups, decode images in workers, take steps. Each size runs in a new process, whose peak
+memory includes all libraries.
 
     python -m benchmarks.training.data_at_scale --rows 10000 1000000
 """
@@ -10,7 +10,6 @@ process of its own, whose peak memory is that of everything, libraries included.
 import io
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmarks.governance import outcome
+from benchmarks import processes, result_file
 
 CATEGORIES, DRAWINGS, SIDE = 1_000, 256, 8
 ROWS_PER_SHARD, ROWS_PER_GROUP = 50_000, 256
@@ -41,7 +40,7 @@ def drawings(seed: int) -> list[bytes]:
 
 
 def write_governed(folder: Path, rows: int, *, seed: int) -> int:
-    """A governed folder of so many samples, half of them queries; returns the bytes of its shards."""
+    """Write a governed folder of so many samples, half of them queries; return the bytes of its shards."""
     (folder / "samples").mkdir(parents=True)
     pictures = pa.array([{"bytes": data, "path": None} for data in drawings(seed)], IMAGE)
     rng = np.random.default_rng(seed)
@@ -58,7 +57,7 @@ def write_governed(folder: Path, rows: int, *, seed: int) -> int:
             "split": pa.array(np.where(category % 10 == 0, "validation", "train")),
         }
         name = folder / "samples" / f"{first:012d}.parquet"
-        # Without the dictionary every picture takes its bytes, as real ones do, though there are but a few.
+        # Without a dictionary every image takes its full size on disk, as real images do: only a few differ here.
         pq.write_table(pa.table(table), name, row_group_size=ROWS_PER_GROUP, use_dictionary=["side", "split"])
     keys = pa.table(
         {"category_id": range(CATEGORIES), "category_key": [f"key{number}" for number in range(CATEGORIES)]}
@@ -68,7 +67,7 @@ def write_governed(folder: Path, rows: int, *, seed: int) -> int:
 
 
 def streamed_recipe(steps: int) -> Any:
-    """So many steps on streamed inputs of `SIDE` pixels, images alone."""
+    """Recipe of so many steps on streamed images of `SIDE` pixels, without text."""
     from train.recipes.emoji import tiny
 
     return tiny().with_changes(
@@ -89,9 +88,9 @@ def streamed_recipe(steps: int) -> Any:
 
 
 def measured(folder: Path, *, steps: int, seed: int) -> dict[str, Any]:
-    """Train so many steps on a governed folder with streamed inputs; peak memory and processor seconds.
+    """Train on a governed folder with streamed inputs; return peak memory and CPU seconds.
 
-    Seconds are those that the processes computed, which other work on the machine does not lengthen.
+    CPU seconds depend little on other work on the machine.
     """
     from accelerate import Accelerator
 
@@ -130,42 +129,38 @@ def measured(folder: Path, *, steps: int, seed: int) -> dict[str, Any]:
 
 
 def one_size(rows: int, *, steps: int, seed: int, home: Path) -> dict[str, Any]:
-    """Write the samples and measure in a process of its own."""
+    """Write the samples and measure in a new process."""
     folder = home / str(rows)
     size = write_governed(folder, rows, seed=seed)
     (folder / "run").mkdir()
     words = ["--measure", str(folder), "--steps", str(steps), "--seed", str(seed)]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.training.data_at_scale", *words], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise ValueError(f"the run over {rows} samples ended with {done.returncode}: {done.stderr[-1000:]}")
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {**figures, "shard_mib": round(size / 2**20, 1)}
+    return {**processes.run_module("training.data_at_scale", words), "shard_mib": round(size / 2**20, 1)}
 
 
 def main(words: list[str] | None = None) -> int:
-    """The command; 2 after a mistake of the caller."""
+    """Run the command line; 2 after a mistake of the caller."""
     example = "python -m benchmarks.training.data_at_scale --rows 10000 1000000 --json result.json"
-    line = outcome.parser("data_at_scale", str(__doc__), example=example)
-    line.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000], help="numbers of samples")
-    line.add_argument("--steps", type=int, default=20, help="optimiser steps of each run")
-    line.add_argument("--measure", type=Path, help="train on this folder, in this process, and print the figures")
-    said = line.parse_args(words)
-    if min(said.rows) < 2 * CATEGORIES or said.steps < 1:
+    parser = result_file.command_parser("training.data_at_scale", str(__doc__), example=example)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000], help="numbers of samples")
+    parser.add_argument("--steps", type=int, default=20, help="optimiser steps of each run")
+    parser.add_argument("--measure", type=Path, help="train on this folder in this process and print the result")
+    options = parser.parse_args(words)
+    if min(options.rows) < 2 * CATEGORIES or options.steps < 1:
         print(f"error: --rows takes numbers of at least {2 * CATEGORIES}, --steps of at least 1", file=sys.stderr)
         return 2
-    if said.measure is not None:
-        print(json.dumps(measured(said.measure, steps=said.steps, seed=said.seed)))
+    if options.measure is not None:
+        print(json.dumps(measured(options.measure, steps=options.steps, seed=options.seed)))
         return 0
     try:
         with tempfile.TemporaryDirectory() as home:
-            runs = [one_size(rows, steps=said.steps, seed=said.seed, home=Path(home)) for rows in said.rows]
+            runs = [one_size(rows, steps=options.steps, seed=options.seed, home=Path(home)) for rows in options.rows]
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     growth = max(run["peak_mib"] for run in runs) / runs[0]["peak_mib"] - 1
-    outcome.write("data_at_scale", {"runs": runs, "growth_of_peak": round(growth, 4)}, said.json, words)
+    result_file.write_result(
+        "training.data_at_scale", {"runs": runs, "growth_of_peak": round(growth, 4)}, options.json, words
+    )
     return 0
 
 

@@ -1,9 +1,8 @@
-"""The demo over several training seeds and both text settings, as one result file.
+"""Run the demo with several training seeds and write the means to one file.
 
-Why: one seed says little (the 95% interval of one run is about two points wide either way). Every figure here is the
-output of `python -m examples.demo`, run as a user would; this file repeats it and takes means. The data and the
-governed data are those of the first seed: the seed varies views, draws and the start of training, not what is learned
-from.
+Every number is written by `python -m examples.demo`, run as a user would. Several seeds are needed because the 95%
+interval of one run is about two points wide on either side. Data and governed data are those of the first seed: the
+seed changes views, draws and initialisation, not the training data.
 """
 
 import argparse
@@ -16,12 +15,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from runtime.files import write_json
+
 METRICS = ("recall_at_1", "recall_at_10", "mrr_at_10")
-SEEDED = ("image_only_documents", "text_only")  # what is measured for every seed; the rest once, with the first
+# Baselines that are measured with every seed; the others only with the first one.
+SEEDED = ("image_only_documents", "text_only")
 
 
 def run_demo(folder: Path, *, setting: str, seed: int, share: Path | None) -> dict[str, Any]:
-    """One demo, or what an earlier call left of it; its metrics with its timings."""
+    """Run one demo, or reuse its finished steps; return metrics, timings and training record."""
     command = [sys.executable, "-m", "examples.demo", "--out", str(folder), "--seed", str(seed), "--setting", setting]
     command += ["--share", str(share), "--baselines", *SEEDED] if share else []
     subprocess.run(command, check=True)
@@ -31,8 +33,8 @@ def run_demo(folder: Path, *, setting: str, seed: int, share: Path | None) -> di
     return metrics
 
 
-def figures_of(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """system -> metric -> value; held-out queries of seen categories are prefixed `seen_`."""
+def table_of(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """system -> metric -> value; metrics on held-out queries of seen categories are prefixed `seen_`."""
     rows = {"oclear": (metrics["unseen"]["full_gallery"], metrics["seen"]["full_gallery"])}
     for name in metrics["baselines"]:
         rows[name] = (metrics["baselines"][name], metrics["baselines_seen"][name])
@@ -45,7 +47,7 @@ def figures_of(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def means(tables: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Mean of every system's every metric over the seeds that measured it; `seeds` says how many those are."""
+    """Mean of every metric of every system over the seeds that measured it; `seeds` is their number."""
     table: dict[str, dict[str, float]] = {}
     for system in tables[0]:
         measured = [found[system] for found in tables if system in found]
@@ -55,8 +57,8 @@ def means(tables: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, floa
 
 
 def summary(setting: str, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Means, their difference to image-only documents, governance and the seconds of the first (complete) run."""
-    tables = [figures_of(metrics) for metrics in runs.values()]
+    """Means, differences to image-only documents, and governance and seconds of the first run, which is complete."""
+    tables = [table_of(metrics) for metrics in runs.values()]
     table = means(tables)
     image_only = table["image_only_documents"]
     first = next(iter(runs.values()))
@@ -86,26 +88,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", choices=("hard", "main"), default=["hard", "main"])
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
-    parser.add_argument("--note", default="", help="what else a reader of the timings must know of the machine")
+    parser.add_argument("--note", default="", help="remark on the machine for readers of the timings")
     parser.add_argument(
         "--json", type=Path, help="result file (default: benchmarks/results/demo_<machine>_<yyyymm>.json)"
     )
-    args = parser.parse_args()
-    words = ["--seeds", *(str(seed) for seed in args.seeds), "--settings", *args.settings]
+    options = parser.parse_args()
+    words = ["--seeds", *(str(seed) for seed in options.seeds), "--settings", *options.settings]
     command = "python -m benchmarks.training.demo_seeds " + " ".join(words)
-    result: dict[str, Any] = {"command": command, "note": args.note, "settings": {}}
-    for setting in args.settings:
-        first = args.out / f"{setting}-{args.seeds[0]}"
+    result: dict[str, Any] = {"command": command, "note": options.note, "settings": {}}
+    for setting in options.settings:
+        first = options.out / f"{setting}-{options.seeds[0]}"
         runs = {}
-        for seed in args.seeds:
-            folder = args.out / f"{setting}-{seed}"
+        for seed in options.seeds:
+            folder = options.out / f"{setting}-{seed}"
             runs[seed] = run_demo(folder, setting=setting, seed=seed, share=None if folder == first else first)
         result["settings"][setting] = summary(setting, runs)
         result["environment"] = next(iter(runs.values()))["environment"]
     name = f"demo_{platform.machine()}_{date.today():%Y%m}.json"
-    path = args.json or Path("benchmarks/results") / name
+    path = options.json or Path("benchmarks/results") / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(path, result, indent=1)
     print(f"wrote {path}")
 
 

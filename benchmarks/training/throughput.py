@@ -1,11 +1,12 @@
-"""What the class weights cost beside the encoder: steps of the encoder alone, of the head alone, and of both.
+"""Measure what the class weights add to the time of a training step.
 
     python -m benchmarks.training.throughput --device cuda --json result.json       one GPU, the sizes of the docs
     python -m benchmarks.training.throughput --image-size 32 --layers 2 --width 64 --classes 5000 --batch-size 16
 
-The encoder is a vision transformer of random weights (ViT-B/16 by default), trained whole; the head draws a share of
-the classes anew each step; both is the optimiser step of training itself. Pixels are random, and no image is decoded.
-The peak of the device's memory stands beside what the planner says.
+Measured are encoder alone, head alone and both. The encoder is a vision transformer with random weights (default
+ViT-B/16), trained completely. The head samples a share of the classes in each step. "Both" is the optimiser step of
+training. Pixels are random; no image is decoded. The peak of the device's memory is reported with the planner's
+estimate.
 """
 
 import functools
@@ -21,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from transformers import ViTConfig, ViTModel
 
-from benchmarks.governance import outcome
+from benchmarks import result_file
 from modeling_oclear import OclearModel
 from modeling_oclear.partial_softmax_oclear import sample_classes
 from train.class_weights.shard import ClassShard
@@ -34,77 +35,77 @@ from train.planner.plan_encoder import measure
 from train.recipes.emoji import tiny
 from train.recipes.recipe import Recipe
 
-PICTURES = 64
+IMAGES = 64
 
 
-def vision(said: Any) -> ViTModel:
-    """The encoder with random weights."""
+def vision(options: Any) -> ViTModel:
+    """Image encoder with random weights."""
     config = ViTConfig(
-        hidden_size=said.width,
-        num_hidden_layers=said.layers,
-        num_attention_heads=max(1, said.width // 64),
-        intermediate_size=4 * said.width,
-        image_size=said.image_size,
+        hidden_size=options.width,
+        num_hidden_layers=options.layers,
+        num_attention_heads=max(1, options.width // 64),
+        intermediate_size=4 * options.width,
+        image_size=options.image_size,
         patch_size=16,
     )
     return ViTModel(config, add_pooling_layer=False)
 
 
-def recipe_of(said: Any) -> Recipe:
-    """What a step of it is."""
-    half = said.batch_size // 2
+def recipe_of(options: Any) -> Recipe:
+    """Recipe of the measured step."""
+    half = options.batch_size // 2
     return tiny().with_changes(
         {
             "name": "throughput",
             "text.encoder": None,
             "model.dtype": "float32",
-            "model.image_size": said.image_size,
+            "model.image_size": options.image_size,
             "model.frozen_stages": 0,
-            "model.hidden_size": said.hidden_size,
+            "model.hidden_size": options.hidden_size,
             "image.queries_per_step": half,
-            "image.documents_per_step": said.batch_size - half,
+            "image.documents_per_step": options.batch_size - half,
             "image.query_views": 0,
             "image.document_views": 0,
-            "head.sample_rate": said.sample_rate,
+            "head.sample_rate": options.sample_rate,
             "head.optimizer": "rowwise_adagrad",
             "model.vision_feature_stage": None,
-            "model.mixed_precision": said.mixed_precision,
+            "model.mixed_precision": options.mixed_precision,
             "image.steps": 10_000,
         }
     )
 
 
-def image_side(said: Any, accelerator: Accelerator) -> ImageStage:
-    """Encoders, class weights and random pixels as training has them."""
-    recipe, rng = recipe_of(said), np.random.default_rng(said.seed)
-    torch.manual_seed(said.seed)
-    model = OclearModel.from_encoders(vision(said), hidden_size=said.hidden_size, num_attention_heads=1)
+def image_side(options: Any, accelerator: Accelerator) -> ImageStage:
+    """Encoders, class weights and random pixels as the image stage has them."""
+    recipe, rng = recipe_of(options), np.random.default_rng(options.seed)
+    torch.manual_seed(options.seed)
+    model = OclearModel.from_encoders(vision(options), hidden_size=options.hidden_size, num_attention_heads=1)
     encoders = (
         EncoderPair(model, frozen_stages=0, mixed_precision=recipe.model.mixed_precision).to(accelerator.device).eval()
     )
     optimizer = torch.optim.AdamW(parameter_groups(encoders, recipe))
     encoders, optimizer = accelerator.prepare(encoders, optimizer)
     shard = ClassShard(
-        said.classes,
-        said.hidden_size,
+        options.classes,
+        options.hidden_size,
         dtype=torch.float32,
         weight_decay=0.02,
         device=accelerator.device,
         optimizer=recipe.head.optimizer,
-        seed=said.seed,
+        seed=options.seed,
     )
-    shard.weight.normal_(std=said.hidden_size**-0.5)
-    pixels = rng.normal(size=(PICTURES, 1, 3, said.image_size, said.image_size)).astype(np.float16)
-    rows = (np.arange(PICTURES), rng.integers(0, said.classes, PICTURES), np.ones(PICTURES))
+    shard.weight.normal_(std=options.hidden_size**-0.5)
+    pixels = rng.normal(size=(IMAGES, 1, 3, options.image_size, options.image_size)).astype(np.float16)
+    rows = (np.arange(IMAGES), rng.integers(0, options.classes, IMAGES), np.ones(IMAGES))
     sampler = StepSampler(rows, rows, query_views=0, document_views=0, balance=1.0)
-    return ImageStage(accelerator, encoders, optimizer, shard, sampler, pixels, pixels, recipe, said.seed)
+    return ImageStage(accelerator, encoders, optimizer, shard, sampler, pixels, pixels, recipe, options.seed)
 
 
 def encoder_step(side: ImageStage, step: int) -> None:
-    """Forward, backward and update of the encoders alone, on a loss that costs nothing."""
+    """Forward, backward and update of the encoders alone, with a trivial loss."""
     recipe, like = side.recipe, side.shard.like
     count = recipe.image.queries_per_step, recipe.image.documents_per_step
-    pixels = [torch.from_numpy(side.query_inputs[np.arange(n) % PICTURES, 0]).to(like) for n in count]
+    pixels = [torch.from_numpy(side.query_inputs[np.arange(n) % IMAGES, 0]).to(like) for n in count]
     ones = [like.new_ones(n, recipe.model.hidden_size) for n in count]
     side.accelerator.backward(sum(part.sum() for part in side.encoders(*pixels, *ones)))
     side.optimizer.step()
@@ -112,7 +113,7 @@ def encoder_step(side: ImageStage, step: int) -> None:
 
 
 def head_step(side: ImageStage, step: int) -> None:
-    """Draw, gather, loss, backward and update of the class weights alone, on random embeddings."""
+    """Sample, gather, loss, backward and update of the class weights alone, on random embeddings."""
     recipe, like = side.recipe, side.shard.like
     count = recipe.image.queries_per_step + recipe.image.documents_per_step
     labels_B = torch.from_numpy(np.random.default_rng([side.seed, step]).integers(0, side.shard.num_classes, count))
@@ -133,7 +134,7 @@ def head_step(side: ImageStage, step: int) -> None:
 
 
 def seconds(work: Callable[[int], Any], *, steps: int, device: torch.device) -> float:
-    """Median seconds of a step, after two that warm up."""
+    """Median seconds of a step, after two warm-up steps."""
     found = []
     for step in range(steps + 2):
         begun = time.perf_counter()
@@ -144,32 +145,32 @@ def seconds(work: Callable[[int], Any], *, steps: int, device: torch.device) -> 
     return statistics.median(found[2:])
 
 
-def measured(said: Any) -> dict[str, Any]:
-    """All three, and memory where the device counts it."""
-    accelerator = Accelerator(cpu=said.device == "cpu")
-    side, device = image_side(said, accelerator), accelerator.device
+def measured(options: Any) -> dict[str, Any]:
+    """Measure all three, and memory on a GPU."""
+    accelerator = Accelerator(cpu=options.device == "cpu")
+    side, device = image_side(options, accelerator), accelerator.device
     works = {"encoder": encoder_step, "head": head_step, "both": optimiser_step}
     found = {
-        name: seconds(functools.partial(work, side), steps=said.steps, device=device) for name, work in works.items()
+        name: seconds(functools.partial(work, side), steps=options.steps, device=device) for name, work in works.items()
     }
-    pixels = torch.zeros(2, 3, said.image_size, said.image_size)
-    cost = measure(vision(said), {"pixel_values": pixels})
+    pixels = torch.zeros(2, 3, options.image_size, options.image_size)
+    cost = measure(vision(options), {"pixel_values": pixels})
     run = Run(
-        classes=said.classes,
-        hidden_size=said.hidden_size,
+        classes=options.classes,
+        hidden_size=options.hidden_size,
         vision=cost,
         text=None,
         gpus=1,
         gpu=GPUS["h200"],
-        batch_size=said.batch_size,
-        sample_rate=said.sample_rate,
+        batch_size=options.batch_size,
+        sample_rate=options.sample_rate,
         head_dtype="float32",
     )
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "sizes": {name: getattr(said, name) for name in ("batch_size", "hidden_size", "classes", "sample_rate")},
+        "sizes": {name: getattr(options, name) for name in ("batch_size", "hidden_size", "classes", "sample_rate")},
         "seconds_a_step": {name: round(value, 5) for name, value in found.items()},
-        "samples_a_second": {name: round(said.batch_size / value, 1) for name, value in found.items()},
+        "samples_a_second": {name: round(options.batch_size / value, 1) for name, value in found.items()},
         "head_adds": round(found["both"] / found["encoder"] - 1, 4),
         "peak_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         "planned_bytes": round(sum(line.value for line in memory(run))),
@@ -178,20 +179,20 @@ def measured(said: Any) -> dict[str, Any]:
 
 def main(words: list[str] | None = None) -> int:
     example = "python -m benchmarks.training.throughput --device cuda --json result.json"
-    line = outcome.parser("throughput", str(__doc__), example=example)
-    line.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser = result_file.command_parser("training.throughput", str(__doc__), example=example)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     for name, value in (("batch-size", 256), ("hidden-size", 512), ("classes", 1_000_000), ("image-size", 224)):
-        line.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name}", type=int, default=value)
     for name, value in (("layers", 12), ("width", 768), ("steps", 20)):
-        line.add_argument(f"--{name}", type=int, default=value)
-    line.add_argument("--sample-rate", type=float, default=0.1)
-    line.add_argument("--mixed-precision", choices=("no", "bf16"), default="bf16")
-    said = line.parse_args(words)
-    if said.device == "cuda" and not torch.cuda.is_available():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--sample-rate", type=float, default=0.1)
+    parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="bf16")
+    options = parser.parse_args(words)
+    if options.device == "cuda" and not torch.cuda.is_available():
         print("error: --device cuda, but torch finds no GPU here; use --device cpu with small sizes", file=sys.stderr)
         return 2
-    path: Path | None = said.json
-    outcome.write("throughput", measured(said), path, words)
+    path: Path | None = options.json
+    result_file.write_result("training.throughput", measured(options), path, words)
     return 0
 
 

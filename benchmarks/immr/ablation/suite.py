@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.governance.outcome import commit
 from benchmarks.immr.ablation.variants import FULL, SEARCHES, STAGE, SWITCHED, TRAINED, strength, trained_systems
 from benchmarks.immr.protocol.splits import open_world
 from benchmarks.immr.runner.cell import Cell, Desk, run_cell
 from benchmarks.immr.runner.context import SHORT_TRACKS, Stand, keep_scores
 from benchmarks.immr.runner.grid import FIRST, SEEDS
 from benchmarks.immr.runner.summary import BRIEF, cells_of_system, compared, pooled
+from benchmarks.result_file import commit
 from runtime.environment import environment
 from runtime.files import write_json
 from train.parallel.topology import set_threads

@@ -1,4 +1,4 @@
-"""The benchmark of bad rows: each planted row is found for its reason, and a good one that were lost would be seen."""
+"""Benchmark of bad rows: bad rows are found, lost good rows are noticed."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def test_every_planted_row_is_found_for_its_reason_and_every_good_one_stays(monk
     assert found["every_bad_row_found_for_its_reason"]
     assert found["good_rows_equal"]
     assert found["bad_rows"] == {"behaviour": 15, "queries": 6, "catalogue": 15 + bad_rows.LONG_TEXTS}
-    monkeypatch.setattr(bad_rows, "rows_apart", lambda result: {"n": pa.table({"rows": [id(result)]})})
+    monkeypatch.setattr(bad_rows, "kept_tables", lambda result: {"n": pa.table({"rows": [id(result)]})})
     assert not bad_rows.slowdown(300, every=20, repeats=1, seed=0)["good_rows_equal"]
 
 
@@ -27,7 +27,7 @@ def test_bad_rows_lie_among_the_good_ones_which_keep_their_order() -> None:
     assert both.column("id").to_pylist().count("bad") == 7
 
 
-def test_tables_refused_as_a_whole_are_named_and_a_cut_file_loses_only_its_own_rows() -> None:
+def test_unusable_tables_are_named_and_a_truncated_file_loses_only_its_own_rows() -> None:
     found = bad_rows.refused(300, seed=0)
     assert "column 'doc_id' is missing" in str(found["missing column"])
     assert "column 'clicks' has type string" in str(found["wrong type"])

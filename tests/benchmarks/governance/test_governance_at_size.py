@@ -1,4 +1,4 @@
-"""The benchmarks of the loop, of few new rows and of kills: what they call new, untouched, kept and equal, by hand."""
+"""Benchmarks of two rounds, of incremental runs and of kills, by hand."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from benchmarks.governance import incremental, killed, loop
 from data_governance.inputs.tables import feature_column
 
 
-def made_data(folder: Path) -> None:
+def write_data(folder: Path) -> None:
     """Queries q0 to q9 on days 1 to 10, each clicking document d(its number // 2); q9 also d0, and q2 d8."""
     asked = [*range(10), 9, 2]
     clicked = [number // 2 for number in range(10)] + [0, 8]
@@ -29,8 +29,8 @@ def made_data(folder: Path) -> None:
     pq.write_table(pa.table({"doc_id": [f"d{number}" for number in range(10)]}), folder / "train_catalogue.parquet")
 
 
-def test_the_latest_queries_and_drawn_documents_are_new_and_what_they_click_is_touched(tmp_path: Path) -> None:
-    made_data(tmp_path)
+def test_the_latest_queries_and_drawn_documents_are_new_and_their_documents_are_touched(tmp_path: Path) -> None:
+    write_data(tmp_path)
     part = tmp_path / "part"
     part.mkdir()
     found = incremental.split_tables(tmp_path, part, share=0.1, seed=0)
@@ -51,7 +51,7 @@ def test_the_latest_queries_and_drawn_documents_are_new_and_what_they_click_is_t
         incremental.split_tables(tmp_path, part, share=0.0, seed=0)
 
 
-def test_kept_keys_are_counted_over_untouched_documents_and_pairs_against_the_full_run() -> None:
+def test_kept_keys_are_counted_over_untouched_documents_and_pairs_against_a_full_run() -> None:
     earlier = {"a": "k", "b": "k", "c": "l", "d": "l"}
     again = {"a": "k", "b": "k", "c": "l", "d": "m", "new": "m"}
     full = {"a": "x", "b": "x", "c": "y", "d": "y", "new": "z"}
@@ -61,7 +61,7 @@ def test_kept_keys_are_counted_over_untouched_documents_and_pairs_against_the_fu
     assert found == {"untouched": 2, "keys_kept": 1.0, "keys_kept_same_clicks": 0.6667, "pair_f1": 0.5}
 
 
-def test_tables_are_equal_whatever_the_order_of_their_rows_and_unequal_for_one_bit(tmp_path: Path) -> None:
+def test_tables_compare_equal_in_any_row_order_and_unequal_after_a_small_change(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).random((4, 3), dtype=np.float32)
     for name, order, change in (("one", [0, 1, 2, 3], 0.0), ("two", [2, 0, 3, 1], 0.0), ("three", [0, 1, 2, 3], 1e-3)):
         values = (rows + np.float32(change) * np.eye(4, 3, dtype=np.float32))[order]
@@ -75,10 +75,12 @@ def test_tables_are_equal_whatever_the_order_of_their_rows_and_unequal_for_one_b
     assert one != three
 
 
-def test_a_run_is_killed_at_its_moment_and_one_that_ends_before_is_told_apart(
+def test_a_run_is_killed_after_its_time_and_a_run_that_ends_before_is_recognised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(killed, "command", lambda data, out: [sys.executable, "-c", f"import time; time.sleep({data})"])
+    monkeypatch.setattr(
+        killed, "governance_command", lambda data, out: [sys.executable, "-c", f"import time; time.sleep({data})"]
+    )
     stage = tmp_path / "stages" / "admit"
     stage.mkdir(parents=True)
     (stage / "stage.json").write_text("{}")
@@ -87,7 +89,7 @@ def test_a_run_is_killed_at_its_moment_and_one_that_ends_before_is_told_apart(
     assert killed.killed(Path("0"), tmp_path, 60.0) is None
 
 
-def test_the_loop_takes_data_and_model_of_the_demo_only_at_its_own_share_of_wrong_clicks(
+def test_the_loop_reuses_data_and_model_of_the_demo_only_at_the_demos_share_of_wrong_clicks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[str] = []
@@ -98,7 +100,7 @@ def test_the_loop_takes_data_and_model_of_the_demo_only_at_its_own_share_of_wron
         if result.name.startswith(("first", "second")):
             result.write_text(json.dumps(dict.fromkeys(loop.SHOWN, 0.5)))
 
-    monkeypatch.setattr(loop, "done", recorded)
+    monkeypatch.setattr(loop, "run_unless_done", recorded)
     demo, out = tmp_path / "demo", tmp_path / "out"
     (demo / "data").mkdir(parents=True)
     (demo / "data" / "emoji.json").write_text(json.dumps({"settings": {"noise": 0.2}}))

@@ -1,4 +1,4 @@
-"""The benchmark of the log's length: what it counts is what lies on disk, and no length changes what is held."""
+"""Benchmark of the length of the log: its synthetic log and its counts."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 from benchmarks.governance import log_scale
 
 
-def test_the_made_log_has_its_share_of_bad_rows_of_every_kind() -> None:
+def test_the_synthetic_log_has_its_share_of_bad_rows_of_every_kind() -> None:
     log = log_scale.part_of_log(2_000, np.random.default_rng(0))
     assert log.column("query_id").null_count == 4
     assert log.column("query_id").to_pylist().count("nobody") == 4
@@ -17,11 +17,11 @@ def test_the_made_log_has_its_share_of_bad_rows_of_every_kind() -> None:
     assert log.column("position").to_pylist().count(0.0) == 4
 
 
-def test_every_length_is_counted_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_row_of_the_log_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_scale, "ROWS_PER_FILE", 700)
-    log_scale.make(tmp_path / "made", 2_000, seed=0)
-    assert len(list((tmp_path / "made" / "behaviour").iterdir())) == 3
-    found = log_scale.measured(tmp_path / "made", memory="500MB")
+    log_scale.write_tables(tmp_path / "data", 2_000, seed=0)
+    assert len(list((tmp_path / "data" / "behaviour").iterdir())) == 3
+    found = log_scale.measured(tmp_path / "data", memory="500MB")
     assert (found["rows"], found["dropped_by_admit"]) == (2_000, 7 + 7 + 6)
     assert 0 < found["dropped_by_click_rates"] < 1_980
     assert found["edges"] > 0

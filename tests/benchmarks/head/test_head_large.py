@@ -1,4 +1,4 @@
-"""The large run learns, proves that what no step drew stayed, and says so when it did not."""
+"""The run with many classes learns and notices changed unsampled rows."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize(("storage", "dtype"), [("memory", "bf16"), ("disk", "fp32")])
-def test_a_small_table_is_learned_and_rows_at_rest_keep_their_bits(tmp_path: Path, storage: str, dtype: str) -> None:
+def test_a_small_table_is_learned_and_unsampled_rows_keep_their_bits(tmp_path: Path, storage: str, dtype: str) -> None:
     path = tmp_path / "large.json"
     assert large.main([*WORDS, "--storage", storage, "--dtype", dtype, "--json", str(path)]) == 0
     found = json.loads(path.read_text())
@@ -50,22 +50,22 @@ def test_memory_and_disk_give_the_same_numbers(tmp_path: Path) -> None:
     [
         ({"loss_end": 5.1}, "not to half"),
         ({"loss_end": float("nan")}, "not to half"),
-        ({"never_drawn_sha256": ["a", "b"]}, "have moved"),
-        ({"never_drawn_rows": 0}, "nothing was proved"),
-        ({"drawn_share_moved": None}, "nothing was proved"),
+        ({"never_drawn_sha256": ["a", "b"]}, "have changed"),
+        ({"never_drawn_rows": 0}, "proves nothing"),
+        ({"drawn_share_moved": None}, "proves nothing"),
     ],
 )
-def test_a_claim_that_does_not_hold_is_named(changed: dict[str, Any], what: str) -> None:
+def test_a_failed_check_is_reported(changed: dict[str, Any], what: str) -> None:
     assert large.failures(GOOD) == []
     assert what in large.failures(GOOD | changed)[0]
 
 
-def test_a_probed_row_that_moves_without_being_drawn_is_seen() -> None:
+def test_a_change_of_an_unsampled_row_is_noticed() -> None:
     shard = make_shard(SIZE)
     shard.start_random()
     probes = large.Probes.pick(shard, 40, seed=0)
     first, second = probes.class_ids[:2].tolist()
-    probes.see(torch.tensor([first]))
+    probes.record(torch.tensor([first]))
     shard.weight[first] += 1
     shard.weight[second] = -shard.weight[second]
     found = probes.verdict(shard)
@@ -75,10 +75,10 @@ def test_a_probed_row_that_moves_without_being_drawn_is_seen() -> None:
     assert found["never_drawn_sha256"][0] != found["never_drawn_sha256"][1]
 
 
-def test_categories_stand_evenly_over_all_classes() -> None:
-    made = large.MadeCategories.spread(4, 100, seed=0)
-    assert made.class_ids.tolist() == [12, 37, 62, 87]
-    feature_BF, labels_B = made.draw(9, key=3)
+def test_categories_are_spread_evenly_over_all_classes() -> None:
+    data = large.SpreadCategories.spread(4, 100, seed=0)
+    assert data.class_ids.tolist() == [12, 37, 62, 87]
+    feature_BF, labels_B = data.draw(9, key=3)
     assert feature_BF.shape == (9, large.FEATURES)
     assert set(labels_B.tolist()) <= {12, 37, 62, 87}
 

@@ -1,4 +1,4 @@
-"""docs/head.md shows what the result files hold; without one it names the command."""
+"""docs/head.md shows the result files; without one it names the command."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.head import capacity, large, nearest, quality, speed
+from benchmarks.head import large, nearest, quality, speed
 from benchmarks.head.step import HeadSize, make_shard
 from benchmarks.render import head
 
@@ -31,7 +31,7 @@ def test_a_page_without_results_names_the_command_of_each(folder: Path) -> None:
     assert set(blocks) == {"speed", "fixed_rows", "nearest", "large", "card", "quality", "bias"}
     assert blocks.pop("card").startswith("| head, width 512")
     for block in blocks.values():
-        assert block.startswith("Not measured yet. Made by `python -m benchmarks.head")
+        assert block.startswith("Not measured yet. Run `python -m benchmarks.head")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_page_without_results_names_the_command_of_each(folder: Path) -> None:
         ("quality", quality),
     ],
 )
-def test_the_commands_of_the_page_are_commands(theme: str, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_page_are_accepted(theme: str, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     words = head.COMMANDS[theme].split()
     assert words[:3] == ["python", "-m", module.__name__]
     taken: list[Any] = []
@@ -53,25 +53,25 @@ def test_the_commands_of_the_page_are_commands(theme: str, module: Any, monkeypa
         taken.append(args)
         return {}
 
-    for name in ("measure", "write"):
+    for name in ("measure", "write_result"):
         monkeypatch.setattr(module, name, keep)
     monkeypatch.setattr(large, "failures", lambda found: [])
     assert module.main(words[3:]) == 0
     assert len(taken) == 2
 
 
-def test_the_bytes_of_a_class_are_those_of_the_tensors_that_hold_it() -> None:
+def test_the_bytes_of_a_class_equal_those_of_its_tensors() -> None:
     shards = {"ours, bf16, row-wise Adagrad": ("bf16", "rowwise_adagrad"), "ours, fp32, momentum": ("fp32", "momentum")}
-    counted = {name: size for name, size, _ in capacity.kinds()}
+    counted = {name: size for name, size, _ in head.bytes_per_class()}
     for name, (dtype, optimizer) in shards.items():
         size = HeadSize(classes=10, hidden_size=512, rate=1.0, batch_size=1, dtype=dtype, optimizer=optimizer)
         held = sum(tensor.numel() * tensor.element_size() for tensor in make_shard(size).state().values())
         assert held == 10 * counted[name]
-    (command,) = [line for line in capacity.card().split("`") if line.startswith("python -m benchmarks.head.large")]
+    (command,) = [line for line in head.capacity().split("`") if line.startswith("python -m benchmarks.head.large")]
     assert "--device cuda" in command
 
 
-def test_speed_is_shown_with_its_ratio_to_the_dense_update_and_what_was_left_out(folder: Path) -> None:
+def test_speed_is_shown_with_ratios_and_heads_that_were_left_out(folder: Path) -> None:
     rows = [
         row("ours", 0.1),
         row("dense_update", 0.45, bandwidth_share=0.8),
@@ -83,9 +83,9 @@ def test_speed_is_shown_with_its_ratio_to_the_dense_update_and_what_was_left_out
     block = head.blocks()["speed"]
     assert "| **ours** | momentum | 1,000 | 8 | 0.1 | 4 | fp32 | 0.1000 | 0.1000 | 0.2000 | 0.0500 | 1.25 |" in block
     assert "takes 4.5 times as long as ours with momentum (update alone 4.5 times)" in block
-    assert 'in steps of the floor: ours 2.00 with momentum; "sampled, dense update" 9.0: no head' in block
+    assert 'divided by that of the lower bound: ours with momentum 2.00, "sampled, dense update" 9.0.' in block
     assert "left out: too large" in block
-    assert "`head_speed_x.json`, made by `python -m benchmarks.x` on 2 cores (a processor" in block
+    assert "From `head_speed_x.json`, written by `python -m benchmarks.x` on 2 cores (a processor" in block
 
 
 def test_hard_classes_are_shown_in_steps_of_the_head(folder: Path) -> None:
@@ -97,15 +97,15 @@ def test_hard_classes_are_shown_in_steps_of_the_head(folder: Path) -> None:
     assert "| 100 | `IVF,SQ8` of FAISS | 9.0 | 90 |" in block
 
 
-@pytest.mark.parametrize(("ratio", "verdict"), [(1.3, "1.3: holds"), (1.31, "does NOT hold")])
-def test_growth_is_judged(folder: Path, ratio: float, verdict: str) -> None:
+@pytest.mark.parametrize(("ratio", "verdict"), [(1.3, "1.3; met"), (1.31, "1.3; **not met**")])
+def test_growth_is_compared_with_its_target(folder: Path, ratio: float, verdict: str) -> None:
     growth = [{"head": "ours", "optimizer": "sgd", "from": 10, "to": 100, "step_ratio": ratio}]
     result = FROM | {"rows": [row("ours", 0.1)], "growth": growth, "fixed_rows": 5}
     (folder / "head_fixed_rows_x.json").write_text(json.dumps(result))
     assert verdict in head.blocks()["fixed_rows"]
 
 
-def test_a_failed_claim_of_a_large_run_stands_in_the_page(folder: Path) -> None:
+def test_a_failed_check_of_a_large_run_is_shown(folder: Path) -> None:
     run = FROM | {"classes": 100, "hidden_size": 8, "dtype": "bf16", "optimizer": "sgd", "storage": "disk", "steps": 9}
     run |= {"table_gib": 1.5, "start_s": 2.0, "step_s": 0.5, "rows_a_step": 7, "loss_start": 9.0, "loss_end": 8.0}
     run |= {"anonymous_gib": 0.5, "peak_gib": 2.5, "never_drawn_rows": 3, "never_drawn_moved": 1, "categories": 4}
@@ -116,7 +116,7 @@ def test_a_failed_claim_of_a_large_run_stands_in_the_page(folder: Path) -> None:
     assert header.count("|") == line.count("|") == cells.count("|")
 
 
-def test_quality_shows_each_share_of_wrong_labels_with_the_filter_beside(folder: Path) -> None:
+def test_quality_has_a_table_for_each_share_of_wrong_labels_with_and_without_filter(folder: Path) -> None:
     kinds = [(0.0, 1.0, "full", False), (0.0, 1.0, "full", True), (0.4, 0.1, "uniform", False)]
     summary = [
         {"noise": noise, "rate": rate, "form": form, "filtered": filtered, "recall_at_1": 0.6 + 0.1 * filtered}

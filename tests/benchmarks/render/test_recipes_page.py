@@ -1,4 +1,4 @@
-"""The page of the recipes for real catalogues: every figure follows from the planner."""
+"""Page of the recipes for real catalogues: every number follows from the planner."""
 
 import pytest
 
@@ -15,9 +15,9 @@ def test_every_recipe_is_planned_on_every_gpu_and_marked_as_not_run() -> None:
 
 
 @pytest.mark.parametrize("gpu", recipes.GPU_KINDS)
-def test_a_step_is_cut_until_a_piece_fits_and_no_further(gpu: str) -> None:
+def test_a_step_is_divided_until_a_micro_step_fits_and_no_further(gpu: str) -> None:
     recipe = CATALOGUE_RECIPES["siglip2_base"]()
-    step, count = recipe.image.queries_per_step + recipe.image.documents_per_step, recipes.pieces(recipe, gpu)
+    step, count = recipe.image.queries_per_step + recipe.image.documents_per_step, recipes.micro_steps(recipe, gpu)
     assert largest_batch(recipes.run_of(recipe, gpu, rows=step)).value >= step // count
     assert count == 1 or largest_batch(recipes.run_of(recipe, gpu, rows=step)).value < 2 * step // count
 
@@ -30,9 +30,9 @@ def test_the_shown_planner_command_plans_what_the_table_shows() -> None:
     assert plan(run) == plan(recipes.run_of(recipe, "h100", rows=step))
 
 
-def test_the_start_counts_at_most_what_the_catalogue_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_initialisation_counts_at_most_the_rows_of_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = CATALOGUE_RECIPES["siglip2_base"]()
     few = recipes.Catalogue(queries=10, documents=10, categories=100_000)
-    monkeypatch.setattr(recipes, "SHOP", few)
+    monkeypatch.setattr(recipes, "CATALOGUE", few)
     flops = recipes.encoder(recipe.name).flops
-    assert recipes.floor_seconds(recipe, "h100")[1] == pytest.approx(20 * flops / GPUS["h100"].bf16)
+    assert recipes.least_seconds(recipe, "h100")[1] == pytest.approx(20 * flops / GPUS["h100"].bf16)

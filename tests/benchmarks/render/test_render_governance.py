@@ -1,4 +1,4 @@
-"""The blocks of docs/governance.md: figures come from the files, and a missing file stops the rendering."""
+"""Blocks of docs/governance.md come from result files."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.governance import outcome
+from benchmarks import processes, result_file
 from benchmarks.render import governance
 
-MACHINE = {"cores": 2, "cpu": "made processor", "memory_gib": 8.0}
+MACHINE = {"cores": 2, "cpu": "a processor", "memory_gib": 8.0}
 FACTS = {"command": "python -m benchmarks.x", "commit": "abc", "environment": MACHINE, "threads": 1}
 
 ROUND = {
@@ -26,11 +26,11 @@ def bar(
     task: str, value: float, limit: str | None, ok: bool | None, *, oracle: float | None = None, file: str | None
 ) -> dict[str, Any]:
     row = {"task": task, "value": value, "unit": "F1", "bar": limit, "ok": ok, "oracle": oracle, "rival": None}
-    origin = {"command": f"python -m benchmarks.{task}", "commit": "abc", "machine": "made processor", "file": file}
+    origin = {"command": f"python -m benchmarks.{task}", "commit": "abc", "machine": "a processor", "file": file}
     return {**row, "part": task, "from": origin}
 
 
-def files(folder: Path) -> None:
+def write_results(folder: Path) -> None:
     cell = {"precision": 0.5, "recall": 0.25, "f1": 0.3333, "seconds": 7.0}
     methods = dict.fromkeys(governance.METHODS, cell)
     stage = {"prototype_search": "exact", "prototype_recall": 1.0, "neighbour_recall": 0.75}
@@ -40,7 +40,7 @@ def files(folder: Path) -> None:
     settings += [{**cleaned, **speed, "noise_before": 0.0, "stage": {**stage, "wrong_labels_interval": None}}]
     hashes = {"hashes": 1_000, "radius": 6, "joins": 28, "found_pairs": 9, "recall": 1.0, "precision": 1.0}
     compared = {"kind": "uniform", "noise": 0.1, "ours": {"f1": 0.9, **speed}, "cleanlab_batched": {"f1": 0.7, **speed}}
-    made: dict[str, dict[str, Any]] = {
+    results: dict[str, dict[str, Any]] = {
         "organising_m": {"documents": 30_000, "settings": [{"noise": 0.2, **methods}]},
         "cleaning_m": {"rows": 60_000, "categories": 6_000, "settings": settings},
         "cleaning_other_m": {"rows": 20_000, "categories": 5_000, "comparison": [compared]},
@@ -116,12 +116,12 @@ def files(folder: Path) -> None:
         },
         "near_duplicates_m": {"hash": {**hashes, "seconds": 3.25, "peak_gib": 0.5}},
     }
-    for name, figures in made.items():
-        (folder / f"{name}_202611.json").write_text(json.dumps({**FACTS, **figures}))
+    for name, metrics in results.items():
+        (folder / f"{name}_202611.json").write_text(json.dumps({**FACTS, **metrics}))
 
 
-def test_figures_of_the_files_are_shown(tmp_path: Path) -> None:
-    files(tmp_path)
+def test_numbers_of_the_result_files_are_shown(tmp_path: Path) -> None:
+    write_results(tmp_path)
     found = governance.blocks(tmp_path)
     assert "| **this stage** | 0.50 / 0.25 / **0.333** | 7 |" in found["governance-organising"]
     assert "| uniform, 0.200 | **0.980** | 0.990 | - | - | 0.190 to 0.210 | 0.010 |" in found["governance-cleaning"]
@@ -131,44 +131,46 @@ def test_figures_of_the_files_are_shown(tmp_path: Path) -> None:
     assert "| 1,000 | 6 | 28 | 9 | 1.000 | 1.000 | 3.2 | 0.50 |" in found["governance-near-duplicates"]
     assert "| 0.800 | second | 0.9700 | 0.9000 | 0.8730 | 0.9200 | 0.8800 | **0.8990** |" in found["governance-loop"]
     assert "| 1,200 | 27 | 200 | 20 | **0.100** | **0.995** of 2,500 | 0.987 |" in found["governance-incremental"]
-    assert "| 900 | 800 | 20 | nothing 15, admit 5 | 30 with 12,000 rows | 0 | equal |" in found["governance-killed"]
+    assert "| 900 | 800 | 20 | none 15, admit 5 | 30 with 12,000 rows | 0 | equal |" in found["governance-killed"]
     assert (
         "| 50,000 | 4.0.5, local-cluster[2,1,1024] | 2 | 35 with 80,000 rows | click_rates/edges 9,000 | none |"
         in (found["governance-engines"])
     )
     assert (
-        "| behaviour 1,000,000 | 10,006 | 23 | 20.0 / 21.0 | 20.5 / 22.0 | **1.025** | all"
+        "| behaviour 1,000,000 | 10,006 | 23 | 20.0 / 21.0 | 20.5 / 22.0 | **1.025** | all, with"
         in found["governance-bad-rows"]
     )
     assert "| 1,000,000 | 10,000 | 90,000 | 7,000 | 400,000 | 2,000,000 | **0.62** |" in found["governance-log-scale"]
-    bars = found["governance-bars"].splitlines()
-    assert "| one | 0.9812 F1 | >= 0.96 | yes | 0.99 | - |" in bars
-    assert "| two | 12,346 F1 | > 13000 | **no** | - | - |" in bars
-    assert "| three | 0.5 F1 | - | no bar | - | - |" in bars
-    assert "- two: `python -m benchmarks.two`, commit abc, made processor, taken over from `cleaning_m.json`" in bars
-    assert "- Not measured: loop (no demo)" in bars
-    assert "- made world of cleaning: width 64, cosine within 0.45" in bars
-    assert all("made processor" in block for block in found.values())
+    targets = found["governance-targets"].splitlines()
+    assert "| one | 0.9812 F1 | >= 0.96 | yes | 0.99 | - |" in targets
+    assert "| two | 12,346 F1 | > 13000 | **no** | - | - |" in targets
+    assert "| three | 0.5 F1 | - | no target | - | - |" in targets
+    assert "- two: `python -m benchmarks.two`, commit abc, a processor, reused from `cleaning_m.json`" in targets
+    assert "- Not measured: loop (no demo)" in targets
+    assert "- synthetic data of cleaning: width 64, cosine within 0.45" in targets
+    assert all("a processor" in block for block in found.values())
 
 
 @pytest.mark.parametrize("missing", ["organising_m", "cleaning_m", "cleaning_other_m", "near_duplicates_m"])
 def test_a_missing_file_stops_the_rendering_and_names_the_command(tmp_path: Path, missing: str) -> None:
-    files(tmp_path)
+    write_results(tmp_path)
     (tmp_path / f"{missing}_202611.json").unlink()
     with pytest.raises(ValueError, match=r"no result file\. Run python -m benchmarks\."):
         governance.blocks(tmp_path)
 
 
-def test_a_run_that_nobody_has_measured_is_said_to_be_so(tmp_path: Path) -> None:
-    files(tmp_path)
+def test_a_missing_optional_result_is_marked_as_not_measured(tmp_path: Path) -> None:
+    write_results(tmp_path)
     (tmp_path / "killed_m_202611.json").unlink()
     found = governance.blocks(tmp_path)
     assert found["governance-killed"] == "Not measured yet: `python -m benchmarks.governance.killed --data runs/small`."
     assert "0.899" in found["governance-loop"]
 
 
-def test_a_result_names_no_absolute_path(tmp_path: Path) -> None:
-    found = outcome.write("x", {"f1": 1.0}, tmp_path / "deep" / "r.json", ["--catalogue", "/secret/place/c.parquet"])
+def test_a_recorded_command_has_no_absolute_path(tmp_path: Path) -> None:
+    found = result_file.write_result(
+        "x", {"f1": 1.0}, tmp_path / "deep" / "r.json", ["--catalogue", "/secret/place/c.parquet"]
+    )
     assert found["command"] == "python -m benchmarks.x --catalogue c.parquet"
     assert json.loads((tmp_path / "deep" / "r.json").read_text()) == found
-    assert outcome.peak_gib() > 0
+    assert processes.peak_gib() > 0

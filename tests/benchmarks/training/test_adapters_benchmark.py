@@ -1,4 +1,4 @@
-"""The comparison of adapters: paired by seed, by commands that exist, on a demo that is there."""
+"""Comparison of adapters with tuned layers."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.training.adapters import METRICS, RECIPES, commands, judged, main, parameters, share_views, summary
+from benchmarks.training.adapters import METRICS, RECIPES, commands, main, parameters, share_views, summary, targets_of
 from retrieval.__main__ import build_parser
 from train.command import read_options
 from train.recipes.registry import recipe_by_name
@@ -23,7 +23,7 @@ def test_the_difference_is_the_mean_over_pairs_of_the_same_seed() -> None:
     assert found["seeds"] == [0, 1]
 
 
-def test_the_commands_are_those_that_a_user_has() -> None:
+def test_the_commands_are_accepted_by_the_command_lines() -> None:
     steps = list(commands(Path("demo"), Path("out"), "emoji_lora", seed=1).values())
     options = read_options(steps[0][2:])
     assert options is not None
@@ -53,7 +53,7 @@ def test_both_recipes_adapt_the_text_encoder_and_one_of_them_by_adapters() -> No
     assert adapters.image.lora.rank > 0
 
 
-def test_the_parameters_are_those_that_training_opens() -> None:
+def test_counted_parameters_are_those_that_training_opens() -> None:
     tuned, adapters = (parameters(name) for name in RECIPES)
     layers, width, rank = 6, 384, recipe_by_name("emoji_lora").text.lora.rank
     assert adapters["text_encoder"]["trained"] == layers * 2 * 2 * width * rank
@@ -67,10 +67,10 @@ def test_the_parameters_are_those_that_training_opens() -> None:
     assert (tuned["ranks"], adapters["ranks"]["text"]) == ({"image": 0, "text": 0}, rank)
 
 
-def test_a_bar_is_met_up_to_its_value() -> None:
-    met = judged({"recall_at_1": -0.02}, 0.0499)
-    assert all(bar["met"] for bar in met.values())
-    assert not any(bar["met"] for bar in judged({"recall_at_1": -0.0201}, 0.05).values())
+def test_a_target_is_met_up_to_its_limit() -> None:
+    met = targets_of({"recall_at_1": -0.02}, 0.0499)
+    assert all(target["met"] for target in met.values())
+    assert not any(target["met"] for target in targets_of({"recall_at_1": -0.0201}, 0.05).values())
 
 
 def test_a_folder_without_a_demo_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

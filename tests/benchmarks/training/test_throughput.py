@@ -1,4 +1,4 @@
-"""The throughput command runs whole at a tiny size, and refuses a GPU that is not there."""
+"""The throughput benchmark runs at a tiny size and refuses a missing GPU."""
 
 import json
 from pathlib import Path

@@ -140,10 +140,10 @@ def test_an_invalid_memory_limit_is_rejected() -> None:
 
 
 def test_the_ibis_benchmark_and_plain_sql_give_equal_sums(tmp_path: Path) -> None:
-    relational.make(tmp_path, rows=3_000, queries=300, documents=90)
+    relational.write_tables(tmp_path, rows=3_000, queries=300, documents=90)
     sums = []
-    for name, contestant in relational.CONTESTANTS.items():
+    for name, method in relational.METHODS.items():
         (tmp_path / name).mkdir()
-        sums.append(contestant(tmp_path, tmp_path / name, memory="500MB", threads=1))
+        sums.append(method(tmp_path, tmp_path / name, memory="500MB", threads=1))
     assert sums[0] == sums[1]
     assert sums[0]["edges"] > 300

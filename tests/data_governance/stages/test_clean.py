@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.governance import cleaning
+from benchmarks.governance import cleaning, noisy_labels
 from data_governance.grouping import feature_space
 from data_governance.noise import margins, neighbours, threshold
 from data_governance.policy import Policy
@@ -205,19 +205,19 @@ def test_wrong_labels_are_found_relabelled_and_estimated() -> None:
 
 
 def test_the_vote_in_cells_agrees_with_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    labels = cleaning.made(1_500, 150, kind="confusable", noise=0.2, seed=1)
-    exact = clean.judge(labels.rows, labels.label, *cleaning.NOBODY, policy=POLICY)
+    data = noisy_labels.noisy_labels(1_500, 150, kind="confusable", noise=0.2, seed=1)
+    exact = clean.judge(data.rows, data.label, *noisy_labels.NO_DOCUMENTS, policy=POLICY)
     monkeypatch.setattr(clean, "EXACT_VOTE", 0)
-    cells = clean.judge(labels.rows, labels.label, *cleaning.NOBODY, policy=POLICY)
+    cells = clean.judge(data.rows, data.label, *noisy_labels.NO_DOCUMENTS, policy=POLICY)
     assert 0.8 < cells.notes["neighbour_recall"] <= 1
     assert (exact.flagged == cells.flagged).mean() > 0.995
 
 
 def test_correct_labels_and_random_ones_are_never_relabelled() -> None:
-    labels = cleaning.made(1_500, 150, kind="uniform", noise=0.0, seed=0)
+    data = noisy_labels.noisy_labels(1_500, 150, kind="uniform", noise=0.0, seed=0)
     label = np.random.default_rng(8).integers(0, 150, 1_500)
-    for given in (labels.label, label):
-        found = clean.judge(labels.rows, given, *cleaning.NOBODY, policy=POLICY)
+    for given in (data.label, label):
+        found = clean.judge(data.rows, given, *noisy_labels.NO_DOCUMENTS, policy=POLICY)
         assert found.notes["relabelling"].startswith("refused")
         assert not found.relabel.any()
         assert found.notes["wrong_labels_interval"] is None
@@ -234,8 +234,8 @@ def test_a_single_row_and_a_single_category_are_not_changed() -> None:
 
 def test_f1_equals_a_case_worked_by_hand() -> None:
     flagged, wrong = np.array([True, True, False, False]), np.array([True, False, True, False])
-    assert cleaning.f1(flagged, wrong) == 0.5
+    assert noisy_labels.f1(flagged, wrong) == 0.5
     # cut above the lowest: 1 of 1 flagged is wrong, of 2 wrong ones; above the third: 2 of 3 flagged
     score = np.array([0.1, 0.2, 0.3, np.nan])
-    assert cleaning.best_f1(score, wrong) == pytest.approx(2 * 2 / (3 + 2))
-    assert cleaning.best_f1(score, np.zeros(4, dtype=bool)) == 1.0
+    assert noisy_labels.best_f1(score, wrong) == pytest.approx(2 * 2 / (3 + 2))
+    assert noisy_labels.best_f1(score, np.zeros(4, dtype=bool)) == 1.0

@@ -1,19 +1,18 @@
-"""The heads that are timed against each other: ours, what the field does, two full softmaxes, and a lower bound.
+"""Heads whose steps are timed: ours, baselines and a lower bound.
 
-| name | classes of a step | who moves in the update |
+| name | classes of a step | rows that the update changes |
 |---|---|---|
 | ours | keyed sample | the sampled rows |
-| dense_update | the same sample | EVERY row: momentum and decay, as sampled heads in use do |
-| dense_parameter | the same sample | EVERY row: rows of a parameter through autograd, torch.optim.SGD |
+| dense_update | the same sample | every row: momentum and decay, as in common sampled heads |
+| dense_parameter | the same sample | every row: rows of a parameter through autograd, torch.optim.SGD |
 | full_softmax | all | every row (torch.optim.SGD) |
 | pytorch_metric_learning | all | every row (CosFaceLoss of that library, torch.optim.SGD) |
 | floor | as many rows | nothing is learned: gather, three matrix products, scatter |
 
-Why a twin of our own for the field: PartialFC (An et al., CVPR 2022) and those who copy it need CUDA and a process
-group. `dense_parameter` is their method in plain torch, whose gradient of gathered rows is as large as the table.
-`dense_update` keeps only what the method cannot avoid, the update of every row, and drops that gradient: weight and
-momentum pass through the cache once, at a bandwidth that is measured against a plain copy. Both take our sampler.
-
+PartialFC (An et al., CVPR 2022) and its copies need CUDA and a process group, so the sampled baselines are written
+here. `dense_parameter` is their method in plain torch, where the gradient of the gathered rows is as large as the
+table. `dense_update` avoids that gradient and keeps what the method cannot avoid, the update of every row: weight and
+momentum pass through the cache once, at a bandwidth that is compared with a plain copy. Both use our sampler.
 
 Letters: B batch, S sampled classes, C classes, D width.
 """
@@ -30,27 +29,31 @@ from torch.nn import functional
 from benchmarks.head.step import DTYPES, HeadSize, make_shard, sample, sampled_loss, start_rows
 from train.class_weights.shard import GatheredRows
 
-# Bytes of one tensor that the dense update moves at once: they stay in a core's cache, or fill one launch.
+# Bytes of one tensor that the dense update processes at once: they fit a core's cache, or fill one kernel launch.
 PART_BYTES = {"cpu": 2**18, "cuda": 2**24}
 
 
 class Head(Protocol):
-    """What is timed. `moves_bytes`: what one update must at least move, where it is known beforehand, else 0."""
+    """A head that can be timed.
+
+    Attributes:
+        moves_bytes: least number of bytes that one update reads and writes; 0 where it is not known beforehand.
+    """
 
     moves_bytes: int
 
     def forward(self, embeds_BD: Tensor, labels_B: Tensor, step: int) -> Tensor:
-        """The loss, sampling and gathering included."""
+        """Sample, gather and compute the loss."""
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of embeddings and rows."""
+        """Compute gradients of embeddings and rows."""
 
     def update(self) -> None:
-        """Move the rows."""
+        """Update the rows."""
 
 
 class Ours:
-    """The product's head."""
+    """Class-sharded head of this project."""
 
     moves_bytes = 0
     gathered: GatheredRows
@@ -72,7 +75,7 @@ class Ours:
 
 
 class DenseUpdate:
-    """Sampled rows of a dense table, momentum and decay on all of it: w = (1 - lr d) w - lr b, b = mu b + g."""
+    """Sampled rows of a dense table; momentum and decay on all rows: b = mu b + g, w = (1 - lr d) w - lr b."""
 
     def __init__(self, size: HeadSize) -> None:
         self.size = size
@@ -95,7 +98,7 @@ class DenseUpdate:
     def update(self) -> None:
         size = self.size
         assert self.rows_SD.grad is not None
-        # b = mu (b + g / mu): the gradient is added to few rows first, so that all rows pass by only once.
+        # b = mu (b + g / mu): the gradient is added to the sampled rows first, so that the table is read only once.
         self.momentum_CD.index_add_(0, self.class_ids_S, self.rows_SD.grad, alpha=1 / size.momentum)
         of_row = self.weight_CD.shape[1] * self.weight_CD.element_size()
         rows = max(1, PART_BYTES[self.weight_CD.device.type] * torch.get_num_threads() // of_row)
@@ -105,7 +108,7 @@ class DenseUpdate:
 
 
 class DenseParameter:
-    """Sampled rows of a parameter: autograd fills a gradient of every row, torch's fused SGD moves every row."""
+    """Sampled rows of a parameter: autograd writes a gradient of every row, torch's fused SGD updates every row."""
 
     def __init__(self, size: HeadSize) -> None:
         needs_memory(size, tables=3, logits=0)
@@ -185,7 +188,7 @@ class PytorchMetricLearning:
 
 
 class Floor:
-    """What no sampled head can avoid: read S rows, three products with the batch, write S rows."""
+    """Lower bound of a sampled head: read S rows, three products with the batch, write S rows."""
 
     moves_bytes = 0
 
@@ -238,24 +241,24 @@ def sgd(size: HeadSize, weight: torch.nn.Parameter) -> torch.optim.SGD:
 def margin_loss(
     embeds_BD: Tensor, rows_SD: Tensor, place_B: Tensor, *, size: HeadSize, correction_S: Tensor | None = None
 ) -> Tensor:
-    """CosFace by torch's cross entropy, as one would write it; `place_B`: where each label stands among the rows."""
+    """CosFace with torch's cross entropy; `place_B` is the position of each label among the rows."""
     logit_BS = size.scale * (embeds_BD @ functional.normalize(rows_SD, dim=1).T)
     if correction_S is not None:
         logit_BS = logit_BS + correction_S
-    # The classes of the batch have correction 0, so that only the margin is taken from their logits.
+    # Classes of the batch have correction 0, so only the margin is subtracted from their logits.
     margin_B1 = logit_BS.new_full((len(place_B), 1), -size.scale * size.margin)
     moved_BS = logit_BS.scatter_add(1, place_B[:, None], margin_B1)
     return functional.cross_entropy(moved_BS, place_B)
 
 
 def needs_memory(size: HeadSize, *, tables: int, logits: int) -> None:
-    """Stop before a table is made that cannot fit.
+    """Check that a head fits into memory before it is allocated.
 
     Args:
         tables, logits: fp32 tensors of (C, D) and of (B, C) that are alive at once.
 
     Raises:
-        ValueError: they need more than four fifths of the free memory.
+        ValueError: when it needs more than four fifths of the free memory.
     """
     needed = 4 * size.classes * (tables * size.hidden_size + logits * size.batch_size)
     free = torch.cuda.mem_get_info()[0] if size.device == "cuda" else psutil.virtual_memory().available
