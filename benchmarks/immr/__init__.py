@@ -1,1 +1,1 @@
-"""IMMR: image queries against documents that have an image and a text, the benchmark and its fair rivals."""
+"""IMMR benchmark: image queries against documents with image and text."""

@@ -15,12 +15,12 @@ CATEGORIES = len(SPLITS)
 QUERY_STYLES, DOCUMENT_STYLES, EXTRA_STYLE = ("fluent-3d", "noto"), ("twemoji", "openmoji"), "noto-v1"
 EVENTS = 4  # of every training category
 REJECTED = "e0x1"  # an event that governance rejected
-HELD_OUT = (3, 7)  # validation categories, for choosing the text weight
+HELD_OUT = (3, 7)  # categories that governance holds out to choose the text weight
 SOURCES = ("tags", "language", "subgroup", "nothing")
 
 
 def png(category: int, style: str, number: int = 0) -> dict[str, Any]:
-    """A coloured square; colour and position depend on the category, the tint of the background on the style."""
+    """A coloured square: colour and position depend on the category, the background on the style."""
     tint = sum(map(ord, style))
     rng = np.random.default_rng([category, number, tint])
     pixels = np.full((37, 37, 3), 150 + tint % 90 + rng.integers(0, 10, 3), np.uint8)
@@ -46,13 +46,13 @@ def documents() -> list[dict[str, Any]]:
             source = SOURCES[(category + side) % 4]
             text = "" if source == "nothing" else f"{source} {'abcdefghijklmno'[category]}"
             found.append(
-                {"doc_id": doc_id(category, style), "image": png(category, style), "text": text, "leaf": "made"}
+                {"doc_id": doc_id(category, style), "image": png(category, style), "text": text, "leaf": "synthetic"}
             )
     return found
 
 
-def write_queries(folder: Path, name: str, pairs: list[tuple[int, str]]) -> list[dict[str, Any]]:
-    """Write NAME_queries and NAME_qrels; returns the true categories of the queries."""
+def write_query_set(folder: Path, name: str, pairs: list[tuple[int, str]]) -> list[dict[str, Any]]:
+    """Write NAME_queries and NAME_qrels; return the true categories of the queries."""
     ids = [f"{name}-{style}x{category}" for category, style in pairs]
     queries = [
         {"query_id": one, "image": png(category, style)} for one, (category, style) in zip(ids, pairs, strict=True)
@@ -71,11 +71,11 @@ def write_queries(folder: Path, name: str, pairs: list[tuple[int, str]]) -> list
 
 
 def write_data(folder: Path) -> None:
-    """Write the data folder of `python -m examples.emoji --extra-styles`."""
+    """Write a data folder like `python -m examples.emoji --extra-styles`."""
     catalogue = documents()
-    trained = [row for row in catalogue if SPLITS[int(row["doc_id"].split("x")[1])] == "train"]
+    train_catalogue = [row for row in catalogue if SPLITS[int(row["doc_id"].split("x")[1])] == "train"]
     write(folder / "catalogue.parquet", catalogue)
-    write(folder / "train_catalogue.parquet", trained)
+    write(folder / "train_catalogue.parquet", train_catalogue)
     merged = [{"doc_id": doc_id(c, "twemoji"), "same_as": doc_id(0, "twemoji")} for c in (0, 1)]
     write(folder / "merged.parquet", merged)
     events = [(number, category) for category in range(10) for number in range(EVENTS)]
@@ -92,9 +92,9 @@ def write_data(folder: Path) -> None:
     truth = [{"query_id": f"e{n}x{c}", "category": f"c{c}", "style": styles[n]} for n, c in events]
     of_split = {split: [c for c in range(CATEGORIES) if SPLITS[c] == split] for split in set(SPLITS)}
     for name, split in (("test", "test"), ("validation", "validation")):
-        truth += write_queries(folder, name, [(c, style) for c in of_split[split] for style in QUERY_STYLES])
-    truth += write_queries(folder, "seen", [(c, "noto") for c in (0, 4, 5)])
-    truth += write_queries(folder, "extra", [(c, EXTRA_STYLE) for c in of_split["test"]])
+        truth += write_query_set(folder, name, [(c, style) for c in of_split[split] for style in QUERY_STYLES])
+    truth += write_query_set(folder, "seen", [(c, "noto") for c in (0, 4, 5)])
+    truth += write_query_set(folder, "extra", [(c, EXTRA_STYLE) for c in of_split["test"]])
     write(folder / "truth" / "queries.parquet", truth)
     about = [
         {
@@ -115,7 +115,7 @@ def write_data(folder: Path) -> None:
 
 
 def write_governed(folder: Path) -> None:
-    """Write a governed folder with the true category of every sample, and one rejected event."""
+    """Write a governed folder with the true categories and one rejected event."""
     rows = []
     for category in range(10):
         split = "validation" if category in HELD_OUT else "train"
@@ -132,7 +132,7 @@ def write_governed(folder: Path) -> None:
         ]
     write(folder / "samples" / "part-0.parquet", rows)
     categories = [
-        {"category_id": c, "category_key": f"k{c}", "size": 6, "documents": 2, "queries": 4, "leaf": "made"}
+        {"category_id": c, "category_key": f"k{c}", "size": 6, "documents": 2, "queries": 4, "leaf": "synthetic"}
         | {"representative": doc_id(c, "twemoji"), "band": "body"}
         for c in range(10)
     ]
@@ -141,7 +141,7 @@ def write_governed(folder: Path) -> None:
 
 
 def write_split(out: Path) -> Path:
-    """Write OUT/hard-0 with data and governed data; returns OUT."""
+    """Write OUT/hard-0 with data and governed data; return OUT."""
     own = out / "hard-0"
     write_data(own / "data")
     write_governed(own / "governed")

@@ -1,4 +1,4 @@
-"""Command line of `python -m benchmarks.immr.ablation`: see suite.py."""
+"""Run the ablation and write its result file; see suite.py."""
 
 import sys
 

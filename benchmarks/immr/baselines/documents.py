@@ -1,14 +1,13 @@
-"""How a rival makes one vector of a document's image and text, learned inside its loss.
+"""Document representations of the baselines, from image and text.
 
-    image   u                        text   t
-    mean    unit(u + t)              concat   unit(L [u; t]), L learned, at the start the mean
+    image   u                        text     t
+    mean    unit(u + t)              concat   unit(L [u; t]), L learned, initialised as the mean
 
-u is the image embedding of the shared encoder; t = unit(x + MLP(x)) of x = P (sentence - mean) / std, P the leading
-directions of the training texts, as the image side starts. A missing part is 0; a document with no part that its kind
-reads has no vector. The product's own documents are not made here but by the published model.
+u is the image embedding of the shared encoder; t = unit(x + MLP(x)) with x = P (sentence - mean) / std, P the leading
+principal directions of the training texts, as for the image features. A missing input counts as 0; a document without
+any input that its kind uses has no embedding. All of it is trained by the loss of the baseline.
 
-
-Letters: B rows, H width of a sentence vector, D width.
+Legend: B rows, H width of a sentence vector, D embedding width, R training texts.
 """
 
 import torch
@@ -18,19 +17,19 @@ from torch.nn import functional
 from modeling_oclear.modeling_oclear import OclearResidual
 
 DOCUMENTS = ("image", "text", "mean", "concat")
-LEAST_DEVIATION = 0.05  # of the mean deviation, as for the image features
+MIN_DEVIATION = 0.05  # as a fraction of the mean deviation, as for the image features
 
 
 class TextHead(nn.Module):
-    """Sentence vectors -> unit rows.
+    """Sentence vectors -> unit embeddings.
 
     Args:
-        sentences_RH: training texts, for standardisation and the start of the projection.
-        width: D; what it has beyond H starts at 0.
-        dropout: on the projected rows, while training.
+        sentences_RH: training texts, for standardisation and to initialise the projection.
+        width: D; directions beyond H start at 0.
+        dropout: on the projected rows during training.
 
     Raises:
-        ValueError: no text.
+        ValueError: there is no training text.
     """
 
     mean: Tensor
@@ -43,7 +42,7 @@ class TextHead(nn.Module):
         wide_RH = sentences_RH.double()
         std_H = wide_RH.std(0, correction=0)
         self.register_buffer("mean", wide_RH.mean(0).float())
-        self.register_buffer("std", std_H.clamp_min(LEAST_DEVIATION * float(std_H.mean()) + 1e-12).float())
+        self.register_buffer("std", std_H.clamp_min(MIN_DEVIATION * float(std_H.mean()) + 1e-12).float())
         rows_RH = (wide_RH - self.mean) / self.std
         _, vectors = torch.linalg.eigh(rows_RH.T @ rows_RH / len(rows_RH))
         self.projection = nn.Linear(sentences_RH.shape[1], width, bias=False)
@@ -62,12 +61,12 @@ class TextHead(nn.Module):
         return functional.normalize(self.transform(rows_BD), dim=1)
 
 
-class DocumentForm(nn.Module):
-    """Image embedding and sentence vector -> unit document rows.
+class DocumentFusion(nn.Module):
+    """Image embedding and sentence vector -> unit document embedding.
 
     Args:
         kind: one of DOCUMENTS.
-        head: of the text; None for kind "image".
+        head: text head; None for kind "image".
         width: D.
     """
 
@@ -76,7 +75,7 @@ class DocumentForm(nn.Module):
         if kind not in DOCUMENTS or (head is None) != (kind == "image"):
             raise ValueError(
                 f"documents are {kind!r} {'without' if head is None else 'with'} a text head; choose one of "
-                f"{DOCUMENTS}, all but image with a head"
+                f"{DOCUMENTS}; all but image need a text head"
             )
         self.kind, self.head = kind, head
         self.mix: nn.Linear | None = None
@@ -86,7 +85,7 @@ class DocumentForm(nn.Module):
                 self.mix.weight.copy_(torch.cat([torch.eye(width), torch.eye(width)], dim=1))
 
     def forward(self, image_BD: Tensor, sentence_BH: Tensor, has_image_B: Tensor, has_text_B: Tensor) -> Tensor:
-        """(B, D) unit rows; a row without any part that this kind reads is 0."""
+        """(B, D) unit rows; 0 for a document without any input that this kind uses."""
         image_BD = torch.where(has_image_B[:, None], image_BD, 0.0)
         if self.head is None:
             return image_BD
@@ -97,5 +96,5 @@ class DocumentForm(nn.Module):
         return functional.normalize(both_BD, dim=1)
 
     def readable(self, has_image_B: Tensor, has_text_B: Tensor) -> Tensor:
-        """(B,) bool: which documents have a vector at all."""
+        """(B,) bool: documents with an input that this kind uses."""
         return {"image": has_image_B, "text": has_text_B}.get(self.kind, has_image_B | has_text_B)

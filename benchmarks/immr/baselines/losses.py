@@ -1,19 +1,17 @@
-"""Losses of the rivals: the common ways to learn one space for queries and documents, each on the same batch.
+"""Baseline losses: InfoNCE, SupCon, SigLIP, triplet, ProxyAnchor, CosFace.
 
-Why here and not in `train/`: they are what the product is compared with. Every one is written, or called, as its paper
-has it, with what the paper learns (temperature, bias, proxies) learned here too; proxies and class weights start from
-the mean of their documents, as the product's do, so that no rival loses for its start.
+Each follows its paper, with the same learned parameters (temperature, bias, proxies). Proxies and class weights start
+from the mean of their documents, as the product's prototypes do.
 
     infonce     -log softmax of the paired document over the batch, both directions, temperature learned;
-                CLIP (Radford et al., 2021), Figure 3. Other known positives of a query leave its denominator.
-    supcon      the same with the mean over all known positives; Khosla et al., 2020, equation 2 (L_out), across sides
+                CLIP (Radford et al., 2021), Figure 3. Other positives of a query are masked in its denominator.
+    supcon      the same with the mean over all positives; Khosla et al., 2020, equation 2 (L_out), across sides
     siglip      log-sigmoid over all pairs, temperature and bias learned; Zhai et al., 2023, Algorithm 1
     triplet     max(0, d(q, d+) - d(q, d-) + m) on mined triplets; pytorch-metric-learning
     proxyanchor Kim et al., 2020; pytorch-metric-learning, over the rows of both sides
     cosface     full softmax with a margin, -log softmax(s (cos - m [right class])); Wang et al., 2018
 
-
-Letters: B rows of a side, D width, N classes.
+Legend: B rows of a side, D embedding width, N classes.
 """
 
 import math
@@ -25,17 +23,17 @@ from pytorch_metric_learning.miners import BatchHardMiner, TripletMarginMiner
 from torch import Tensor, nn
 from torch.nn import functional
 
-PAIRED = ("infonce", "supcon", "siglip", "triplet")  # need a document of every query in the batch
-CLASSIFYING = ("proxyanchor", "cosface")  # learn one row for each class
+PAIRED = ("infonce", "supcon", "siglip", "triplet")  # need a relevant document of every query in the batch
+CLASSIFYING = ("proxyanchor", "cosface")  # learn one weight row per class
 LOSSES = (*PAIRED, *CLASSIFYING)
-MOST_LOGIT_SCALE = math.log(100.0)  # as CLIP clips it
+MAX_LOGIT_SCALE = math.log(100.0)  # the limit of CLIP
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Labels of a batch: (Bq,) and (Bd,) class index, and what is known to belong together: (Bq, Bd) bool.
+class BatchLabels:
+    """Class index of the queries (Bq,) and documents (Bd,) of a batch, and its positive pairs (Bq, Bd) bool.
 
-    `positive_BB` has the pair of each query on its diagonal where the batch is paired (see `PAIRED`).
+    For the losses in `PAIRED`, the document drawn for query i is in row i, so the diagonal of `positive_BB` is True.
     """
 
     query_labels_B: Tensor
@@ -44,7 +42,7 @@ class Batch:
 
 
 def infonce(logit_BB: Tensor, positive_BB: Tensor) -> Tensor:
-    """Mean over rows of -log(exp l_ii / (exp l_ii + sum of exp l_ij over j that are not known positives of i))."""
+    """Mean over rows of -log(exp l_ii / (exp l_ii + sum of exp l_ij over j that are no positives of i))."""
     paired_BB = torch.eye(len(logit_BB), dtype=torch.bool, device=logit_BB.device)
     kept_BB = logit_BB.masked_fill(positive_BB & ~paired_BB, -math.inf)
     return functional.cross_entropy(kept_BB, torch.arange(len(logit_BB), device=logit_BB.device))
@@ -58,7 +56,7 @@ def supcon(logit_BB: Tensor, positive_BB: Tensor) -> Tensor:
 
 
 def siglip(logit_BB: Tensor, positive_BB: Tensor) -> Tensor:
-    """-(1 / B) sum over all pairs of log sigmoid(y l), y = 1 for known positives, else -1; l includes the bias."""
+    """-(1 / B) sum over all pairs of log sigmoid(y l), y = 1 for positives, else -1; l includes the bias."""
     sign_BB = torch.where(positive_BB, 1.0, -1.0).to(logit_BB.dtype)
     return -functional.logsigmoid(sign_BB * logit_BB).sum() / len(logit_BB)
 
@@ -70,11 +68,11 @@ def cosface(cos_BN: Tensor, labels_B: Tensor, *, margin: float, scale: float) ->
 
 
 class Contrastive(nn.Module):
-    """infonce, supcon or siglip with its learned temperature (and, for siglip, bias).
+    """infonce, supcon or siglip with a learned temperature (and, for siglip, bias).
 
     Args:
         kind: one of the three.
-        temperature: at the start; the loss multiplies products by 1 / temperature.
+        temperature: initial value; inner products are multiplied by 1 / temperature.
     """
 
     def __init__(self, kind: str, *, temperature: float) -> None:
@@ -85,9 +83,9 @@ class Contrastive(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.bias = nn.Parameter(torch.tensor(-10.0)) if kind == "siglip" else None
 
-    def forward(self, query_BD: Tensor, document_BD: Tensor, batch: Batch) -> Tensor:
+    def forward(self, query_BD: Tensor, document_BD: Tensor, batch: BatchLabels) -> Tensor:
         """Unit rows of both sides -> scalar."""
-        logit_BB = self.logit_scale.clamp(max=MOST_LOGIT_SCALE).exp() * (query_BD @ document_BD.T)
+        logit_BB = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp() * (query_BD @ document_BD.T)
         if self.bias is not None:
             return siglip(logit_BB + self.bias, batch.positive_BB)
         form = infonce if self.kind == "infonce" else supcon
@@ -95,7 +93,7 @@ class Contrastive(nn.Module):
 
 
 class Triplet(nn.Module):
-    """Euclidean triplet margin loss, queries as anchors against documents and the other way round.
+    """Euclidean triplet margin loss, with queries and then documents as anchors.
 
     Args:
         mining: "semihard" (negatives farther than the positive by less than the margin) or "hard" (hardest positive and
@@ -111,12 +109,12 @@ class Triplet(nn.Module):
             BatchHardMiner() if mining == "hard" else TripletMarginMiner(margin=margin, type_of_triplets="semihard")
         )
 
-    def forward(self, query_BD: Tensor, document_BD: Tensor, batch: Batch) -> Tensor:
-        """Unit rows of both sides -> scalar; 0 (with a gradient of 0) where no triplet is mined."""
+    def forward(self, query_BD: Tensor, document_BD: Tensor, batch: BatchLabels) -> Tensor:
+        """Unit rows of both sides -> scalar; 0 (with zero gradient) when no triplet is mined."""
         sides = ((query_BD, batch.query_labels_B), (document_BD, batch.document_labels_B))
         total = query_BD.sum() * 0.0
         for (rows_BD, labels_B), (other_BD, other_labels_B) in (sides, sides[::-1]):
-            # A copy: the library takes labels that are one object for one side, and drops the pairs on the diagonal.
+            # A copy: given the same label object twice, the library assumes one set of rows and drops the diagonal.
             other = {"ref_emb": other_BD, "ref_labels": other_labels_B.clone()}
             total = total + 0.5 * self.loss(rows_BD, labels_B, self.miner(rows_BD, labels_B, **other), **other)
         return total
@@ -126,7 +124,7 @@ class Classifying(nn.Module):
     """cosface or proxyanchor over the rows of both sides.
 
     Args:
-        start_ND: (N, D) where class weights or proxies start.
+        start_ND: (N, D) initial class weights or proxies.
         margin, scale: m and s of CosFace; m and alpha of ProxyAnchor.
     """
 
@@ -141,7 +139,7 @@ class Classifying(nn.Module):
         else:
             self.weight = nn.Parameter(start_ND.clone())
 
-    def forward(self, query_BD: Tensor, document_BD: Tensor, batch: Batch) -> Tensor:
+    def forward(self, query_BD: Tensor, document_BD: Tensor, batch: BatchLabels) -> Tensor:
         """Unit rows of both sides -> scalar."""
         rows_BD = torch.cat([query_BD, document_BD])
         labels_B = torch.cat([batch.query_labels_B, batch.document_labels_B])

@@ -1,4 +1,4 @@
-"""DeepFashion In-Shop with text: a photo of an item asks for the item's other photos, which carry its description.
+"""DeepFashion In-Shop: a photo of an item against its other photos and text.
 
 Files and fields (described by MMFashion, docs/dataset/IN_SHOP_DATASET.md of github.com/open-mmlab/mmfashion; the set is
 Liu et al., DeepFashion, CVPR 2016; non-commercial research): `Eval/list_eval_partition.txt`: number of images, names of
@@ -6,62 +6,62 @@ the entries, then rows of image name, item id, evaluation status (train, query, 
 test); `Anno/list_description_inshop.json`: rows of item id, colour, description (keys item, color, description; the
 last is a list of lines); images below `Img/`.
 
-The official partition is kept: query against gallery. Beside it, training items (one in ten by a hash validates) give
-tasks of their own: an item's first photo by name answers, the others ask. A description belongs to the item; its colour
-only counts where the item has a single one, since rows do not say which photo shows which colour.
+The official partition is kept: query against gallery. Training items form further tasks (one in ten, by a hash, for
+validation): an item's first photo by name is the document, the others are queries. A description belongs to the item;
+its colour is used only if the item has a single one, since rows do not say which photo shows which colour.
 """
 
 import json
 from pathlib import Path
 
-from benchmarks.immr.loaders.assembling import Document, Query, assembled, checked_part, existing, part_of
+from benchmarks.immr.loaders.assembling import Document, Query, build_task, checked_subset, existing_path, subset_of
 from benchmarks.immr.protocol.task import Task
 
 STATUS = ("train", "query", "gallery")
 
 
-def load_inshop(root: Path, *, part: str = "test") -> Task:
-    """The task of one part.
+def load_inshop(root: Path, *, subset: str = "test") -> Task:
+    """Task of one subset.
 
     Args:
         root: folder that holds Eval/, Anno/ and Img/.
-        part: "test" (the official query and gallery sets), "train" or "validation".
+        subset: "test" (the official query and gallery sets), "train" or "validation".
 
     Returns:
-        A Task whose images are paths below Img/; every document is unseen in "test" and "validation".
+        A Task with images as paths below Img/; every document is unseen in "test" and "validation".
 
     Raises:
-        ValueError: a missing file, a malformed row (named by its line), an unknown part.
+        ValueError: a missing file, a malformed row (named by its line), an unknown subset.
     """
-    checked_part(part)
-    rows = _partition(existing(root / "Eval/list_eval_partition.txt", what="extract Eval of In-Shop"))
-    texts = _descriptions(existing(root / "Anno/list_description_inshop.json", what="extract Anno of In-Shop"))
-    if part == "test":
-        answering = [(image, item) for image, item, status in rows if status == "gallery"]
-        asking = [(image, item) for image, item, status in rows if status == "query"]
+    checked_subset(subset)
+    rows = _partition(existing_path(root / "Eval/list_eval_partition.txt", what="extract Eval of In-Shop"))
+    texts = _descriptions(existing_path(root / "Anno/list_description_inshop.json", what="extract Anno of In-Shop"))
+    if subset == "test":
+        gallery = [(image, item) for image, item, status in rows if status == "gallery"]
+        query_photos = [(image, item) for image, item, status in rows if status == "query"]
     else:
         trained = sorted((item, image) for image, item, status in rows if status == "train")
-        chosen = [(image, item) for item, image in trained if _part_of_training(item) == part]
+        chosen = [(image, item) for item, image in trained if _training_subset(item) == subset]
         first: dict[str, str] = {}
         for image, item in chosen:
             first.setdefault(item, image)
-        answering = [(image, item) for item, image in first.items()]
-        asking = [(image, item) for image, item in chosen if first[item] != image]
+        gallery = [(image, item) for item, image in first.items()]
+        query_photos = [(image, item) for image, item in chosen if first[item] != image]
     documents = [
-        Document(image, str(root / "Img" / image), texts.get(item, ""), _leaf(image), item) for image, item in answering
+        Document(image, str(root / "Img" / image), texts.get(item, ""), _leaf(image), item) for image, item in gallery
     ]
     of_item: dict[str, set[str]] = {}
-    for image, item in answering:
+    for image, item in gallery:
         of_item.setdefault(item, set()).add(image)
     queries = [
-        Query(image, str(root / "Img" / image), frozenset(of_item.get(item, ())), item) for image, item in asking
+        Query(image, str(root / "Img" / image), frozenset(of_item.get(item, ())), item) for image, item in query_photos
     ]
-    unseen = () if part == "train" else [one.doc_id for one in documents]
-    return assembled(f"deepfashion_inshop/{part}", documents, queries, unseen=unseen)
+    unseen = () if subset == "train" else [one.doc_id for one in documents]
+    return build_task(f"deepfashion_inshop/{subset}", documents, queries, unseen=unseen)
 
 
-def _part_of_training(item: str) -> str:
-    return "validation" if part_of(item, split=0) == "validation" else "train"
+def _training_subset(item: str) -> str:
+    return "validation" if subset_of(item, split=0) == "validation" else "train"
 
 
 def _partition(path: Path) -> list[tuple[str, str, str]]:
@@ -78,8 +78,10 @@ def _partition(path: Path) -> list[tuple[str, str, str]]:
             )
         rows.append((words[0], words[1], words[2]))
     if not lines or not lines[0].strip().isdigit() or int(lines[0]) != len(rows):
-        said = lines[0].strip() if lines else "nothing"
-        raise ValueError(f"{path.name}: the first line says {said}, there are {len(rows)} rows; the file is incomplete")
+        count = lines[0].strip() if lines else "nothing"
+        raise ValueError(
+            f"{path.name}: the first line says {count}, there are {len(rows)} rows; the file is incomplete"
+        )
     return rows
 
 
@@ -100,6 +102,6 @@ def _descriptions(path: Path) -> dict[str, str]:
 
 
 def _leaf(image: str) -> str:
-    """Department and kind from img/WOMEN/Dresses/id_00000002/02_1_front.jpg: "WOMEN/Dresses"."""
+    """Department and type from img/WOMEN/Dresses/id_00000002/02_1_front.jpg: "WOMEN/Dresses"."""
     folders = image.split("/")[1:-2]
     return "/".join(folders)

@@ -1,8 +1,8 @@
-"""Documents made worse on purpose: tiny, blurred, line art, half occluded, without image, with another one's text.
+"""Degrade documents: tiny, blurred, line art, occluded, missing image, wrong text.
 
-Why: text can only earn its place where the image fails, and a catalogue has such documents. Each variant is the task
-itself with the unseen documents (all documents where the task names none) changed in one way; the rest of the gallery
-stays clean. What happens to a document depends on (seed, doc_id) alone.
+Text matters most where the image is poor or missing, so each variant degrades the unseen documents of a task (all
+documents where the task has no unseen ones) in one way; the rest of the gallery stays clean. The change of a document
+depends on (seed, doc_id) alone.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from PIL import Image, ImageChops, ImageFilter
 
 from benchmarks.immr.protocol.task import Task
 
-TINY = 16  # px of the longer side, then back to the old size
-BLUR = 0.04  # Gaussian radius as a share of the longer side
-OCCLUDED = 0.5  # of the picture's width or height
+TINY = 16  # px of the longer side before resizing back
+BLUR = 0.04  # Gaussian radius as a fraction of the longer side
+OCCLUDED = 0.5  # fraction of the width or height
 GREY = (128, 128, 128)
 WHITE = (255, 255, 255)
 
@@ -26,9 +26,9 @@ Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
 def tiny(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Scaled down to 16 px on the longer side and back: a thumbnail that someone enlarged."""
-    share = TINY / max(image.size)
-    small = image.resize((max(1, round(image.width * share)), max(1, round(image.height * share))))
+    """Enlarged thumbnail: scaled down to 16 px on the longer side and back."""
+    factor = TINY / max(image.size)
+    small = image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))))
     return small.resize(image.size, Image.Resampling.BILINEAR)
 
 
@@ -38,14 +38,14 @@ def blurred(image: Image.Image, generator: np.random.Generator) -> Image.Image:
 
 
 def line_art(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Dark edges on white, without colour: local maximum - local minimum of the grey picture over 3 x 3, inverted."""
+    """Dark edges on white: inverted (local maximum - local minimum) of the grey image over 3 x 3."""
     grey = image.convert("L")
     edges = ImageChops.subtract(grey.filter(ImageFilter.MaxFilter(3)), grey.filter(ImageFilter.MinFilter(3)))
     return ImageChops.invert(edges).convert("RGB")
 
 
 def occluded(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Grey over one half: left, right, top or bottom at random."""
+    """One half covered with grey: left, right, top or bottom at random."""
     width, height = image.size
     across, down = round(OCCLUDED * width), round(OCCLUDED * height)
     boxes = [
@@ -64,91 +64,90 @@ IMAGE_VARIANTS = (*CHANGES, "missing")
 VARIANTS = (*IMAGE_VARIANTS, "wrong_text")
 
 
-def degraded_picture(data: bytes, variant: str, *, doc_id: str, seed: int = 0) -> bytes:
-    """One encoded picture made worse: PNG bytes of the same size in RGB, transparent parts on white.
+def degraded_image(data: bytes, variant: str, *, doc_id: str, seed: int = 0) -> bytes:
+    """Degrade one encoded image: PNG bytes of the same size in RGB, transparency on white.
 
     Raises:
         ValueError: an unknown variant.
     """
     if variant not in CHANGES:
-        raise ValueError(f"variant is {variant!r}; a picture can be made one of {list(CHANGES)}")
+        raise ValueError(f"variant is {variant!r}; an image variant must be one of {list(CHANGES)}")
     with Image.open(io.BytesIO(data)) as opened:
-        picture = opened.convert("RGBA")
-    flat = Image.new("RGB", picture.size, WHITE)
-    flat.paste(picture, mask=picture.getchannel("A"))
+        image = opened.convert("RGBA")
+    flat = Image.new("RGB", image.size, WHITE)
+    flat.paste(image, mask=image.getchannel("A"))
     buffer = io.BytesIO()
     CHANGES[variant](flat, _generator(seed, variant, doc_id)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def degraded(task: Task, variant: str, *, seed: int = 0) -> Task:
-    """The task with its unseen documents in one variant.
+    """The task with its unseen documents degraded in one way.
 
     Args:
-        task: with images as bytes or Image structs that hold bytes.
-        variant: one of VARIANTS. "wrong_text": every changed document with text gets the text of another one of them,
-            whose relevant queries differ; documents without text stay as they are.
+        task: its images are bytes or Image structs with bytes.
+        variant: one of VARIANTS. "wrong_text": every changed document with text gets the text of another changed
+            document with other relevant queries; documents without text stay as they are.
         seed: of the random choices.
 
     Returns:
-        A task of the same rows, ids and qrels; the changed documents have the fact image (or text) = the variant.
+        A task with the same rows, ids and qrels; degraded documents have the fact image = variant (or text = wrong).
 
     Raises:
-        ValueError: an unknown variant, or images that are only paths.
+        ValueError: an unknown variant, or images given as paths.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant is {variant!r}; it must be one of {list(VARIANTS)}")
     changed = set(task.unseen_documents) or set(task.doc_ids)
     if variant == "wrong_text":
-        text, touched = _wrong_texts(task, changed, seed=seed)
-        column, fact = pa.array(text, task.documents.schema.field("text").type), {"text": "wrong"}
+        text, changed = _wrong_texts(task, changed, seed=seed)
+        name, column, fact = "text", pa.array(text, task.documents.schema.field("text").type), {"text": "wrong"}
     else:
-        column, fact, touched = _images(task, changed, variant, seed=seed), {"image": variant}, changed
-    name = "text" if variant == "wrong_text" else "image"
+        name, column, fact = "image", _images(task, changed, variant, seed=seed), {"image": variant}
     documents = task.documents.set_column(task.documents.schema.get_field_index(name), name, column)
-    facts = {doc: {**task.document_facts.get(doc, {}), **(fact if doc in touched else {})} for doc in task.doc_ids}
+    facts = {doc: {**task.document_facts.get(doc, {}), **(fact if doc in changed else {})} for doc in task.doc_ids}
     return replace(task, name=f"{task.name}/{variant}", documents=documents, document_facts=facts)
 
 
 def _images(task: Task, changed: set[str], variant: str, *, seed: int) -> pa.Array:
-    cells = []
-    for doc_id, cell in zip(task.doc_ids, task.documents.column("image").to_pylist(), strict=True):
-        if doc_id not in changed or cell is None:
-            cells.append(cell)
+    images = []
+    for doc_id, image in zip(task.doc_ids, task.documents.column("image").to_pylist(), strict=True):
+        if doc_id not in changed or image is None:
+            images.append(image)
             continue
-        data = cell["bytes"] if isinstance(cell, dict) else cell
         if variant == "missing":
-            cells.append(None)
+            images.append(None)
             continue
+        data = image["bytes"] if isinstance(image, dict) else image
         if not isinstance(data, bytes):
-            raise ValueError(f"{task.name}: the image of {doc_id!r} is a path; read it into bytes before it is changed")
-        worse = degraded_picture(data, variant, doc_id=doc_id, seed=seed)
-        cells.append({**cell, "bytes": worse} if isinstance(cell, dict) else worse)
-    return pa.array(cells, task.documents.schema.field("image").type)
+            raise ValueError(f"{task.name}: the image of {doc_id!r} is a path; read it into bytes first")
+        worse = degraded_image(data, variant, doc_id=doc_id, seed=seed)
+        images.append({**image, "bytes": worse} if isinstance(image, dict) else worse)
+    return pa.array(images, task.documents.schema.field("image").type)
 
 
 def _wrong_texts(task: Task, changed: set[str], *, seed: int) -> tuple[list[str | None], set[str]]:
-    """(texts of all rows, documents that got another one's): a rotation of a keyed order, past those of equal category.
+    """(texts of all rows, documents whose text was replaced).
 
-    The document k places further in the order gives its text; k starts at half of the number and grows until the two
-    documents answer no common query.
+    The changed documents with text are sorted by a hash. Each gets the text of the document k places further, where k
+    starts at half of their number and grows until the two documents share no relevant query.
     """
     text: list[str | None] = task.documents.column("text").to_pylist()
     row_of = {doc_id: row for row, doc_id in enumerate(task.doc_ids)}
-    asked: dict[str, set[str]] = {}
-    for query, judged in task.qrels.items():
-        for doc in judged:
-            asked.setdefault(doc, set()).add(query)
+    queries_of: dict[str, set[str]] = {}
+    for query, relevance in task.qrels.items():
+        for doc in relevance:
+            queries_of.setdefault(doc, set()).add(query)
     order = sorted((doc for doc in changed if text[row_of[doc]]), key=lambda doc: _digest(seed, "wrong_text", doc))
-    found, touched = list(text), set()
-    for place, doc in enumerate(order):
+    new_text, replaced = list(text), set()
+    for position, doc in enumerate(order):
         for step in range(len(order)):
-            giver = order[(place + len(order) // 2 + step) % len(order)]
-            if giver != doc and not asked.get(giver, set()) & asked.get(doc, set()):
-                found[row_of[doc]] = text[row_of[giver]]
-                touched.add(doc)
+            source = order[(position + len(order) // 2 + step) % len(order)]
+            if source != doc and not queries_of.get(source, set()) & queries_of.get(doc, set()):
+                new_text[row_of[doc]] = text[row_of[source]]
+                replaced.add(doc)
                 break
-    return found, touched
+    return new_text, replaced
 
 
 def _digest(seed: int, *words: str) -> bytes:

@@ -1,10 +1,10 @@
-"""The emoji data as tasks of the benchmark: which queries ask which documents, and what training may have seen.
+"""Emoji tasks, and the tables that governance and training may read.
 
-Inductive track (the headline): governance and training read the training catalogue alone; documents of validation and
-test categories first appear when the index is built. Transductive track: they may read the documents of the whole
-catalogue, never a query or a click of a validation or test category. Both are scored on the same tasks.
+Two training modes, scored on the same tasks. Inductive (reported): governance and training read the training catalogue
+alone; documents of validation and test categories first appear when the index is built. Transductive: they may also
+read the documents of the whole catalogue, but no query and no click of a validation or test category.
 
-Facts from `truth/` cut slices and name the categories of the bootstrap; no system may read them.
+Facts from `truth/` define slices and bootstrap categories; no system may read them.
 """
 
 import json
@@ -22,7 +22,7 @@ from benchmarks.immr.protocol.task import Task
 from examples.emoji.packages import styles_of
 
 QUERIES = ("test", "seen", "validation", "extra")
-TRACKS = {"inductive": "train_catalogue.parquet", "transductive": "catalogue.parquet"}
+CATALOGUE_OF_MODE = {"inductive": "train_catalogue.parquet", "transductive": "catalogue.parquet"}
 TEXT_FACTS = {
     "tags": "own",
     "shortcodes": "own",
@@ -30,53 +30,54 @@ TEXT_FACTS = {
     "language": "other_language",
     "nothing": "empty",
 }
-HEAD_SHARE, BODY_SHARE = 0.5, 0.8  # of all events, largest categories first
+HEAD_SHARE, BODY_SHARE = 0.5, 0.8  # cumulative share of all events, largest categories first
 
 
 @dataclass(frozen=True)
 class TrainingTables:
-    """What governance and training may read on a track."""
+    """Paths of the tables that governance and training may read in one mode."""
 
     behaviour: Path
     queries: Path
     catalogue: Path
 
 
-def training_tables(folder: Path, *, track: str = "inductive") -> TrainingTables:
-    """The three tables of a track.
+def training_tables(folder: Path, *, mode: str = "inductive") -> TrainingTables:
+    """The three tables of a training mode.
 
     Raises:
-        ValueError: an unknown track, or a folder without the tables.
+        ValueError: an unknown mode, or a folder without the tables.
     """
-    if track not in TRACKS:
-        raise ValueError(f"track is {track!r}; it must be one of {list(TRACKS)}")
-    paths = [folder / name for name in ("behaviour.parquet", "queries.parquet", TRACKS[track])]
+    if mode not in CATALOGUE_OF_MODE:
+        raise ValueError(f"mode is {mode!r}; it must be one of {list(CATALOGUE_OF_MODE)}")
+    paths = [folder / name for name in ("behaviour.parquet", "queries.parquet", CATALOGUE_OF_MODE[mode])]
     for path in paths:
         _existing(path)
     return TrainingTables(*paths)
 
 
 def emoji_settings(folder: Path) -> dict[str, Any]:
-    """Split, noise, events, setting and seed of a data folder."""
+    """Split, noise, number of events, setting and seed of a data folder."""
     settings: dict[str, Any] = json.loads(_existing(folder / "emoji.json").read_text(encoding="utf-8"))["settings"]
     return settings
 
 
 def emoji_task(folder: Path, queries: str = "test") -> Task:
-    """One set of queries against the catalogue.
+    """Task of one set of queries against the catalogue.
 
     Args:
         folder: data folder.
-        queries: "test" (clean drawings of unseen categories, styles of training), "extra" (the same categories in
-            styles never trained on), "seen" (held-out drawings of trained categories) or "validation". The validation
-            task holds no test document: settings are chosen on it before the test split is read.
+        queries: "test" (clean drawings of unseen categories in styles of the training data), "extra" (the same
+            categories in styles outside the training data), "seen" (held-out drawings of training categories) or
+            "validation". The validation task contains no test document: hyperparameters are chosen on it before the
+            test split is read.
 
     Returns:
-        The task. `unseen_documents` are those of the test (validation) categories, none for seen queries. A bootstrap
-        category is a group of twins: categories that share an identical drawing in a style of training.
+        The task. `unseen_documents` are those of the test (validation) categories, none for "seen". A bootstrap
+        category is a group of twins: categories that share an identical drawing in a training style.
 
     Raises:
-        ValueError: unknown queries, or a table that is missing (extra: build with --extra-styles).
+        ValueError: unknown queries, or a missing table ("extra" needs data built with --extra-styles).
     """
     if queries not in QUERIES:
         raise ValueError(f"queries is {queries!r}; it must be one of {list(QUERIES)}")
@@ -89,7 +90,8 @@ def emoji_task(folder: Path, queries: str = "test") -> Task:
         documents = documents.filter(pc.is_in(documents["doc_id"], pa.array(kept, pa.string())))
     ids = set(documents["doc_id"].to_pylist())
     merged = [(row["doc_id"], row["same_as"]) for row in _rows(folder / "merged.parquet")]
-    asked = pq.read_table(_existing(folder / f"{queries}_queries.parquet"))
+    query_table = pq.read_table(_existing(folder / f"{queries}_queries.parquet"))
+    query_ids = query_table["query_id"].to_pylist()
     qrels: dict[str, dict[str, int]] = {}
     for row in _rows(folder / f"{queries}_qrels.parquet"):
         qrels.setdefault(row["query_id"], {})[row["doc_id"]] = row["relevance"]
@@ -98,13 +100,13 @@ def emoji_task(folder: Path, queries: str = "test") -> Task:
     return Task(
         name=f"emoji/{settings['setting']}/{settings['split']}/{queries}",
         documents=documents,
-        queries=asked,
+        queries=query_table,
         qrels=qrels,
-        category_of_query={query: twins[about[query]["category"]] for query in asked["query_id"].to_pylist()},
+        category_of_query={query: twins[about[query]["category"]] for query in query_ids},
         merged=[pair for pair in merged if pair[0] in ids],
         unseen_documents=set() if queries == "seen" else {name for name in ids if truth[name]["split"] == split},
         document_facts={name: _document_facts(truth[name]) for name in ids},
-        query_facts=_query_facts(folder, asked["query_id"].to_pylist(), about, truth),
+        query_facts=_query_facts(folder, query_ids, about, truth),
     )
 
 
@@ -115,27 +117,27 @@ def _document_facts(row: Mapping[str, str]) -> dict[str, str]:
 def _query_facts(
     folder: Path, query_ids: Iterable[str], about: Mapping[str, Any], truth: Mapping[str, Any]
 ) -> dict[str, dict[str, str]]:
-    """Style, whether it was trained on, and the band: of the category, or of the leaf where no event shows it."""
+    """Style, whether training used it, and frequency band: of the category, or of its leaf if it has no events."""
     table = pq.read_table(folder / "catalogue.parquet", columns=["doc_id", "leaf"])
     leaf_of_document = dict(zip(table["doc_id"].to_pylist(), table["leaf"].to_pylist(), strict=True))
     leaf = {row["category"]: leaf_of_document[name] for name, row in truth.items()}
     events = pq.read_table(_existing(folder / "queries.parquet"), columns=["query_id"])["query_id"].to_pylist()
-    shown = [about[event]["category"] for event in events]
-    own, of_leaf = bands(shown), bands(leaf[category] for category in shown)
-    never = {style.name for style in styles_of("extra")}
+    categories = [about[event]["category"] for event in events]
+    own, of_leaf = bands(categories), bands(leaf[category] for category in categories)
+    untrained = {style.name for style in styles_of("extra")}
     found = {}
     for query in query_ids:
         style, category = about[query]["style"], about[query]["category"]
         band = own.get(category) or of_leaf.get(leaf[category], "tail")
-        found[query] = {"style": style, "training": "never" if style in never else "trained", "band": band}
+        found[query] = {"style": style, "training": "never" if style in untrained else "trained", "band": band}
     return found
 
 
 def bands(events: Iterable[str]) -> dict[str, str]:
-    """{name: head, body or tail} of everything that occurs in the events.
+    """Frequency band (head, body or tail) of every name in the events.
 
-    Names in order of falling counts (ties by name): those that begin within the first half of all events are the head,
-    those that begin before eight tenths the body, the rest the tail.
+    Names are sorted by falling count (ties by name). With the share of all events that come before a name: below 0.5 is
+    the head, below 0.8 the body, the rest the tail.
     """
     counts = Counter(events)
     total, before, found = counts.total(), 0, {}

@@ -1,11 +1,12 @@
-"""A task of the benchmark in the format of mteb: category i2it, an image asks for image + text.
+"""Export a task to mteb (image queries, image + text documents).
 
-Why: mteb has the category and no task in it. The format is the one of its Any2Any retrieval tasks: a folder with the
-configurations corpus (id, modality, text, image), queries (id, modality, image) and qrels (query-id, corpus-id, score),
-which mteb's own loader reads (mteb 2, abstasks/retrieval_dataset_loaders.py). mteb is imported only by what needs it.
+The mteb category is i2it. The format is that of mteb's Any2Any retrieval tasks, read by its own loader (mteb 2,
+abstasks/retrieval_dataset_loaders.py): a folder with the configurations corpus (id, modality, text, image), queries
+(id, modality, image) and qrels (query-id, corpus-id, score). mteb itself is imported only inside the functions that
+need it.
 
-mteb knows no identical documents: its figures are those on unmerged drawings (hit_rate_at_k is recall_at_k here), and
-it breaks ties its own way.
+mteb does not merge identical documents and breaks ties in another way: its hit_rate_at_k equals recall_at_k here with
+identical documents counted separately.
 """
 
 import json
@@ -17,7 +18,7 @@ import numpy as np
 from datasets import Dataset, Features, Image, Value
 from numpy.typing import ArrayLike
 
-from benchmarks.immr.protocol.export import Row, picture, write_rows
+from benchmarks.immr.protocol.export import Row, image_struct, write_rows
 from benchmarks.immr.protocol.task import Task
 
 CORPUS = Features({"id": Value("string"), "modality": Value("string"), "text": Value("string"), "image": Image()})
@@ -27,42 +28,42 @@ SPLIT = "test"
 
 
 def corpus_rows(task: Task, *, read: bool = False) -> Iterator[Row]:
-    """Documents as mteb wants them: text "" where there is none, modality "image,text", "image" or "text".
+    """Rows of the corpus: text "" where there is none, modality "image,text", "image" or "text".
 
     Args:
         task: the task.
-        read: pictures that are paths are read into bytes.
+        read: read images given as paths into bytes.
     """
     columns = (task.documents.column(name) for name in ("doc_id", "text", "image"))
     for doc_id, text, image in zip(*columns, strict=True):
-        cell, words = picture(image.as_py(), read=read), text.as_py() or ""
-        kinds = [name for name, there in (("image", cell is not None), ("text", bool(words))) if there]
-        yield {"id": doc_id.as_py(), "modality": ",".join(kinds), "text": words, "image": cell}
+        struct, content = image_struct(image.as_py(), read=read), text.as_py() or ""
+        kinds = [name for name, present in (("image", struct is not None), ("text", bool(content))) if present]
+        yield {"id": doc_id.as_py(), "modality": ",".join(kinds), "text": content, "image": struct}
 
 
 def query_rows(task: Task, *, read: bool = False) -> Iterator[Row]:
-    """Queries that have a relevant document; arguments as in corpus_rows."""
+    """Rows of the queries that have a relevant document; arguments as in corpus_rows."""
     for query_id, image in zip(task.queries.column("query_id"), task.queries.column("image"), strict=True):
         if task.qrels.get(query_id.as_py()):
-            yield {"id": query_id.as_py(), "modality": "image", "image": picture(image.as_py(), read=read)}
+            yield {"id": query_id.as_py(), "modality": "image", "image": image_struct(image.as_py(), read=read)}
 
 
 def qrels_rows(task: Task) -> Iterator[Row]:
-    """One row for each pair of a query and a relevant document."""
-    for query, judged in task.qrels.items():
-        for document, score in judged.items():
+    """One row per pair of a query and a relevant document."""
+    for query, relevant in task.qrels.items():
+        for document, score in relevant.items():
             yield {"query-id": query, "corpus-id": document, "score": score}
 
 
 def write_mteb(task: Task, folder: Path) -> None:
-    """Writes the task as a data set folder: Parquet files and a README.md whose header names the configurations.
+    """Write the task as a data set folder: Parquet files and a README.md that declares the configurations.
 
     Args:
-        task: pictures that are paths are read from disk, so that the folder stands alone.
+        task: images given as paths are read from disk, so that the folder is self-contained.
         folder: new or empty.
 
     Raises:
-        ValueError: the folder holds something.
+        ValueError: the folder is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder.name} is not empty; name a new folder for the mteb data set")
@@ -80,7 +81,7 @@ def write_mteb(task: Task, folder: Path) -> None:
 
 
 def mteb_task(task: Task, *, licence: str = "not specified") -> Any:
-    """An mteb retrieval task that holds the data already; give it to `mteb.evaluate`.
+    """An mteb retrieval task with its data loaded, for `mteb.evaluate`.
 
     Args:
         task: the task.
@@ -97,7 +98,7 @@ def mteb_task(task: Task, *, licence: str = "not specified") -> Any:
 
     about = TaskMetadata(
         name="".join(part.capitalize() for part in task.name.replace("_", "/").split("/")) + "I2ITRetrieval",
-        description="An image asks for documents that have an image and a text.",
+        description="Image queries against documents that have an image and a text.",
         dataset={"path": "local", "revision": "local"},
         type="Any2AnyRetrieval",
         category="i2it",
@@ -113,7 +114,7 @@ def mteb_task(task: Task, *, licence: str = "not specified") -> Any:
             SPLIT: {
                 "corpus": Dataset.from_list([dict(row) for row in corpus_rows(task)], features=CORPUS),
                 "queries": Dataset.from_list([dict(row) for row in query_rows(task)], features=QUERIES),
-                "relevant_docs": {query: dict(judged) for query, judged in task.qrels.items()},
+                "relevant_docs": {query: dict(relevant) for query, relevant in task.qrels.items()},
                 "top_ranked": None,
             }
         }
@@ -123,10 +124,10 @@ def mteb_task(task: Task, *, licence: str = "not specified") -> Any:
 
 
 class VectorSearch:
-    """Vectors that exist already, as mteb's search protocol: what any system's rows score on an mteb task.
+    """mteb search protocol over precomputed embeddings, to score any system on an mteb task.
 
     Args:
-        task: gives the ids of the rows.
+        task: source of the row ids.
         query_embeds: (Q, D) in the order of task.queries.
         document_embeds: (N, D) in the order of task.documents; rows of NaN are not indexed.
         name: of the system, "organisation/model".
@@ -140,12 +141,12 @@ class VectorSearch:
         self._name = name
         self._ids: list[str] = []
 
-    def index(self, corpus: Any, **given: Any) -> None:
-        """Takes the ids of the corpus that are indexed."""
+    def index(self, corpus: Any, **kwargs: Any) -> None:
+        """Store the ids of the corpus documents with a finite embedding."""
         self._ids = [name for name in corpus["id"] if np.isfinite(self._document[name]).all()]
 
-    def search(self, queries: Any, *, top_k: int, **given: Any) -> dict[str, dict[str, float]]:
-        """The best top_k documents of every query by inner product: {query: {document: score}}."""
+    def search(self, queries: Any, *, top_k: int, **kwargs: Any) -> dict[str, dict[str, float]]:
+        """The top_k documents of every query by inner product: {query: {document: score}}."""
         document_ND = np.stack([self._document[name] for name in self._ids])
         found = {}
         for query in queries["id"]:
@@ -156,7 +157,7 @@ class VectorSearch:
 
     @property
     def mteb_model_meta(self) -> Any:
-        """What mteb asks about a model: its name, and that the rest is not known."""
+        """Model metadata for mteb: the name only."""
         from mteb.models.model_meta import ModelMeta
 
         return ModelMeta.create_empty({"name": self._name, "revision": "local"})

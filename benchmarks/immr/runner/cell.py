@@ -1,344 +1,230 @@
-"""One cell of the grid: a system of a world under one seed, trained and scored, or a search on validation categories.
+"""Run one grid cell: train and score a system, or search its hyperparameters.
 
-A cell is a file once it is done: `cells/NAME.json` with its figures, `cells/NAME/TRACK.parquet` with a row a query. A
-search reads the validation task alone; what it chose goes into `choices.json`, where it stays: a later cell reads its
-settings there and nowhere else.
+A search reads the validation task alone, and stores its choice in the result store before any cell reads a test split.
 """
 
 import dataclasses
-import functools
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.immr.baselines.baselines import VALUES, Method, Settings, train_rival
 from benchmarks.immr.baselines.losses import PAIRED
-from benchmarks.immr.protocol.scores import METRICS, Scores
-from benchmarks.immr.runner.context import LONG_TRACKS, SHORT_TRACKS, Stand, keep_scores
-from benchmarks.immr.runner.systems import System, published_system, rival_system, train_product
+from benchmarks.immr.baselines.method import LOSS_VALUES, Hyperparameters, Method
+from benchmarks.immr.baselines.training import train_baseline
+from benchmarks.immr.protocol.scores import METRICS
+from benchmarks.immr.runner.context import ALL_EVAL_SETTINGS, BASIC_EVAL_SETTINGS, VALIDATION, ExperimentContext
+from benchmarks.immr.runner.result_store import IMAGE_ONLY, PRODUCT, ZERO_SHOT, GridCell, ResultStore
+from benchmarks.immr.runner.systems import System, baseline_system, published_system, train_product
 from runtime.files import write_json
-from train.recipes.recipe import Recipe, difference, learned_settings
+from train.recipes.recipe import Recipe
 
-KINDS = ("search", "heads", "final-search", "final")
-PRODUCT, IMAGE_ONLY, ZERO_SHOT = "oclear", "image_only", "zero_shot"
-# Of the recipe's rates at the stage; the last block was given its rates by a classification, pairs may want less.
+# Factors on the recipe's learning rates. The recipe's rates of the last block were tuned for classification losses;
+# losses over pairs may need lower ones.
 RATES = {"heads": (1.0, 0.5, 2.0), "last_block": (1.0, 0.5, 0.25, 2.0)}
-RATE_HALVINGS = 4
+MAX_RATE_HALVINGS = 4
 CHOSEN_BY = "mrr_at_10"
-SEARCH_SHARE = 0.5  # of the steps, with a schedule of that length, while heads alone are searched
-VALIDATION = "validation"
-RUN = "run"  # the training run of the product, removed when it is scored
+SEARCH_LENGTH = 0.5  # of the steps, with a schedule of that length, in searches of the heads grid
+RUN = "run"  # training run of the product, removed after scoring
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What, where, under which seed. `system` is a method's name, "oclear" or "zero_shot".
-
-    A cell "oclear" leaves two results: the image side is the same with and without text, so `image_only` costs nothing.
-    """
-
-    kind: str
-    world: str
-    system: str
-    seed: int = 0
-
-    @property
-    def name(self) -> str:
-        return self.named(self.system)
-
-    def named(self, system: str) -> str:
-        """The name that this cell has for a system that it scores."""
-        return f"{self.kind}--{self.world}--{system}--s{self.seed}"
-
-    @property
-    def stage(self) -> str:
-        return "heads" if self.kind in ("search", "heads") else "last_block"
-
-
-@dataclass(frozen=True)
-class Desk:
-    """Where cells lie, and how many steps they train (None = the recipe's).
-
-    `taken_over` is an earlier result file: choices and heads cells that are not here stand there, and only those: a
-    search that is done here has the word, and may begin with what an earlier one found for the layers themselves.
-    """
-
-    out: Path
-    recipe: str
-    max_steps: int | None = None
-    taken_over: Path | None = None
-
-    @functools.cached_property
-    def earlier(self) -> dict[str, Any]:
-        """The earlier result file; empty without one.
-
-        Raises:
-            ValueError: it is no file.
-        """
-        if self.taken_over is None:
-            return {}
-        if not self.taken_over.is_file():
-            raise ValueError(f"--taken-over {self.taken_over} is no file; give a result file of an earlier run")
-        return dict(json.loads(self.taken_over.read_text()))
-
-    @property
-    def cells(self) -> Path:
-        """Cells of a trial with fewer steps lie apart."""
-        return self.out / ("cells" if self.max_steps is None else f"cells-{self.max_steps}-steps")
-
-    def claim(self, recipe: Recipe) -> None:
-        """Cells here are of one recipe: note it where nobody has, and refuse another one.
-
-        Raises:
-            ValueError: the cells here are of another recipe.
-        """
-        note, mine = self.cells / "recipe.json", recipe.to_json()
-        if not note.is_file():
-            self.cells.mkdir(parents=True, exist_ok=True)
-            write_json(note, mine)
-        theirs = json.loads(note.read_text())
-        ours, found = (learned_settings(row) for row in (mine, theirs))
-        if differs := difference(json.loads(json.dumps(ours)), found):
-            raise ValueError(f"the cells of {self.cells} are of another recipe ({differs}); give another --out")
-
-    def file(self, name: str) -> Path:
-        return self.cells / f"{name}.json"
-
-    @property
-    def choices(self) -> dict[str, Any]:
-        """What searches chose, by "METHOD@stage"."""
-        return dict(self.earlier.get("choices", {})) | self._chosen_here()
-
-    def _chosen_here(self) -> dict[str, Any]:
-        path = self.cells / "choices.json"
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
-
-    def choose(self, key: str, chosen: dict[str, Any]) -> None:
-        """Keep a choice; one that was made here before stays."""
-        write_json(self.cells / "choices.json", {key: chosen} | self._chosen_here())
-
-    def settings(self, method: Method, stage: str) -> Settings:
-        """What was chosen for a method.
-
-        Raises:
-            ValueError: nothing was chosen yet.
-        """
-        key = f"{searched(method).name if stage == 'heads' else method.plain.name}@{stage}"
-        if key not in self.choices:
-            raise ValueError(f"no settings were chosen for {key}; run its search cell first (leave --only out)")
-        return Settings(**self.choices[key]["settings"])
-
-
-def searched(method: Method) -> Method:
-    """The method whose search under heads alone a method shares: one with images, one with text for each loss."""
-    return dataclasses.replace(method.plain, documents="image" if method.documents == "image" else "mean")
-
-
-def run_cell(cell: Cell, stand: Stand, desk: Desk) -> None:
-    """Do one cell and write its files."""
-    desk.cells.mkdir(parents=True, exist_ok=True)
-    begun = time.perf_counter()
+def run_cell(cell: GridCell, context: ExperimentContext, store: ResultStore) -> None:
+    """Run one cell and write its files."""
+    store.cells.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
     if cell.kind in ("search", "final-search"):
-        found = _search(cell, stand, desk)
-        desk.choose(f"{cell.system}@{cell.stage}", {**found["chosen"], "cell": cell.name})
-        _write(cell, cell.system, desk, found, begun)
+        table = _search(cell, context, store)
+        chosen = max(table, key=_criterion)
+        store.choose(f"{cell.system}@{cell.stage}", {**chosen, "cell": cell.name})
+        _write(cell, cell.system, store, {"table": table, "chosen": chosen}, started)
         return
-    tracks = (*SHORT_TRACKS, VALIDATION) if cell.kind == "heads" else LONG_TRACKS
-    for name, system, record in _systems(cell, stand, desk):
-        scores = stand.scored(system, tracks, stage="heads" if name == ZERO_SHOT else cell.stage)
-        keep_scores(scores, desk.cells / cell.named(name))
-        figures = {track: one.metrics() for track, one in scores.items()}
-        # The last of them closes the cell: a cell that was killed is done again.
-        _write(cell, name, desk, {"tracks": figures, **record}, begun)
-    shutil.rmtree(desk.cells / cell.name / RUN, ignore_errors=True)
+    eval_settings = (*BASIC_EVAL_SETTINGS, VALIDATION) if cell.kind == "heads" else ALL_EVAL_SETTINGS
+    for name, system, record in _systems(cell, context, store):
+        scores = context.scored(system, eval_settings, stage="heads" if name == ZERO_SHOT else cell.stage)
+        store.write_scores(cell.named(name), scores)
+        metrics = {eval_setting: one.metrics() for eval_setting, one in scores.items()}
+        # The cell's own system comes last: an interrupted cell has no file and is run again.
+        _write(cell, name, store, {"tracks": metrics, **record}, started)
+    shutil.rmtree(store.cells / cell.name / RUN, ignore_errors=True)
 
 
-def _write(cell: Cell, system: str, desk: Desk, found: dict[str, Any], begun: float) -> None:
-    about = {**dataclasses.asdict(cell), "system": system, "name": cell.named(system), "stage": cell.stage}
-    cost = {"seconds": round(time.perf_counter() - begun, 1), "threads": torch.get_num_threads()}
-    write_json(desk.file(cell.named(system)), {**about, "max_steps": desk.max_steps, **cost, **found})
+def _write(cell: GridCell, system: str, store: ResultStore, contents: dict[str, Any], started: float) -> None:
+    name = cell.named(system)
+    about = {"kind": cell.kind, "world": cell.dataset, "system": system, "seed": cell.seed}
+    about |= {"name": name, "stage": cell.stage, "max_steps": store.max_steps}
+    cost = {"seconds": round(time.perf_counter() - started, 1), "threads": torch.get_num_threads()}
+    write_json(store.file(name), {**about, **cost, **contents})
 
 
-def _systems(cell: Cell, stand: Stand, desk: Desk) -> Iterator[tuple[str, System, dict[str, Any]]]:
-    """(name, system, what to keep about its training) of everything that a cell scores, the cell's own last."""
-    if cell.system in (PRODUCT, ZERO_SHOT):
-        hub, recipe = _product(cell, stand, desk)
-        record = json.loads((hub.parent / "training.json").read_text())
-        kept = {"training": {key: record[key] for key in ("counts", "seconds", "text")}}
-        given: dict[str, Any] = {"frozen_stages": recipe.model.frozen_stages}
-        if cell.system == PRODUCT:
-            yield IMAGE_ONLY, published_system(hub, with_text=False, **given), kept
-        yield cell.system, published_system(hub, with_text=cell.system == PRODUCT, **given), kept
-    else:
-        method = Method.named(cell.system)
-        settings = desk.settings(method, cell.stage)
-        yield cell.system, trained_rival(cell, stand, desk, settings), {"settings": dataclasses.asdict(settings)}
+def _systems(
+    cell: GridCell, context: ExperimentContext, store: ResultStore
+) -> Iterator[tuple[str, System, dict[str, Any]]]:
+    """(name, system, record of its training) of every system that a cell scores, the cell's own last."""
+    if cell.system not in (PRODUCT, ZERO_SHOT):
+        hyperparameters = store.hyperparameters(Method.named(cell.system), cell.stage)
+        system = trained_baseline_system(cell, context, hyperparameters, max_steps=store.max_steps)
+        yield cell.system, system, {"settings": dataclasses.asdict(hyperparameters)}
+        return
+    hub, recipe = _train_product(cell, context, store)
+    record = json.loads((hub.parent / "training.json").read_text())
+    kept = {"training": {key: record[key] for key in ("counts", "seconds", "text")}}
+    if cell.system == PRODUCT:
+        yield IMAGE_ONLY, published_system(hub, with_text=False, frozen_stages=recipe.model.frozen_stages), kept
+    system = published_system(hub, with_text=cell.system == PRODUCT, frozen_stages=recipe.model.frozen_stages)
+    yield cell.system, system, kept
 
 
-def trained_rival(cell: Cell, stand: Stand, desk: Desk, settings: Settings, *, share: float = 1.0) -> System:
-    """A rival of a cell under some settings, its whole schedule shortened to `share` of the steps they ask for."""
-    method, features = Method.named(cell.system), stand.training(cell.stage)
-    recipe = stand.recipe_of(cell.stage, adapters=settings.adapters)
-    rows = stand.rows[method.labels]
+def trained_baseline_system(
+    cell: GridCell,
+    context: ExperimentContext,
+    hyperparameters: Hyperparameters,
+    *,
+    max_steps: int | None,
+    length: float = 1.0,
+) -> System:
+    """Train the baseline of a cell.
+
+    Args:
+        length: factor on the steps that the hyperparameters ask for, with a schedule of that length.
+    """
+    method = Method.named(cell.system)
+    recipe = context.recipe_of(cell.stage, adapters=hyperparameters.adapters)
     steps, warmup = (
-        round(share * settings.length * count) for count in (recipe.image.steps, recipe.image.warmup_steps)
+        round(length * hyperparameters.length * count) for count in (recipe.image.steps, recipe.image.warmup_steps)
     )
-    rival = train_rival(
-        stand.untrained,
-        features,
-        rows,
-        method=method,
-        settings=settings,
-        recipe=recipe.with_changes({"image.steps": steps, "image.warmup_steps": warmup}),
-        stage=cell.stage,
-        seed=cell.seed,
-        max_steps=desk.max_steps,
-        starts=stand.starts,
+    recipe = recipe.with_changes({"image.steps": steps, "image.warmup_steps": warmup})
+    inputs = context.baseline_inputs(cell.stage, method.labels, recipe)
+    baseline = train_baseline(
+        inputs, method=method, hyperparameters=hyperparameters, seed=cell.seed, max_steps=max_steps
     )
-    return rival_system(rival, rows, features.query_inputs)
+    return baseline_system(baseline, inputs.rows, inputs.features.query_inputs)
 
 
-def _product(cell: Cell, stand: Stand, desk: Desk) -> tuple[Path, Recipe]:
-    """The published folder of the product under the cell's recipe, and that recipe."""
-    home = desk.cells / cell.name
+def _train_product(cell: GridCell, context: ExperimentContext, store: ResultStore) -> tuple[Path, Recipe]:
+    """Published folder of the product trained under the cell's recipe, and that recipe."""
     stage = "heads" if cell.system == ZERO_SHOT else cell.stage
-    recipe, cache = stand.recipe_of(stage), stand.training(stage).cache
+    recipe, cache = context.recipe_of(stage), context.training(stage).cache
     if cell.system == ZERO_SHOT:
-        recipe = _zero_shot(recipe, width=cache.document_inputs.shape[-1])
-    desk.cells.mkdir(parents=True, exist_ok=True)
-    words = desk.out / f"{cell.name}.recipe.json"
-    write_json(words, recipe.to_json())
+        # Frozen features, standardised per side, without any training.
+        untrained = {"text.encoder": None, "image.steps": 0, "image.query_views": 0, "image.document_views": 0}
+        shape = {"model.hidden_size": cache.document_inputs.shape[-1], "image.projection": "identity"}
+        recipe = recipe.with_changes({"name": ZERO_SHOT, **shape, **untrained})
+    recipe_file = store.out / f"{cell.name}.recipe.json"
+    write_json(recipe_file, recipe.to_json())
     hub = train_product(
-        home / RUN,
-        governed=stand.world.governed,
-        recipe=str(words),
+        store.cells / cell.name / RUN,
+        governed=context.dataset.governed,
+        recipe=str(recipe_file),
         cache=cache,
         seed=cell.seed,
-        max_steps=None if recipe.image.steps == 0 else desk.max_steps,
+        max_steps=None if recipe.image.steps == 0 else store.max_steps,
     )
-    words.unlink()
+    recipe_file.unlink()
     return hub, recipe
 
 
-def _zero_shot(recipe: Recipe, *, width: int) -> Recipe:
-    """Frozen features, standardised per side, nothing learned."""
-    nothing: dict[str, Any] = {
-        "text.encoder": None,
-        "image.steps": 0,
-        "image.query_views": 0,
-        "image.document_views": 0,
-    }
-    return recipe.with_changes(
-        {"name": ZERO_SHOT, "model.hidden_size": width, "image.projection": "identity", **nothing}
-    )
+def _search(cell: GridCell, context: ExperimentContext, store: ResultStore) -> list[dict[str, Any]]:
+    """Search hyperparameters one coordinate at a time; returns every trial with its validation metrics.
 
+    Heads only: learning rate, value of the loss, and for raw labels the class balance, at half the steps. It is run
+    with image documents and with the mean of image and text; the latter choice holds for every fusion that reads text.
 
-def _search(cell: Cell, stand: Stand, desk: Desk) -> dict[str, Any]:
-    """One coordinate after the other: learning rate, the loss's value, for raw labels the balance of the batches.
-
-    Under heads alone it is done with image documents and with the mean of image and text, at half the steps; what it
-    chooses with text holds for every form that reads text.
-
-    On the last block the learning rate is searched again, from what the heads chose; of a loss over pairs the value
-    too, since what a miner or a temperature makes of pairs depends on the features under them.
-
-    A lowest rate that is the best of its row is halved until that gains nothing (`RATE_HALVINGS` times at most). Where
-    the product trains adapters, all this is done twice, with the last block's layers themselves and with adapters on
-    them; what an earlier result file has of either stands. Where the product trains members and a student, the best is
-    tried with as many steps as those have together.
+    Last block: the learning rate again, starting from the choice of the heads; for losses over pairs also their value,
+    since what a temperature or a miner does depends on the features. If the best rate is the lowest of its row, it is
+    halved while that improves (at most MAX_RATE_HALVINGS times). If the product trains adapters, the search is run with
+    the layers themselves and with adapters on them; trials of either kind in an earlier result file are reused. If the
+    product trains an ensemble and a student, the best trial is repeated with the number of steps of all of these.
     """
     method = Method.named(cell.system)
-    share = SEARCH_SHARE if cell.kind == "search" else 1.0
+    length = SEARCH_LENGTH if cell.kind == "search" else 1.0
 
-    def validated(settings: Settings) -> dict[str, float]:
-        system = trained_rival(cell, stand, desk, settings, share=share)
-        return _means(stand.scored(system, (VALIDATION,), stage=cell.stage)[VALIDATION])
+    def validate(hyperparameters: Hyperparameters) -> dict[str, float]:
+        system = trained_baseline_system(cell, context, hyperparameters, max_steps=store.max_steps, length=length)
+        scores = context.scored(system, (VALIDATION,), stage=cell.stage)[VALIDATION]
+        means = scores.values().mean(axis=0)
+        return {name: round(float(value), 6) for name, value in zip(METRICS, means, strict=True)}
 
-    axes, halvings = axes_of(cell, method), 0 if cell.kind == "search" else RATE_HALVINGS
-    start = Settings.usual(method) if cell.kind == "search" else desk.settings(method, "heads")
-    adapts = cell.kind == "final-search" and stand.recipe.image.lora.rank > 0
-    table = _found_earlier(cell, desk) if adapts else []
-    for adapters in (False, True) if adapts else (False,):
+    axes = search_axes(cell, method)
+    if cell.kind == "search":
+        return search_table(Hyperparameters.default(method), axes, validate, max_halvings=0)
+    start = store.hyperparameters(method, "heads")
+    has_adapters = context.recipe.image.lora.rank > 0
+    table = _earlier_trials(cell, store) if has_adapters else []
+    for adapters in (False, True) if has_adapters else (False,):
         if not any(row["settings"]["adapters"] == adapters for row in table):
-            form = dataclasses.replace(start, adapters=adapters)
-            table += searched_table(form, axes, validated, halvings=halvings)
-    if cell.kind == "final-search" and (length := whole_length(stand.recipe)) > 1:
-        longer = dataclasses.replace(Settings(**max(table, key=_figure)["settings"]), length=length)
-        table.append({"settings": dataclasses.asdict(longer), "validation": validated(longer)})
-    return {"table": table, "chosen": max(table, key=_figure)}
+            first = dataclasses.replace(start, adapters=adapters)
+            table += search_table(first, axes, validate, max_halvings=MAX_RATE_HALVINGS)
+    if (total := total_length(context.recipe)) > 1:
+        longer = dataclasses.replace(Hyperparameters(**max(table, key=_criterion)["settings"]), length=total)
+        table.append({"settings": dataclasses.asdict(longer), "validation": validate(longer)})
+    return table
 
 
-def whole_length(recipe: Recipe) -> float:
-    """Steps of all members and of the student, in units of one member's."""
+def total_length(recipe: Recipe) -> float:
+    """Steps of all ensemble members and the student, as a multiple of the steps of one member."""
     if recipe.ensemble.num_members == 1:
         return 1.0
     return recipe.ensemble.num_members + recipe.ensemble.distil_steps / recipe.image.steps
 
 
-def _found_earlier(cell: Cell, desk: Desk) -> list[dict[str, Any]]:
-    """Rows of an earlier result file's search of this cell, of trainings of the recipe's own length."""
-    rows = desk.earlier.get("cells", {}).get(cell.name, {}).get("table", [])
-    found = [{**row, "settings": dataclasses.asdict(Settings(**row["settings"]))} for row in rows]
-    return [row for row in found if row["settings"]["length"] == 1]
+def _earlier_trials(cell: GridCell, store: ResultStore) -> list[dict[str, Any]]:
+    """Trials of this cell in the earlier result file, of the recipe's own length."""
+    rows = store.earlier.get("cells", {}).get(cell.name, {}).get("table", [])
+    trials = [{**row, "settings": dataclasses.asdict(Hyperparameters(**row["settings"]))} for row in rows]
+    return [row for row in trials if row["settings"]["length"] == 1]
 
 
-def axes_of(cell: Cell, method: Method) -> dict[str, tuple[Any, ...]]:
-    """What a search tries, coordinate by coordinate."""
+def search_axes(cell: GridCell, method: Method) -> dict[str, tuple[Any, ...]]:
+    """Values to try for each hyperparameter, in the order of the coordinates."""
     axes: dict[str, tuple[Any, ...]] = {"rate": RATES[cell.stage]}
     if cell.kind == "search" or method.loss in PAIRED:
-        axes["value"] = VALUES[method.loss]
+        axes["value"] = LOSS_VALUES[method.loss]
     if cell.kind == "search" and method.labels == "raw":
         axes["balance"] = (1.0, 0.0)
     return axes
 
 
-def searched_table(
-    start: Settings,
+def search_table(
+    start: Hyperparameters,
     axes: dict[str, tuple[Any, ...]],
-    validated: Callable[[Settings], dict[str, float]],
+    validate: Callable[[Hyperparameters], dict[str, float]],
     *,
-    halvings: int,
+    max_halvings: int,
 ) -> list[dict[str, Any]]:
-    """Every setting that was tried, in order, with its validation figures.
+    """Coordinate search; returns all trials in order, with their validation metrics.
 
     Args:
-        axes: values by field of `Settings`, tried one coordinate after the other from the best so far.
-        validated: settings -> figures. halvings: how often a best rate that is the lowest is halved at most.
+        axes: values by field of `Hyperparameters`, tried one coordinate at a time from the best trial so far.
+        validate: hyperparameters -> validation metrics.
+        max_halvings: how often the best rate is halved at most if it is the lowest of its axis.
     """
     table: list[dict[str, Any]] = []
 
-    def gains(settings: Settings) -> bool:
-        said = dataclasses.asdict(settings)
-        if any(row["settings"] == said for row in table):
+    def improves(hyperparameters: Hyperparameters) -> bool:
+        values = dataclasses.asdict(hyperparameters)
+        if any(row["settings"] == values for row in table):
             return False
-        top = max(map(_figure, table), default=-1.0)
-        table.append({"settings": said, "validation": validated(settings)})
-        return _figure(table[-1]) > top
+        best_before = max(map(_criterion, table), default=-1.0)
+        table.append({"settings": values, "validation": validate(hyperparameters)})
+        return _criterion(table[-1]) > best_before
 
-    gains(start)
+    improves(start)
     best = start
     for field, values in axes.items():
         for value in values:
-            settings = dataclasses.replace(best, **{field: value})
-            best = settings if gains(settings) else best
-        for _ in range(halvings if field == "rate" and best.rate == min(values) else 0):
-            settings = dataclasses.replace(best, rate=best.rate / 2)
-            if not gains(settings):
+            candidate = dataclasses.replace(best, **{field: value})
+            best = candidate if improves(candidate) else best
+        for _ in range(max_halvings if field == "rate" and best.rate == min(values) else 0):
+            candidate = dataclasses.replace(best, rate=best.rate / 2)
+            if not improves(candidate):
                 break
-            best = settings
+            best = candidate
     return table
 
 
-def _figure(row: dict[str, Any]) -> float:
-    return float(row["validation"][CHOSEN_BY])
-
-
-def _means(scores: Scores) -> dict[str, float]:
-    means = scores.values().mean(axis=0)
-    return {name: round(float(value), 6) for name, value in zip(METRICS, means, strict=True)}
+def _criterion(trial: dict[str, Any]) -> float:
+    return float(trial["validation"][CHOSEN_BY])

@@ -1,109 +1,113 @@
-"""A world made ready to train and score on: tasks, features at both stages, rows of both labels, each made when asked.
+"""Tasks, features and labelled rows of one dataset split, computed on first use.
 
-The tracks of a world: unseen queries (full gallery, and unseen documents alone), held-out queries of seen categories,
-styles never trained on, and every kind of worse document. The validation task stands apart: a search sees it alone.
+Evaluation settings: unseen queries (full gallery, and unseen documents alone), held-out queries of seen categories,
+styles outside the training data, and every kind of degraded document. The validation task is separate: hyperparameter
+searches read it alone.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from benchmarks.immr.baselines.baselines import Starts
-from benchmarks.immr.baselines.labels import Labelled, governed_rows, raw_rows
+from benchmarks.immr.baselines.labels import LabelledRows, governed_rows, raw_rows
+from benchmarks.immr.baselines.training import BaselineInputs, ImageHeadCache
+from benchmarks.immr.features.task_features import MISSING, TaskFeatures, compute_task_features, pooled_features
+from benchmarks.immr.features.training_features import TrainingFeatures, training_features, with_pooled_inputs
 from benchmarks.immr.protocol.degrade import VARIANTS, degraded
 from benchmarks.immr.protocol.emoji import emoji_task
-from benchmarks.immr.protocol.scores import NO_PART, Scores
-from benchmarks.immr.protocol.slices import query_slices
-from benchmarks.immr.protocol.splits import World
-from benchmarks.immr.protocol.task import Task, evaluate
-from benchmarks.immr.runner.features_of_task import MISSING, TaskFeatures, features_of_tasks, pooled_features
+from benchmarks.immr.protocol.evaluation import evaluate
+from benchmarks.immr.protocol.scores import NOT_IN_SLICE, Scores
+from benchmarks.immr.protocol.splits import DatasetSplit
+from benchmarks.immr.protocol.task import Task
 from benchmarks.immr.runner.systems import System
-from benchmarks.immr.runner.training_features import TrainingFeatures, behind_the_backbone, training_features
 from train.encoders.backbones import build_model
 from train.recipes.recipe import Recipe, SoftmaxLoss
 
-SHORT_TRACKS = ("unseen", "unseen.small", "seen")
-LONG_TRACKS = (
-    *SHORT_TRACKS,
+BASIC_EVAL_SETTINGS = ("unseen", "unseen.small", "seen")
+ALL_EVAL_SETTINGS = (
+    *BASIC_EVAL_SETTINGS,
     "styles",
     "styles.small",
     *(name for variant in VARIANTS for name in (variant, f"{variant}.small")),
 )
-SMALL = ".small"  # the gallery of unseen documents alone
-# The last block's layers themselves want these rates, by the validation categories of the three splits (docs/log.md).
-LAYERS_RATES: dict[str, Any] = {
+SMALL = ".small"  # suffix: the gallery of unseen documents alone
+VALIDATION = "validation"
+# Best rates for training the layers of the last block themselves, on the validation categories of the three splits
+# (docs/log.md).
+LAST_BLOCK_RATES: dict[str, Any] = {
     "image.encoder_learning_rate": 2e-3,
     "image.projection_learning_rate": 8e-3,
     "head.learning_rate": 24e-3,
 }
-# Heads alone, the product's and most rivals', want these.
+# Best rates for training heads only, for the product and most baselines.
 HEADS_RATES: dict[str, Any] = {"image.projection_learning_rate": 2e-3, "head.learning_rate": 6e-3}
 
 
-class Stand:
-    """A world under one recipe.
+class ExperimentContext:
+    """One dataset split under one recipe.
 
     Args:
-        recipe: that of the product's last block; features are cached in front of it.
+        recipe: the product's, with the last block trained; features are cached before that block.
     """
 
-    def __init__(self, world: World, recipe: Recipe) -> None:
-        self.world, self.recipe = world, recipe
-        self.starts: Starts = {}
+    def __init__(self, dataset: DatasetSplit, recipe: Recipe) -> None:
+        self.dataset, self.recipe = dataset, recipe
+        self._head_cache: ImageHeadCache = {}
 
     def recipe_of(self, stage: str, *, adapters: bool = True) -> Recipe:
-        """The recipe at a stage: "heads", which are trained once and by the softmax (better there), or "last_block".
+        """The recipe at a stage: "heads" or "last_block".
+
+        Heads are trained once, with the softmax loss, which is better there.
 
         Args:
-            adapters: False trains the layers of the last block themselves where the recipe puts adapters on them.
+            adapters: False trains the layers of the last block themselves if the recipe trains adapters on them.
         """
         plain: dict[str, Any] = {}
         if self.recipe.image.lora.rank:
             plain = {"image.lora.rank": 0, "image.lora.targets": None, "image.max_grad_norm": None}
         if stage == "heads":
-            plain |= {"head.loss": SoftmaxLoss(), "model.frozen_stages": None, "ensemble.num_members": 1}
+            loss = self.recipe.head.loss if isinstance(self.recipe.head.loss, SoftmaxLoss) else SoftmaxLoss()
+            plain |= {"head.loss": loss, "model.frozen_stages": None, "ensemble.num_members": 1}
             return self.recipe.with_changes({**plain, **HEADS_RATES})
-        return self.recipe if adapters or not plain else self.recipe.with_changes({**plain, **LAYERS_RATES})
+        return self.recipe if adapters or not plain else self.recipe.with_changes({**plain, **LAST_BLOCK_RATES})
 
     @cached_property
     def untrained(self) -> Any:
-        """Model without text, as every rival starts."""
+        """Untrained model without text, from which every baseline starts."""
         return build_model(self.recipe.with_changes({"text.encoder": None}), seed=0)[0]
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
-        """By name of the track, galleries aside, and "validation"."""
-        data = self.world.data
+        """Tasks by evaluation setting (without the gallery suffix), and "validation"."""
+        data = self.dataset.data
         found = {name: emoji_task(data, which) for name, which in (("unseen", "test"), ("seen", "seen"))}
-        found["styles"] = emoji_task(self.world.styles, "extra")
+        found["styles"] = emoji_task(self.dataset.styles, "extra")
         found["validation"] = emoji_task(data, "validation")
         if set(found["styles"].doc_ids) != set(found["unseen"].doc_ids):
-            raise ValueError(f"{self.world.styles} was made with other documents than {data}; make it again")
+            raise ValueError(f"{self.dataset.styles} was built with other documents than {data}; build it again")
         return found | {variant: degraded(found["unseen"], variant) for variant in VARIANTS}
 
     @cached_property
     def _hidden(self) -> tuple[TaskFeatures, TrainingFeatures]:
         model, processor = build_model(self.recipe, seed=0)
-        folder = self.world.features
+        folder = self.dataset.features
         folder.mkdir(parents=True, exist_ok=True)
-        given = {"model": model, "processor": processor, "recipe": self.recipe}
-        return features_of_tasks(tasks=list(self.tasks.values()), folder=folder, **given), training_features(
-            self.world, **given
+        encoder = {"model": model, "processor": processor, "recipe": self.recipe}
+        return compute_task_features(tasks=list(self.tasks.values()), folder=folder, **encoder), training_features(
+            self.dataset, **encoder
         )
 
     @cached_property
     def _pooled(self) -> tuple[TaskFeatures, TrainingFeatures]:
-        asked, learned = self._hidden
-        given: dict[str, Any] = {"model": self.untrained, "recipe": self.recipe, "home": self.world.features}
-        name = f"{asked.cache.home.name}-task"
-        inputs = pooled_features(inputs=np.asarray(asked.cache.document_inputs), name=name, **given)
-        cache = dataclasses.replace(asked.cache, document_inputs=inputs)
-        return dataclasses.replace(asked, cache=cache), behind_the_backbone(learned, **given)
+        task, training = self._hidden
+        backbone: dict[str, Any] = {"model": self.untrained, "recipe": self.recipe, "home": self.dataset.features}
+        name = f"{task.cache.home.name}-task"
+        inputs = pooled_features(inputs=np.asarray(task.cache.document_inputs), name=name, **backbone)
+        cache = dataclasses.replace(task.cache, document_inputs=inputs)
+        return dataclasses.replace(task, cache=cache), with_pooled_inputs(training, **backbone)
 
     def task_features(self, stage: str) -> TaskFeatures:
         """Features of all tasks at a stage ("heads" or "last_block")."""
@@ -114,51 +118,45 @@ class Stand:
         return (self._pooled if stage == "heads" else self._hidden)[1]
 
     @cached_property
-    def rows(self) -> dict[str, Labelled]:
-        """What a rival learns from, by labels."""
-        learned = self._hidden[1]
+    def rows(self) -> dict[str, LabelledRows]:
+        """Labelled rows by kind of labels, "governed" or "raw"."""
+        training = self._hidden[1]
         return {
-            "governed": governed_rows(learned.samples),
-            "raw": raw_rows(learned.behaviour, learned.query_ids, learned.document_ids),
+            "governed": governed_rows(training.samples),
+            "raw": raw_rows(training.behaviour, training.query_ids, training.document_ids),
         }
 
-    def scored(self, system: System, tracks: Sequence[str], *, stage: str) -> dict[str, Scores]:
-        """Scores of a system by track."""
+    def baseline_inputs(self, stage: str, labels: str, recipe: Recipe) -> BaselineInputs:
+        """What a baseline is trained on at a stage, with one kind of labels."""
+        return BaselineInputs(
+            self.untrained, self.training(stage), self.rows[labels], recipe, stage, head_cache=self._head_cache
+        )
+
+    def scored(self, system: System, eval_settings: Sequence[str], *, stage: str) -> dict[str, Scores]:
+        """Scores of a system by evaluation setting."""
         features = self.task_features(stage)
-        kept: dict[bytes, np.ndarray] = {}
+        embedded: dict[bytes, np.ndarray] = {}  # document embeddings by images and texts of the documents
         found = {}
-        for track in tracks:
-            task = self.tasks[track.removesuffix(SMALL)]
+        for eval_setting in eval_settings:
+            task = self.tasks[eval_setting.removesuffix(SMALL)]
             image_N, text_N = features.images(task.documents), features.texts(task.documents)
-            same = image_N.tobytes() + text_N.tobytes()
-            if same not in kept:
-                kept[same] = system.document_vectors(features.documents(task.documents))
+            key = image_N.tobytes() + text_N.tobytes()
+            if key not in embedded:
+                embedded[key] = system.document_vectors(features.documents(task.documents))
             queries = features.images(task.queries)
-            assert (queries != MISSING).all(), "a query is a picture"
+            assert (queries != MISSING).all(), "every query has an image"
             vectors = system.query_vectors(np.asarray(features.cache.document_inputs[queries]))
-            gallery = task.unseen_documents if track.endswith(SMALL) else None
-            scores = evaluate(task, vectors, kept[same], gallery=gallery, split=self.world.split)
-            found[track] = with_query_slices(task, scores)
+            gallery = task.unseen_documents if eval_setting.endswith(SMALL) else None
+            scores = evaluate(task, vectors, embedded[key], gallery=gallery, split=self.dataset.split)
+            found[eval_setting] = with_query_slices(task, scores)
         return found
 
 
 def with_query_slices(task: Task, scores: Scores) -> Scores:
-    """The scores with the slices of queries beside those of documents, so that nobody needs the task to cut them."""
+    """Add the slices of queries to those of documents, so that stored scores can be sliced without the task."""
     ranks = dict(scores.slice_ranks)
-    for name, members in query_slices(task).items():
+    for name, members in task.query_slices().items():
         inside = np.isin(scores.query_ids, sorted(members))
         if inside.any():
-            ranks[name] = np.where(inside, scores.rank, NO_PART)
+            ranks[name] = np.where(inside, scores.rank, NOT_IN_SLICE)
     return dataclasses.replace(scores, slice_ranks=ranks)
-
-
-def keep_scores(scores: dict[str, Scores], folder: Path) -> None:
-    """One Parquet file a track, a row a query."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for track, found in scores.items():
-        pq.write_table(found.table(), folder / f"{track}.parquet")
-
-
-def kept_scores(folder: Path, track: str) -> Scores:
-    """Scores of a track that `keep_scores` wrote."""
-    return Scores.from_table(pq.read_table(folder / f"{track}.parquet"))

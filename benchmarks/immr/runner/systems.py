@@ -1,11 +1,10 @@
-"""A trained system as the index sees it: vectors of queries and documents with their calibration.
+"""Calibrated query and document embeddings of trained systems.
 
-A rival is embedded by its own modules, the product by the model in its published folder, with everything that
-retrieval does to an index: imputation of text for documents without, calibration against training queries. Only the
-frozen part of the encoders comes from a cache.
+A baseline is embedded by its own modules, the product by the model in its published folder. Both get what retrieval
+applies to an index: calibration against training queries, and for the product imputation of missing texts. Only the
+frozen part of the encoders is read from a cache.
 
-
-Letters: Q queries, N documents, S calibration queries, D width.
+Legend: Q queries, N documents, S calibration queries, D embedding width.
 """
 
 import shutil
@@ -18,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.immr.baselines.baselines import Rival
-from benchmarks.immr.baselines.labels import Labelled
+from benchmarks.immr.baselines.labels import LabelledRows
+from benchmarks.immr.baselines.training import TrainedBaseline
 from retrieval.encoder import load_encoder
 from retrieval.index.calibration import calibrated_documents, calibrated_queries, load_calibration
 from retrieval.index.imputation import impute
@@ -33,17 +32,17 @@ from train.run import context_of
 from train.text_stage.fit import embed_documents
 from train.text_stage.sentence_map import sentence_vectors
 
-MOST_CALIBRATION = 4096
+MAX_CALIBRATION = 4096
 
 
 @dataclass(frozen=True)
 class System:
-    """What answers.
+    """Embedding functions of a system, and its calibration queries.
 
     Attributes:
         queries: (Q, ...) inputs -> (Q, D) unit rows.
         documents: features of N documents -> (N, D) unit rows, NaN where a document cannot be indexed.
-        calibration: (S, D) training queries.
+        calibration: (S, D) embeddings of training queries.
     """
 
     queries: Callable[[np.ndarray], Tensor]
@@ -66,18 +65,18 @@ class System:
         return found
 
 
-def rival_system(rival: Rival, rows: Labelled, query_inputs: np.ndarray) -> System:
-    """A rival, calibrated by the training queries of its labels in the number and precision that the product uses."""
-    count = min(len(rows.calibration), MOST_CALIBRATION)
+def baseline_system(baseline: TrainedBaseline, rows: LabelledRows, query_inputs: np.ndarray) -> System:
+    """A baseline, calibrated by training queries in the number and precision of the product."""
+    count = min(len(rows.calibration), MAX_CALIBRATION)
     chosen = rows.calibration[np.arange(count) * len(rows.calibration) // max(count, 1)]
-    sample = rival.queries(query_inputs[chosen, 0]).to(torch.float16).float().numpy()
+    sample = baseline.queries(query_inputs[chosen, 0]).to(torch.float16).float().numpy()
 
     def documents(cache: FeatureCache) -> Tensor:
         sentences = sentence_vectors(cache.document_tokens, cache.document_mask)
         has_text = _has_text(cache)
-        return rival.documents(cache.document_inputs, sentences, cache.document_has_image, has_text)
+        return baseline.documents(cache.document_inputs, sentences, cache.document_has_image, has_text)
 
-    return System(rival.queries, documents, sample)
+    return System(baseline.queries, documents, sample)
 
 
 def published_system(
@@ -88,12 +87,13 @@ def published_system(
     edit: Callable[[Any], None] = lambda model: None,
     imputes: bool = True,
 ) -> System:
-    """The model of a published folder.
+    """The model of a published folder as a system.
 
     Args:
-        frozen_stages: at which stage its inputs are cached.
-        with_text: False indexes the documents by their image alone.
-        edit, imputes: what an ablation does to the loaded model, and whether text is imputed.
+        frozen_stages: stage at which its inputs are cached.
+        with_text: False indexes documents by their image alone.
+        edit: change to the loaded model, for ablations.
+        imputes: whether missing texts are imputed.
     """
     encoder = load_encoder(str(hub))
     edit(encoder.model)
@@ -122,7 +122,7 @@ def _has_text(cache: FeatureCache) -> np.ndarray:
 
 
 def _fused(model: Any, cache: FeatureCache, images_ND: Tensor, *, imputes: bool) -> Tensor:
-    """(N, D) through the fusion, with the imputation that `retrieval index` does unless that is ablated."""
+    """(N, D) fused embeddings, with the imputation of `retrieval index` unless ablated."""
     embeds_ND, shifts_ND = embed_documents(model.fusion, cache, images_ND)
     if not (imputes and model.config.text_strength > 0):
         return embeds_ND
@@ -143,24 +143,26 @@ def train_product(
     max_steps: int | None,
     build: Callable[..., tuple[Any, Any]] = build_model,
 ) -> Path:
-    """What `accelerate launch train/run.py` does with these options, on features that are cached already.
+    """Train the product as `accelerate launch train/run.py` does, on features that are cached already.
 
-    Features are those of seed 0 whatever the seed of training, so that cells of one world share them.
+    Features are those of seed 0 for every training seed, so that all cells of a dataset split share them.
 
     Args:
         recipe: a name, or a recipe.json.
         cache: features of the governed samples at the stage of the recipe. build: makes the untrained model.
 
     Returns:
-        The published folder, the run's record beside it; checkpoints are removed.
+        The published folder; the record of the run is beside it, checkpoints are removed.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    words = ["--data", str(governed), "--out", str(folder), "--recipe", recipe, "--seed", str(seed)]
-    options = read_options(words + ([] if max_steps is None else ["--max-steps", str(max_steps)]))
+    arguments = ["--data", str(governed), "--out", str(folder), "--recipe", recipe, "--seed", str(seed)]
+    options = read_options(arguments + ([] if max_steps is None else ["--max-steps", str(max_steps)]))
     assert options is not None
 
     def cached(model: Any, processor: Any, samples: GovernedSamples, **_: Any) -> FeatureCache:
-        assert len(samples.labels.document) == len(cache.document_inputs), "features are those of the governed folder"
+        assert len(samples.labels.document) == len(cache.document_inputs), (
+            "the features do not belong to the governed folder"
+        )
         return cache
 
     train(context_of(options), options.data, parts=Parts(build_model=build, features_of=cached))

@@ -1,4 +1,4 @@
-"""The ablation on a made world: every part is really taken out, cells are done once, the table says what moved."""
+"""The ablation on a synthetic dataset split: each part is removed, and its effect is reported."""
 
 import json
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ import torch
 
 from benchmarks.immr.ablation import suite, variants
 from benchmarks.immr.ablation.variants import FULL, SWITCHED, TRAINED
-from benchmarks.immr.protocol.splits import open_world
-from benchmarks.immr.runner.cell import Cell, Desk
-from benchmarks.immr.runner.context import Stand, kept_scores
+from benchmarks.immr.protocol.splits import open_split
+from benchmarks.immr.runner.context import ExperimentContext
+from benchmarks.immr.runner.result_store import GridCell, ResultStore
 from benchmarks.immr.runner.systems import published_system
 from retrieval.encoder import load_encoder
 from tests.support import synthetic_split
@@ -36,97 +36,95 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stand(out: Path) -> Stand:
-    return Stand(open_world("hard-0", out), tiny())
+def context(out: Path) -> ExperimentContext:
+    return ExperimentContext(open_split("hard-0", out), tiny())
 
 
 @pytest.fixture(scope="module")
-def desk(out: Path, stand: Stand) -> Desk:
-    """Where every cell of one seed is done."""
-    desk = Desk(out / "ablation", "tiny", STEPS)
-    suite.run_ablation(desk, Desk(out, "tiny", STEPS), stand, seeds=(0,))
-    return desk
+def store(out: Path, context: ExperimentContext) -> ResultStore:
+    """A store with all cells of one seed."""
+    store = ResultStore(out / "ablation", "tiny", STEPS)
+    suite.run_ablation(store, ResultStore(out, "tiny", STEPS), context, seeds=(0,))
+    return store
 
 
 @pytest.fixture(scope="module")
-def hub(stand: Stand, desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The published folder of the full product, its text loud, so that what reads it can be seen to change."""
+def hub(context: ExperimentContext, store: ResultStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published folder of the full product."""
     home = tmp_path_factory.mktemp("full")
-    systems = dict(variants.trained_systems(FULL, stand, desk, home, seed=0))
+    systems = dict(variants.trained_systems(FULL, context, store, home, seed=0))
     assert set(systems) == {FULL, *SWITCHED}
     return home / "run" / "hub"
 
 
-def test_every_part_has_a_cell_and_a_row_that_is_compared_with_the_full_product(desk: Desk) -> None:
-    found = suite.summarised(desk, "hard-0")
+def test_every_part_is_compared_with_the_full_product(store: ResultStore) -> None:
+    found = suite.summarised(store, "hard-0")
     assert set(found) == {FULL, *TRAINED, *SWITCHED}
-    for part, tracks in found.items():
-        assert set(tracks) == set(suite.TRACKS)
-        full, mine = (kept_scores(desk.cells / Cell("heads", "hard-0", name).name, "unseen") for name in (FULL, part))
+    for part, eval_settings in found.items():
+        assert set(eval_settings) == set(suite.EVAL_SETTINGS)
+        full, ablated = (store.read_scores(GridCell("heads", "hard-0", name).name, "unseen") for name in (FULL, part))
         if part != FULL:
-            gap = float(mine.mrr_at_10.mean() - full.mrr_at_10.mean())
-            assert tracks["unseen"]["change"]["mrr_at_10"]["difference"] == pytest.approx(gap, abs=1e-6)
-            assert tracks["unseen"]["moved"] == int((mine.rank != full.rank).sum())
-    assert not list(desk.cells.glob("*.run"))
+            gap = float(ablated.mrr_at_10.mean() - full.mrr_at_10.mean())
+            assert eval_settings["unseen"]["change"]["mrr_at_10"]["difference"] == pytest.approx(gap, abs=1e-6)
+            assert eval_settings["unseen"]["moved"] == int((ablated.rank != full.rank).sum())
+    assert not list(store.cells.glob("*.run"))
     json.dumps(found)
 
 
-def test_cells_that_are_done_stay_done_and_choices_of_the_grid_are_taken_over(
-    desk: Desk, out: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+def test_complete_cells_are_skipped_and_choices_of_the_grid_are_reused(
+    store: ResultStore, out: Path, context: ExperimentContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again: list[str] = []
     monkeypatch.setattr(suite, "run_part", lambda cell, *rest: again.append(cell.name))
-    suite.run_ablation(desk, Desk(out, "tiny", STEPS), stand, seeds=(0,))
+    suite.run_ablation(store, ResultStore(out, "tiny", STEPS), context, seeds=(0,))
     assert again == []
-    suite.run_ablation(desk, Desk(out, "tiny", STEPS), stand, seeds=(0, 1), only="gov|oclear")
+    suite.run_ablation(store, ResultStore(out, "tiny", STEPS), context, seeds=(0, 1), only="gov|oclear")
     assert again == ["heads--hard-0--oclear--s1", "heads--hard-0--governance--s1"]
-    fresh = Desk(out / "fresh", "tiny", STEPS)
-    suite.run_ablation(fresh, desk, stand, seeds=())
-    assert fresh.choices == {key: desk.choices[key] for key in fresh.choices}
+    fresh = ResultStore(out / "fresh", "tiny", STEPS)
+    suite.run_ablation(fresh, store, context, seeds=())
+    assert fresh.choices == {key: store.choices[key] for key in fresh.choices}
     assert len(fresh.choices) == len(variants.SEARCHES)
     with pytest.raises(ValueError, match="no regular expression"):
-        suite.run_ablation(fresh, desk, stand, seeds=(), only="(")
+        suite.run_ablation(fresh, store, context, seeds=(), only="(")
 
 
-def test_raw_clicks_make_every_document_a_category_of_the_query_that_clicked_it_most(
-    stand: Stand, tmp_path: Path
+def test_raw_clicks_give_each_query_the_category_of_its_most_clicked_document(
+    context: ExperimentContext, tmp_path: Path
 ) -> None:
-    cache = variants.write_raw(tmp_path / "raw", stand)
+    cache = variants.write_raw(tmp_path / "raw", context)
     rows = pq.read_table(tmp_path / "raw" / "samples" / "part-0.parquet").to_pylist()
     documents = [row["sample_id"] for row in rows if row["side"] == "document"]
     assert [row["category_id"] for row in rows if row["side"] == "document"] == list(range(len(documents)))
-    asked = {row["sample_id"]: documents[row["category_id"]] for row in rows if row["side"] == "query"}
-    assert synthetic_split.REJECTED in asked  # governance had rejected it
-    clicks = pq.read_table(stand.world.data / "behaviour.parquet").to_pylist()
-    assert asked == {row["query_id"]: row["doc_id"] for row in clicks}
-    learned = stand.training("heads")
+    category_of = {row["sample_id"]: documents[row["category_id"]] for row in rows if row["side"] == "query"}
+    assert synthetic_split.REJECTED in category_of  # rejected by governance
+    clicks = pq.read_table(context.dataset.data / "behaviour.parquet").to_pylist()
+    assert category_of == {row["query_id"]: row["doc_id"] for row in clicks}
+    training = context.training("heads")
     order = [row["sample_id"] for row in rows if row["side"] == "query"]
-    place = learned.query_ids.index(synthetic_split.REJECTED)
-    np.testing.assert_array_equal(
-        cache.query_inputs[order.index(synthetic_split.REJECTED)], learned.query_inputs[place]
-    )
+    row = training.query_ids.index(synthetic_split.REJECTED)
+    np.testing.assert_array_equal(cache.query_inputs[order.index(synthetic_split.REJECTED)], training.query_inputs[row])
     held_out = {row["sample_id"].split("x")[1] for row in rows if row["split"] == "validation"}
     assert held_out >= {str(category) for category in synthetic_split.HELD_OUT}
 
 
-def test_one_residual_for_both_sides_is_what_the_published_model_holds_twice(
-    stand: Stand, desk: Desk, tmp_path: Path, hub: Path
+def test_a_shared_residual_is_published_twice(
+    context: ExperimentContext, store: ResultStore, tmp_path: Path, hub: Path
 ) -> None:
-    dict(variants.trained_systems("transforms", stand, desk, tmp_path, seed=0))
+    dict(variants.trained_systems("transforms", context, store, tmp_path, seed=0))
     shared = load_encoder(str(tmp_path / "run" / "hub")).model.image_head
-    apart = load_encoder(str(hub)).model.image_head
+    separate = load_encoder(str(hub)).model.image_head
     assert torch.equal(shared.query_transform.outer.weight, shared.document_transform.outer.weight)
     assert shared.query_transform.outer.weight.abs().max() > 0
-    assert not torch.equal(apart.query_transform.outer.weight, apart.document_transform.outer.weight)
+    assert not torch.equal(separate.query_transform.outer.weight, separate.document_transform.outer.weight)
 
 
-def test_what_is_switched_off_no_longer_counts(hub: Path, stand: Stand) -> None:
-    features = stand.task_features("heads")
-    cache = features.documents(stand.tasks["unseen"].documents)
-    without_images = features.documents(stand.tasks["missing"].documents)
+def test_a_removed_part_has_no_effect(hub: Path, context: ExperimentContext) -> None:
+    features = context.task_features("heads")
+    cache = features.documents(context.tasks["unseen"].documents)
+    without_images = features.documents(context.tasks["missing"].documents)
 
-    def loud(model: object) -> None:
-        """Text, memory, evidence and gates that matter."""
+    def strengthen(model: object) -> None:
+        """Give text, memory, evidence and gates a visible effect."""
         torch.manual_seed(0)
         fusion = model.fusion  # type: ignore[attr-defined]
         model.config.text_strength = fusion.config.text_strength = 0.5  # type: ignore[attr-defined]
@@ -136,7 +134,7 @@ def test_what_is_switched_off_no_longer_counts(hub: Path, stand: Stand) -> None:
 
     def vectors(*edits: object, imputes: bool = True, of: FeatureCache = cache) -> torch.Tensor:
         def edit(model: object) -> None:
-            for one in (loud, *edits):
+            for one in (strengthen, *edits):
                 one(model)  # type: ignore[operator]
 
         return published_system(hub, frozen_stages=None, with_text=True, edit=edit, imputes=imputes).documents(of)
@@ -144,15 +142,15 @@ def test_what_is_switched_off_no_longer_counts(hub: Path, stand: Stand) -> None:
     usual, no_text = vectors(), torch.from_numpy(~np.asarray(cache.document_mask).any(1))
     for edit in (variants.without_attention, variants.without_gate):
         assert not torch.allclose(vectors(edit), usual)
-    assert torch.equal(vectors(variants.without_memory), usual), "the memory speaks where there is no image"
-    known, forgotten = vectors(of=without_images), vectors(variants.without_memory, of=without_images)
-    assert not torch.allclose(known, forgotten, equal_nan=True)
+    assert torch.equal(vectors(variants.without_memory), usual), "the memory is used only without image"
+    with_memory, without_memory = vectors(of=without_images), vectors(variants.without_memory, of=without_images)
+    assert not torch.allclose(with_memory, without_memory, equal_nan=True)
 
     def other_memory(model: object) -> None:
         model.fusion.memory.data.add_(1)  # type: ignore[attr-defined]
 
     torch.testing.assert_close(
-        vectors(variants.without_memory, other_memory, of=without_images), forgotten, equal_nan=True
+        vectors(variants.without_memory, other_memory, of=without_images), without_memory, equal_nan=True
     )
 
     def moved_cells(model: object) -> None:
@@ -161,7 +159,7 @@ def test_what_is_switched_off_no_longer_counts(hub: Path, stand: Stand) -> None:
     torch.testing.assert_close(
         vectors(variants.without_attention, moved_cells),
         vectors(variants.without_attention),
-        msg="evidence still counts",
+        msg="image evidence still has an effect",
     )
     plain = vectors(imputes=False)
     assert not torch.allclose(plain[no_text], usual[no_text])
@@ -169,7 +167,7 @@ def test_what_is_switched_off_no_longer_counts(hub: Path, stand: Stand) -> None:
 
 
 @pytest.mark.parametrize("agreement", [0.0, 3.0])
-def test_open_gates_keep_the_length_of_a_text_at_their_usual_opening(hub: Path, agreement: float) -> None:
+def test_open_gates_keep_the_text_length_of_the_initial_gates(hub: Path, agreement: float) -> None:
     one, other = (load_encoder(str(hub)).model for _ in range(2))
     for model in (one, other):
         model.fusion.agreement.data.copy_(torch.tensor([0.0, agreement]))
@@ -184,14 +182,14 @@ def test_open_gates_keep_the_length_of_a_text_at_their_usual_opening(hub: Path, 
     )
 
 
-def test_without_calibration_the_score_is_the_plain_product(hub: Path, stand: Stand) -> None:
-    features = stand.task_features("heads")
-    task = stand.tasks["unseen"]
+def test_without_calibration_the_score_is_the_inner_product(hub: Path, context: ExperimentContext) -> None:
+    features = context.task_features("heads")
+    task = context.tasks["unseen"]
     inputs = np.asarray(features.cache.document_inputs[features.images(task.queries)])
     systems = dict(variants.switched_systems(hub))
-    whole = published_system(hub, frozen_stages=None, with_text=True)
+    full = published_system(hub, frozen_stages=None, with_text=True)
     cache = features.documents(task.documents)
-    plain = whole.queries(inputs).numpy() @ whole.documents(cache).numpy().T
+    plain = full.queries(inputs).numpy() @ full.documents(cache).numpy().T
     found = systems["calibration"].query_vectors(inputs) @ systems["calibration"].document_vectors(cache).T
     np.testing.assert_allclose(found, plain, atol=1e-5)
-    assert not np.allclose(whole.query_vectors(inputs) @ whole.document_vectors(cache).T, plain, atol=1e-3)
+    assert not np.allclose(full.query_vectors(inputs) @ full.document_vectors(cache).T, plain, atol=1e-3)

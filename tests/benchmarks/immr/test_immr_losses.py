@@ -1,4 +1,4 @@
-"""Losses of the rivals against loops that follow their papers."""
+"""Losses of the baselines against loops that follow their papers."""
 
 import math
 
@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from benchmarks.immr.baselines.losses import Batch, Classifying, Contrastive, Triplet, cosface, infonce, siglip, supcon
+from benchmarks.immr.baselines.losses import (
+    BatchLabels,
+    Classifying,
+    Contrastive,
+    Triplet,
+    cosface,
+    infonce,
+    siglip,
+    supcon,
+)
 
 
 def unit(*shape: int, seed: int) -> torch.Tensor:
@@ -15,14 +24,14 @@ def unit(*shape: int, seed: int) -> torch.Tensor:
 
 QUERY, DOCUMENT = unit(5, 7, seed=1), unit(5, 7, seed=2)
 LABELS = torch.tensor([0, 1, 0, 2, 1])
-BATCH = Batch(LABELS, LABELS, LABELS[:, None] == LABELS[None])
+BATCH = BatchLabels(LABELS, LABELS, LABELS[:, None] == LABELS[None])
 
 
 def softmax_of(row: list[float], place: int, kept: list[int]) -> float:
     return math.exp(row[place]) / sum(math.exp(row[j]) for j in kept)
 
 
-def test_infonce_leaves_other_known_positives_out_of_the_denominator() -> None:
+def test_infonce_masks_other_positives_in_the_denominator() -> None:
     logits = (9 * QUERY @ DOCUMENT.T).tolist()
     expected = 0.0
     for i in range(5):
@@ -50,7 +59,7 @@ def test_siglip_sums_a_sigmoid_over_every_pair() -> None:
     assert float(siglip(torch.tensor(logits, dtype=torch.double), BATCH.positive_BB)) == pytest.approx(expected)
 
 
-def test_cosface_moves_the_right_class_by_the_margin_and_scores_all_classes() -> None:
+def test_cosface_subtracts_the_margin_from_the_right_class_over_all_classes() -> None:
     weight = unit(3, 7, seed=3)
     expected = 0.0
     for i in range(5):
@@ -60,7 +69,7 @@ def test_cosface_moves_the_right_class_by_the_margin_and_scores_all_classes() ->
     assert float(cosface(QUERY @ weight.T, LABELS, margin=0.2, scale=32.0)) == pytest.approx(expected)
 
 
-def test_the_contrastive_losses_look_both_ways_and_learn_their_temperature() -> None:
+def test_contrastive_losses_are_symmetric_and_learn_their_temperature() -> None:
     for kind, form in (("infonce", infonce), ("supcon", supcon)):
         loss = Contrastive(kind, temperature=0.1).double()
         found = loss(QUERY, DOCUMENT, BATCH)
@@ -95,8 +104,8 @@ def naive_triplets(anchors: torch.Tensor, others: torch.Tensor, *, margin: float
             gaps = [(p, n) for p in positives for n in negatives]
             pairs = [(p, n) for p, n in gaps if 0 < distance[n] - distance[p] <= margin]
         losses += [max(0.0, distance[p] - distance[n] + margin) for p, n in pairs]
-    alive = [value for value in losses if value > 0]
-    return sum(alive) / len(alive) if alive else 0.0
+    positive = [value for value in losses if value > 0]
+    return sum(positive) / len(positive) if positive else 0.0
 
 
 @pytest.mark.parametrize(("mining", "margin"), [("hard", 0.2), ("semihard", 0.3)])
@@ -110,10 +119,10 @@ def test_triplets_are_mined_across_the_two_sides(mining: str, margin: float) -> 
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_batch_without_triplets_gives_nothing_and_still_a_gradient() -> None:
+def test_a_batch_without_triplets_has_zero_loss_and_zero_gradient() -> None:
     rows = functional.normalize(torch.eye(5, 7), dim=1).requires_grad_()
     labels = torch.arange(5)
-    loss = Triplet(margin=0.1, mining="semihard")(rows, rows.detach(), Batch(labels, labels, torch.eye(5).bool()))
+    loss = Triplet(margin=0.1, mining="semihard")(rows, rows.detach(), BatchLabels(labels, labels, torch.eye(5).bool()))
     loss.backward()
     assert loss.item() == 0
     assert rows.grad is not None
@@ -133,14 +142,14 @@ def test_proxy_anchor_pulls_positives_and_pushes_negatives_of_every_proxy() -> N
     assert found.item() == pytest.approx(pull / 3 + push / 4, rel=1e-5)
 
 
-def test_class_weights_start_where_they_are_told_and_count_by_direction_alone() -> None:
+def test_class_weights_have_the_initial_values_and_are_normalised() -> None:
     start = 5 * unit(3, 7, seed=3)
     found = Classifying("cosface", start, margin=0.2)(QUERY, DOCUMENT, BATCH)
     rows, labels = torch.cat([QUERY, DOCUMENT]), torch.cat([LABELS, LABELS])
     assert found.item() == pytest.approx(float(cosface(rows @ start.T / 5, labels, margin=0.2, scale=32.0)))
 
 
-def test_settings_that_cannot_be_are_refused_by_name() -> None:
+def test_invalid_hyperparameters_are_rejected() -> None:
     with pytest.raises(ValueError, match="temperature is 0"):
         Contrastive("infonce", temperature=0.0)
     with pytest.raises(ValueError, match="mining is 'easy'"):

@@ -1,4 +1,4 @@
-"""The benchmark's protocol: ranks by hand and against retrieval's scoring, slices, the emoji tasks, worse documents."""
+"""Evaluation protocol: ranks, slices, emoji tasks and degraded documents."""
 
 import io
 import json
@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from benchmarks.immr.protocol.degrade import CHANGES, VARIANTS, degraded, degraded_picture
+from benchmarks.immr.protocol.degrade import CHANGES, VARIANTS, degraded, degraded_image
 from benchmarks.immr.protocol.emoji import bands, emoji_task, training_tables
-from benchmarks.immr.protocol.task import METRICS, Scores, Task, evaluate, slices
+from benchmarks.immr.protocol.evaluation import evaluate, slices
+from benchmarks.immr.protocol.scores import METRICS, Scores
+from benchmarks.immr.protocol.task import Task
 from retrieval.evaluation.judgements import build_gallery
 from retrieval.evaluation.scoring import Tally
-from tests.support.images import encode, pixels_png, plain_png
+from tests.support.images import pixels_png, plain_png
 
 
 def documents(ids: list[str], **columns: Any) -> pa.Table:
@@ -29,7 +31,7 @@ def queries(ids: list[str]) -> pa.Table:
 
 
 def by_hand() -> tuple[Task, np.ndarray, np.ndarray]:
-    """Two queries, five documents on a line; d and e are one drawing. q0 ranks a, b, c, d, e; q1 the other way."""
+    """Two queries, five documents on a line; d and e are identical. q0 ranks a, b, c, d, e; q1 in reverse."""
     task = Task(
         name="by hand",
         documents=documents(["e", "a", "b", "c", "d"]),
@@ -43,7 +45,7 @@ def by_hand() -> tuple[Task, np.ndarray, np.ndarray]:
     return task, np.asarray([[1.0], [-1.0]]), np.asarray([[1.0], [5.0], [4.0], [3.0], [2.0]])
 
 
-def test_ranks_and_metrics_of_a_case_worked_by_hand() -> None:
+def test_ranks_and_metrics_agree_with_a_case_computed_by_hand() -> None:
     task, query_QD, document_ND = by_hand()
     scores = evaluate(task, query_QD, document_ND)
     assert scores.query_ids == ("q0", "q1")
@@ -59,18 +61,18 @@ def test_ranks_and_metrics_of_a_case_worked_by_hand() -> None:
     assert found["intervals"]["recall_at_1"] == [0.0, 0.0]
 
 
-def test_a_slice_of_documents_hides_the_querys_other_relevant_documents() -> None:
+def test_a_document_slice_removes_other_relevant_documents_from_the_ranking() -> None:
     task, query_QD, document_ND = by_hand()
     parts = slices(task, evaluate(task, query_QD, document_ND))
     own, empty = parts["document.text=own"], parts["document.text=empty"]
     assert own.query_ids == ("q0", "q1")
-    assert own.rank.tolist() == [3, 3], "c leaves q0's ranking: a, b, then e = d"
+    assert own.rank.tolist() == [3, 3], "c is removed from the ranking of q0: a, b, then e = d"
     assert empty.query_ids == ("q0",)
     assert empty.rank.tolist() == [3]
     assert parts["query.style=square"].query_ids == ("q1",)
 
 
-def test_a_gallery_skips_queries_that_have_nothing_to_find_in_it() -> None:
+def test_queries_without_relevant_documents_in_the_gallery_are_skipped() -> None:
     task, query_QD, document_ND = by_hand()
     scores = evaluate(task, query_QD, document_ND, gallery={"a", "b"})
     assert (scores.query_ids, scores.skipped, scores.documents) == (("q1",), 1, 2)
@@ -79,29 +81,29 @@ def test_a_gallery_skips_queries_that_have_nothing_to_find_in_it() -> None:
         evaluate(task, query_QD, document_ND, gallery={"a"})
 
 
-def test_ties_go_by_doc_id_and_what_is_not_indexed_is_never_found() -> None:
+def test_ties_go_by_doc_id_and_documents_that_are_not_indexed_are_never_found() -> None:
     task, query_QD, document_ND = by_hand()
     assert evaluate(task, query_QD, np.zeros((5, 1))).rank.tolist() == [3, 2], "all equal: a, b, c, d"
     document_ND[[0, 3]] = np.nan
     scores = evaluate(task, query_QD, document_ND)
-    assert scores.rank.tolist() == [3, 2], "c and e are lost, d stands for e: a, b, d; the other way: d, b"
-    assert scores.unmerged.tolist() == [6, 2], "never found is one past the five documents"
+    assert scores.rank.tolist() == [3, 2], "c and e are not indexed, d is identical to e: a, b, d; in reverse: d, b"
+    assert scores.unmerged.tolist() == [6, 2], "never found has rank 6 of five documents"
 
 
 def test_ranks_agree_with_the_scoring_of_retrieval_on_random_tasks() -> None:
     draw = np.random.default_rng(0)
     for _ in range(5):
         ids = [f"d{number:02d}" for number in draw.permutation(23)]
-        asked = [f"q{number}" for number in range(7)]
-        qrels = {query: {ids[int(row)]: 1 for row in draw.choice(23, size=4, replace=False)} for query in asked}
+        query_ids = [f"q{number}" for number in range(7)]
+        qrels = {query: {ids[int(row)]: 1 for row in draw.choice(23, size=4, replace=False)} for query in query_ids}
         facts = {one: {"kind": str(draw.choice(["x", "y", "z"]))} for one in ids}
         merged = [(ids[0], ids[1]), (ids[1], ids[2]), (ids[5], ids[9])]
         task = Task(
             "random",
             documents(ids),
-            queries(asked),
+            queries(query_ids),
             qrels,
-            dict.fromkeys(asked, "all"),
+            dict.fromkeys(query_ids, "all"),
             merged=merged,
             document_facts=facts,
         )
@@ -114,7 +116,7 @@ def test_ranks_agree_with_the_scoring_of_retrieval_on_random_tasks() -> None:
             "unmerged": Tally(gallery.unmerged(), qrels),
             "y": Tally(gallery, kind_y, hidden=qrels),
         }
-        for row, query in enumerate(asked):
+        for row, query in enumerate(query_ids):
             score_N = (document_ND @ query_QD[row])[[ids.index(one) for one in gallery.doc_ids]]
             order = np.lexsort((np.arange(23), -score_N))
             for tally in tallies.values():
@@ -128,7 +130,7 @@ def test_ranks_agree_with_the_scoring_of_retrieval_on_random_tasks() -> None:
             assert [one[name] for one in tallies["all"].rows] == pytest.approx(getattr(scores, name).tolist())
 
 
-def test_scores_travel_through_parquet(tmp_path: Path) -> None:
+def test_scores_survive_a_round_trip_through_parquet(tmp_path: Path) -> None:
     task, query_QD, document_ND = by_hand()
     scores = evaluate(task, query_QD, document_ND, split=2)
     pq.write_table(scores.table(), tmp_path / "scores.parquet")
@@ -146,7 +148,7 @@ def test_scores_travel_through_parquet(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"documents": pa.table({"doc_id": ["a"]})}, "lack the columns"),
-        ({"documents": documents(["a", "a"])}, "neither empty nor twice"),
+        ({"documents": documents(["a", "a"])}, "unique and not empty"),
         ({"qrels": {"nobody": {"a": 1}}}, "the query table lacks"),
         ({"qrels": {"q0": {"nothing": 1}}}, "must be a document of the task"),
         ({"qrels": {"q0": {"a": 0}}}, "relevance 1 or more"),
@@ -154,14 +156,14 @@ def test_scores_travel_through_parquet(tmp_path: Path) -> None:
         ({"unseen_documents": {"nothing"}}, "no document of the task"),
     ],
 )
-def test_tables_that_do_not_fit_together_are_refused(change: dict[str, Any], message: str) -> None:
+def test_inconsistent_tables_are_rejected(change: dict[str, Any], message: str) -> None:
     task, _, _ = by_hand()
-    given = {name: getattr(task, name) for name in ("documents", "queries", "qrels", "category_of_query")}
+    valid = {name: getattr(task, name) for name in ("documents", "queries", "qrels", "category_of_query")}
     with pytest.raises(ValueError, match=message):
-        Task("wrong", **(given | change))
+        Task("wrong", **(valid | change))
 
 
-def test_vectors_that_do_not_fit_the_task_are_refused() -> None:
+def test_embeddings_that_do_not_fit_the_task_are_rejected() -> None:
     task, query_QD, document_ND = by_hand()
     with pytest.raises(ValueError, match="2 queries and 5 documents"):
         evaluate(task, query_QD, document_ND[:4])
@@ -172,7 +174,7 @@ def test_vectors_that_do_not_fit_the_task_are_refused() -> None:
 
 
 def emoji_folder(folder: Path) -> Path:
-    """Six categories as the emoji example writes them: u0, u1 are tested and are twins; v0 validates; t0..t2 train."""
+    """Six categories in the format of the emoji example: test u0 and u1 (twins), validation v0, training t0 to t2."""
     splits = {"u0": "test", "u1": "test", "v0": "validation", "t0": "train", "t1": "train", "t2": "train"}
     leaf = {"u0": "fruit", "u1": "animal", "v0": "animal", "t0": "fruit", "t1": "fruit", "t2": "animal"}
     sources = {"flat": "tags", "line": "language"}
@@ -192,10 +194,10 @@ def emoji_folder(folder: Path) -> Path:
         "behaviour": [{"query_id": "event0", "doc_id": "flat-t0"}],
         "queries": [{"query_id": f"event{number}", "image": image} for number in range(10)],
     }
-    shown = ["t0"] * 6 + ["t1"] * 2 + ["t2"] * 2
-    about = [{"query_id": f"event{n}", "category": key, "style": "noto"} for n, key in enumerate(shown)]
-    asked = {"test": ["u0", "u1"], "extra": ["u0"], "validation": ["v0"], "seen": ["t0", "t2"]}
-    for name, keys in asked.items():
+    event_categories = ["t0"] * 6 + ["t1"] * 2 + ["t2"] * 2
+    about = [{"query_id": f"event{n}", "category": key, "style": "noto"} for n, key in enumerate(event_categories)]
+    queries_of = {"test": ["u0", "u1"], "extra": ["u0"], "validation": ["v0"], "seen": ["t0", "t2"]}
+    for name, keys in queries_of.items():
         style = "noto-v1" if name == "extra" else "noto"
         ids = {key: f"{name}-{key}" for key in keys}
         about += [{"query_id": one, "category": key, "style": style} for key, one in ids.items()]
@@ -213,13 +215,13 @@ def emoji_folder(folder: Path) -> Path:
     return folder
 
 
-def test_the_emoji_tasks_hold_the_right_queries_documents_and_facts(tmp_path: Path) -> None:
+def test_emoji_tasks_contain_the_right_queries_documents_and_facts(tmp_path: Path) -> None:
     folder = emoji_folder(tmp_path)
     test, seen, extra = (emoji_task(folder, name) for name in ("test", "seen", "extra"))
     assert test.name == "emoji/hard/1/test"
     assert sorted(test.unseen_documents) == ["flat-u0", "flat-u1", "line-u0", "line-u1"]
     assert test.documents.num_rows == seen.documents.num_rows == 12
-    assert set(test.category_of_query.values()) == {"u0"}, "twins are drawn as one category"
+    assert set(test.category_of_query.values()) == {"u0"}, "twins are one bootstrap category"
     assert not seen.unseen_documents
     assert test.document_facts["line-t0"] == {"text": "other_language", "image": "clean", "style": "line"}
     assert test.query_facts["test-u0"] == {"style": "noto", "training": "trained", "band": "head"}, "fruit: 8 of 10"
@@ -229,25 +231,25 @@ def test_the_emoji_tasks_hold_the_right_queries_documents_and_facts(tmp_path: Pa
     assert extra.query_facts["extra-u0"] == {"style": "noto-v1", "training": "never", "band": "head"}
 
 
-def test_the_validation_task_holds_no_test_document(tmp_path: Path) -> None:
+def test_the_validation_task_contains_no_test_document(tmp_path: Path) -> None:
     task = emoji_task(emoji_folder(tmp_path), "validation")
     assert task.documents.num_rows == 8
     assert not any("-u" in one for one in task.doc_ids)
     assert sorted(task.unseen_documents) == ["flat-v0", "line-v0"]
-    assert not task.merged, "the merged drawings are test documents"
+    assert not task.merged, "all identical documents are test documents"
 
 
-def test_the_tracks_differ_in_the_catalogue_that_training_may_see(tmp_path: Path) -> None:
+def test_training_modes_differ_in_the_catalogue_that_training_may_read(tmp_path: Path) -> None:
     folder = emoji_folder(tmp_path)
-    inductive, transductive = (training_tables(folder, track=name) for name in ("inductive", "transductive"))
+    inductive, transductive = (training_tables(folder, mode=name) for name in ("inductive", "transductive"))
     assert pq.read_table(inductive.catalogue).num_rows == 6
     assert pq.read_table(transductive.catalogue).num_rows == 12
     assert inductive.behaviour == transductive.behaviour
-    with pytest.raises(ValueError, match="track is 'both'"):
-        training_tables(folder, track="both")
+    with pytest.raises(ValueError, match="mode is 'both'"):
+        training_tables(folder, mode="both")
 
 
-def test_a_missing_table_names_the_command_that_makes_it(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_table_names_the_command_that_builds_it(tmp_path: Path) -> None:
     folder = emoji_folder(tmp_path)
     (folder / "extra_queries.parquet").unlink()
     with pytest.raises(ValueError, match="--extra-styles"):
@@ -256,16 +258,16 @@ def test_a_missing_table_names_the_command_that_makes_it(tmp_path: Path) -> None
         emoji_task(folder, "train")
 
 
-def test_bands_cut_the_events_at_a_half_and_at_eight_tenths() -> None:
+def test_frequency_bands_are_cut_at_half_and_eight_tenths_of_the_events() -> None:
     assert bands(["a"] * 5 + ["b"] * 3 + ["c"] + ["d"]) == {"a": "head", "b": "body", "c": "tail", "d": "tail"}
     assert bands([]) == {}
 
 
-def made_task() -> Task:
-    """Three documents; a and b are unseen; the last one has neither picture nor text."""
+def synthetic_task() -> Task:
+    """Four documents; a and b are unseen; the last has neither image nor text."""
     struct = [{"bytes": drawing(seed), "path": None} for seed in range(2)]
     return Task(
-        "made",
+        "synthetic",
         documents(["a", "b", "c", "d"], image=[*struct, struct[0], None], text=["red apple", "pear", "", ""]),
         queries(["q0", "q1"]),
         {"q0": {"a": 1}, "q1": {"b": 1}},
@@ -286,10 +288,10 @@ def pixels(data: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("variant", sorted(CHANGES))
-def test_a_worse_picture_keeps_its_size_is_repeatable_and_changes_as_it_says(variant: str) -> None:
+def test_a_degraded_image_keeps_its_size_is_repeatable_and_has_the_stated_change(variant: str) -> None:
     before = drawing(0)
-    after = degraded_picture(before, variant, doc_id="a")
-    assert after == degraded_picture(before, variant, doc_id="a")
+    after = degraded_image(before, variant, doc_id="a")
+    assert after == degraded_image(before, variant, doc_id="a")
     old, new = pixels(before), pixels(after)
     assert new.shape == old.shape
     rough = np.abs(np.diff(old, axis=1)).mean()
@@ -304,16 +306,17 @@ def test_a_worse_picture_keeps_its_size_is_repeatable_and_changes_as_it_says(var
 
 
 def test_the_occluded_half_depends_on_the_document() -> None:
-    assert len({degraded_picture(drawing(0), "occluded", doc_id=f"d{number}") for number in range(30)}) == 4
+    assert len({degraded_image(drawing(0), "occluded", doc_id=f"d{number}") for number in range(30)}) == 4
 
 
-def test_transparent_pictures_are_put_on_white_before_they_change() -> None:
-    transparent = encode(Image.new("RGBA", (40, 40), (255, 0, 0, 0)))
-    assert pixels(degraded_picture(transparent, "tiny", doc_id="a")).min() == 255
+def test_transparent_images_are_put_on_white_before_the_change() -> None:
+    stream = io.BytesIO()
+    Image.new("RGBA", (40, 40), (255, 0, 0, 0)).save(stream, "PNG")
+    assert pixels(degraded_image(stream.getvalue(), "tiny", doc_id="a")).min() == 255
 
 
-def test_only_unseen_documents_change_and_their_facts_say_how() -> None:
-    task = made_task()
+def test_only_unseen_documents_are_degraded_and_their_facts_name_the_variant() -> None:
+    task = synthetic_task()
     before = task.documents["image"].to_pylist()
     for variant in (*sorted(CHANGES), "missing"):
         worse = degraded(task, variant)
@@ -326,22 +329,22 @@ def test_only_unseen_documents_change_and_their_facts_say_how() -> None:
     assert degraded(task, "missing").documents["image"].to_pylist()[:2] == [None, None]
 
 
-def test_a_wrong_text_is_another_categorys_and_pictures_stay() -> None:
-    worse = degraded(made_task(), "wrong_text")
+def test_a_wrong_text_comes_from_another_category_and_images_stay() -> None:
+    worse = degraded(synthetic_task(), "wrong_text")
     assert worse.documents["text"].to_pylist() == ["pear", "red apple", "", ""]
     assert worse.document_facts["a"] == {"text": "wrong"}
-    assert worse.documents["image"].to_pylist() == made_task().documents["image"].to_pylist()
-    alone = made_task()
+    assert worse.documents["image"].to_pylist() == synthetic_task().documents["image"].to_pylist()
+    alone = synthetic_task()
     same = Task(
         "same", alone.documents, alone.queries, {"q0": {"a": 1, "b": 1}}, {"q0": "a"}, unseen_documents={"a", "b"}
     )
     assert degraded(same, "wrong_text").documents["text"].to_pylist() == ["red apple", "pear", "", ""]
 
 
-def test_unknown_variants_and_pictures_that_are_only_paths_are_refused() -> None:
+def test_unknown_variants_and_images_given_as_paths_are_rejected() -> None:
     assert set(VARIANTS) == {*CHANGES, "missing", "wrong_text"}
     with pytest.raises(ValueError, match="variant is 'upside_down'"):
-        degraded(made_task(), "upside_down")
+        degraded(synthetic_task(), "upside_down")
     task, _, _ = by_hand()
     paths = Task("paths", documents(["a"], image=["a.png"]), queries(["q0"]), {"q0": {"a": 1}}, {"q0": "a"})
     with pytest.raises(ValueError, match="is a path"):

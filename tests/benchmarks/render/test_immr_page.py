@@ -1,4 +1,4 @@
-"""The blocks of docs/immr.md: figures of the newest file, no section without a file, a gap stops the rendering."""
+"""Rendered blocks of docs/immr.md: newest file, optional sections, missing numbers."""
 
 import copy
 import json
@@ -7,23 +7,23 @@ from typing import Any
 
 import pytest
 
-from benchmarks.immr.protocol.task import METRICS
+from benchmarks.immr.protocol.scores import METRICS
 from benchmarks.render import immr
 
-RIVAL = "infonce.raw.concat"
+BASELINE = "infonce.raw.concat"
 
 
 def pooled(value: float) -> dict[str, Any]:
-    figures = {name: value + 0.1 * place for place, name in enumerate(METRICS)}
-    spans = {name: [figure - 0.05, figure + 0.05] for name, figure in figures.items()}
-    return {**figures, "intervals": spans, "evaluations": 900, "cells": 9}
+    metrics = {name: value + 0.1 * place for place, name in enumerate(METRICS)}
+    spans = {name: [metric - 0.05, metric + 0.05] for name, metric in metrics.items()}
+    return {**metrics, "intervals": spans, "evaluations": 900, "cells": 9}
 
 
 def difference(value: float) -> dict[str, Any]:
     return {name: {"difference": value, "low": value - 0.01, "high": value + 0.01, "p": 0.5} for name in METRICS}
 
 
-def made() -> dict[str, Any]:
+def synthetic_result() -> dict[str, Any]:
     compared = {
         **difference(0.03),
         "cells": 9,
@@ -34,15 +34,15 @@ def made() -> dict[str, Any]:
     part = {**judged, "high_holm": 0.04, "evaluations": 1200, "judged": True}
     few = {**part, "judged": False, "evaluations": 40, "low_holm": None, "high_holm": None, "p_holm": None}
     slices = {"document.text=other_language": part, "query.style=noto": few}
-    tracks = {one: dict(zip(METRICS, (0.1, 0.2, 0.3), strict=True)) for one in ("unseen", "seen")}
+    eval_settings = {one: dict(zip(METRICS, (0.1, 0.2, 0.3), strict=True)) for one in ("unseen", "seen")}
     return {
         "command": "python -m benchmarks.immr",
         "commit": "abc",
-        "environment": {"cores": 2, "cpu": "made", "memory_gib": 8.0, "python": "3.11", "torch": "2.13"},
+        "environment": {"cores": 2, "cpu": "CPU", "memory_gib": 8.0, "python": "3.11", "torch": "2.13"},
         "grid": "final",
         "max_steps": None,
-        "summary": {"oclear": pooled(0.5) | {"name": "oclear"}, "best_raw_rival": pooled(0.25) | {"name": RIVAL}},
-        "systems": {"oclear": pooled(0.5), RIVAL: pooled(0.25), "cosface.governed.image": pooled(0.375)},
+        "summary": {"oclear": pooled(0.5) | {"name": "oclear"}, "best_raw_rival": pooled(0.25) | {"name": BASELINE}},
+        "systems": {"oclear": pooled(0.5), BASELINE: pooled(0.25), "cosface.governed.image": pooled(0.375)},
         "comparisons": {
             "best_raw_rival": {"unseen": compared, "tiny.small": {**compared, **difference(0.0)}, "seen": {}}
         },
@@ -50,7 +50,7 @@ def made() -> dict[str, Any]:
         "main": {"unseen": {"oclear": pooled(0.5), "image_only": pooled(0.5), "difference": difference(0.02)}},
         "noise": {"noisy": pooled(0.4), "usual": pooled(0.5), "difference": difference(-0.1)},
         "styles": {"share_of_gain": 0.625},
-        "heads": {RIVAL: {"settings": {"rate": 0.5, "value": 0.07, "balance": 1.0}, "seconds": 3, **tracks}},
+        "heads": {BASELINE: {"settings": {"rate": 0.5, "value": 0.07, "balance": 1.0}, "seconds": 3, **eval_settings}},
         "choices": {},
         "cells": {},
     }
@@ -61,58 +61,60 @@ def written(folder: Path, result: dict[str, Any], name: str = "immr_x_202611") -
     return folder
 
 
-def test_without_a_file_every_section_is_left_out(tmp_path: Path) -> None:
+def test_without_a_result_file_every_section_is_empty(tmp_path: Path) -> None:
     assert set(immr.blocks(tmp_path).values()) == {""}
 
 
-def test_figures_of_the_newest_file_are_shown(tmp_path: Path) -> None:
-    older = made()
+def test_metrics_of_the_newest_file_are_rendered(tmp_path: Path) -> None:
+    older = synthetic_result()
     older["summary"]["oclear"]["recall_at_1"] = 0.111
     written(tmp_path, older, "immr_z_202610")
-    found = immr.blocks(written(tmp_path, made()))
+    found = immr.blocks(written(tmp_path, synthetic_result()))
     assert "| **OCLEAR** | 0.500 [0.450, 0.550] | 0.600" in found["immr-results"]
     assert (
-        "| best rival on raw clicks: InfoNCE, raw labels, documents: image + text, learned | 0.250"
+        "| best baseline on raw clicks: InfoNCE, raw labels, documents: image + text, learned | 0.250"
         in found["immr-results"]
     )
     assert "| CosFace, governed labels, documents: image | 0.375" in found["immr-results"]
     assert (
-        "immr_x_202611.json`, made by `python -m benchmarks.immr`, commit abc, on 2 cores (made"
+        "immr_x_202611.json`, written by `python -m benchmarks.immr`, commit abc, on 2 cores (CPU"
         in found["immr-results"]
     )
     assert "| unseen categories | **+3.0 [+2.0, +4.0]** |" in found["immr-comparisons"]
-    assert "alone | +0.0 [-1.0, +1.0] |" in found["immr-comparisons"], "an interval around zero is not bold"
-    assert "held-out queries" not in found["immr-comparisons"], "a track without common cells has no row"
+    assert "small gallery | +0.0 [-1.0, +1.0] |" in found["immr-comparisons"], (
+        "an interval that contains zero is not bold"
+    )
+    assert "held-out queries" not in found["immr-comparisons"], "an evaluation setting without common cells has no row"
     assert (
         "| documents, text: other language | 1,200 | +2.0 [+1.0, +3.0] | [+0.5, +4.0], above zero |"
         in found["immr-slices"]
     )
-    assert "| queries, style: noto | 40 | +2.0 [+1.0, +3.0] | too few to judge |" in found["immr-slices"]
+    assert "| queries, style: noto | 40 | +2.0 [+1.0, +3.0] | too few evaluations |" in found["immr-slices"]
     assert "| difference, points | **-10.0 [-11.0, -9.0]** |" in found["immr-others"]
-    assert "keep 62% of the R@1" in found["immr-others"]
+    assert "the R@1 gain over frozen features is 62%" in found["immr-others"]
     assert "| 0.100 | 0.200 | 0.100 | 0.200 | x0.5, 0.07, 1 |" in found["immr-heads"]
 
 
-def test_the_short_table_has_both_settings_and_is_empty_without_a_final_grid(tmp_path: Path) -> None:
+def test_the_readme_table_has_both_settings_and_is_empty_without_a_final_grid(tmp_path: Path) -> None:
     assert immr.short(tmp_path) == ""
-    result = made()
+    result = synthetic_result()
     result["summary"]["oclear"]["cells"], result["main"]["unseen"]["oclear"]["cells"] = 9, 3
     result["comparisons"]["image_only"] = {"unseen": result["comparisons"]["best_raw_rival"]["unseen"], "seen": {}}
     found = immr.short(written(tmp_path, result)).splitlines()
     assert found[2].startswith("| hard | unseen categories | 0.")
     assert found[2].count("**+3.0 [+2.0, +4.0]**") == 3
     assert found[3].startswith("| main | unseen categories | 0.500 |")
-    assert found[5].startswith("Means of 9 runs in the hard setting and 3 in the main one, on splits")
+    assert found[5].startswith("Means of 9 runs in the hard setting and 3 in the main setting: category splits")
     assert immr.short(written(tmp_path, result | {"grid": "heads"})) == ""
 
 
-def test_a_file_of_the_heads_grid_has_no_section_of_the_final_one(tmp_path: Path) -> None:
-    result = made() | {"grid": "heads", "slices": {}}
+def test_a_file_of_the_heads_grid_has_no_section_of_the_final_grid(tmp_path: Path) -> None:
+    result = synthetic_result() | {"grid": "heads", "slices": {}}
     for name in ("main", "noise", "styles"):
         del result[name]
     found = immr.blocks(written(tmp_path, result))
     assert found["immr-others"] == found["immr-slices"] == ""
-    assert "heads alone on frozen features" in found["immr-results"]
+    assert "heads only on frozen features" in found["immr-results"]
 
 
 @pytest.mark.parametrize(
@@ -123,11 +125,11 @@ def test_a_file_of_the_heads_grid_has_no_section_of_the_final_one(tmp_path: Path
         (("comparisons", "best_raw_rival", "unseen", "mrr_at_10"), "immr-comparisons"),
         (("slices", "recall_at_1", "query.style=noto", "evaluations"), "immr-slices"),
         (("noise", "usual", "intervals"), "immr-others"),
-        (("heads", RIVAL, "unseen", "recall_at_10"), "immr-heads"),
+        (("heads", BASELINE, "unseen", "recall_at_10"), "immr-heads"),
     ],
 )
 def test_a_missing_number_stops_the_rendering_and_is_named(tmp_path: Path, where: tuple[str, ...], block: str) -> None:
-    result = copy.deepcopy(made())
+    result = copy.deepcopy(synthetic_result())
     inner: Any = result
     for key in where[:-1]:
         inner = inner[key]
@@ -136,5 +138,8 @@ def test_a_missing_number_stops_the_rendering_and_is_named(tmp_path: Path, where
         immr.blocks(written(tmp_path, result))
 
 
-def test_a_trial_with_fewer_steps_says_that_no_figure_counts(tmp_path: Path) -> None:
-    assert "20 steps: no figure counts" in immr.blocks(written(tmp_path, made() | {"max_steps": 20}))["immr-results"]
+def test_a_trial_run_with_fewer_steps_is_marked(tmp_path: Path) -> None:
+    assert (
+        "20 steps: not a result"
+        in immr.blocks(written(tmp_path, synthetic_result() | {"max_steps": 20}))["immr-results"]
+    )

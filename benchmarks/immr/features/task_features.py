@@ -1,12 +1,11 @@
-"""Features of everything that a world asks and answers, by content: each picture and each text is embedded once.
+"""Frozen-encoder features of all images and texts of a dataset split's tasks.
 
-Why by content: the tasks of a world (unseen, seen and validation queries, styles never trained on, documents made
-worse in five ways) share most of their pictures. All distinct pictures go through the frozen part of the image encoder
-once and all distinct texts through the text encoder, by the very function that training uses; a task is then rows of
-these arrays. The arithmetic is float32, as in the published folder, not the bfloat16 of training's cache.
+The tasks of a dataset split (unseen, seen and validation queries, other styles, degraded documents) share most of their
+images. Every distinct image passes the frozen part of the image encoder once and every distinct text the text encoder,
+through the function that training uses; a task then selects rows of these arrays. The arithmetic is float32, as in the
+published folder, not the bfloat16 of the training cache.
 
-
-Letters: N rows, P cells, T tokens, H width.
+Legend: N rows, H width.
 """
 
 import dataclasses
@@ -29,7 +28,7 @@ from train.inputs.features import features_of
 from train.inputs.samples import read_samples
 from train.recipes.recipe import Recipe
 
-Row = tuple[str, str, bytes | None, str]  # sample_id, side, picture, text
+SampleRow = tuple[str, str, bytes | None, str]  # sample_id, side, image, text
 MISSING = -1
 SAMPLES = pa.schema(
     [
@@ -46,11 +45,11 @@ SAMPLES = pa.schema(
 
 @dataclass(frozen=True)
 class TaskFeatures:
-    """Cached features of pictures and texts, and where each stands.
+    """Cached features of images and texts, with the row of each.
 
     Attributes:
-        cache: its documents are the pictures (inputs, cells) and, by themselves, the texts (tokens, mask).
-        image_row: row of a picture by the digest of its bytes. text_row: row of a text.
+        cache: its document rows hold the images and, independently of them, the texts (tokens, mask).
+        image_row: row of an image by the digest of its bytes. text_row: row of a text.
     """
 
     cache: FeatureCache
@@ -58,8 +57,8 @@ class TaskFeatures:
     text_row: dict[str, int]
 
     def images(self, table: pa.Table) -> np.ndarray:
-        """(N,) row of every picture of a table of queries or documents; MISSING where there is none."""
-        rows = [MISSING if data is None else self.image_row[_digest(data)] for data in _pictures(table)]
+        """(N,) row of every image of a table of queries or documents; MISSING where there is none."""
+        rows = [MISSING if data is None else self.image_row[_digest(data)] for data in _images(table)]
         return np.asarray(rows, dtype=np.int64)
 
     def texts(self, table: pa.Table) -> np.ndarray:
@@ -67,7 +66,7 @@ class TaskFeatures:
         return np.asarray([self.text_row.get(text, MISSING) for text in _texts(table)], dtype=np.int64)
 
     def documents(self, table: pa.Table) -> FeatureCache:
-        """What `cache_features` would hold for these documents (queries and pages are left empty)."""
+        """Feature cache of these documents, without queries and composite images."""
         image_N, text_N = self.images(table), self.texts(table)
         has_image, has_text = image_N != MISSING, text_N != MISSING
         inputs = np.array(self.cache.document_inputs[np.maximum(image_N, 0)])
@@ -84,13 +83,15 @@ class TaskFeatures:
         )
 
 
-def embedded(rows: Sequence[Row], *, model: Any, processor: Any, recipe: Recipe, folder: Path) -> FeatureCache:
-    """Features of any pictures and texts, by training's own function: the rows are written as a governed folder.
+def embed_samples(
+    rows: Sequence[SampleRow], *, model: Any, processor: Any, recipe: Recipe, folder: Path
+) -> FeatureCache:
+    """Features of any images and texts, by training's own function on a governed folder written from the rows.
 
-    Documents are of one category and queries of another, so that no pages are made of them.
+    Documents get one category and queries another, so that training builds no composite images from them.
 
     Args:
-        rows: at least one query and one document with a picture. folder: parent of the cache folders.
+        rows: at least one query and one document with an image. folder: parent of the cache folders.
     """
     digest = hashlib.sha256()
     for name, side, data, text in rows:
@@ -101,7 +102,7 @@ def embedded(rows: Sequence[Row], *, model: Any, processor: Any, recipe: Recipe,
     return features_of(model, processor, read_samples(home), recipe=recipe, folder=folder, seed=0)
 
 
-def _write_governed(home: Path, rows: Sequence[Row]) -> None:
+def _write_governed(home: Path, rows: Sequence[SampleRow]) -> None:
     (home / "samples").mkdir(parents=True, exist_ok=True)
     table = [
         {
@@ -121,42 +122,46 @@ def _write_governed(home: Path, rows: Sequence[Row]) -> None:
     )
 
 
-def features_of_tasks(
+def compute_task_features(
     model: Any, processor: Any, tasks: Sequence[Task], *, recipe: Recipe, folder: Path
 ) -> TaskFeatures:
-    """Compute, or find again, the features of all pictures and texts of some tasks.
+    """Features of all images and texts of some tasks, computed or read from the cache.
 
     Args:
-        model, processor: of `build_model(recipe, seed=0)`; the frozen part alone is run.
+        model, processor: from `build_model(recipe, seed=0)`; only the frozen part is run.
         folder: parent of the keyed cache folders.
 
     Raises:
-        ValueError: a picture is a path or cannot be decoded.
+        ValueError: an image is a path or cannot be decoded.
     """
-    pictures: dict[str, bytes] = {}
+    image_of: dict[str, bytes] = {}
     texts: dict[str, None] = {}
     for task in tasks:
         for table in (task.queries, task.documents):
-            pictures |= {_digest(data): data for data in _pictures(table) if data is not None}
+            image_of |= {_digest(data): data for data in _images(table) if data is not None}
         texts |= dict.fromkeys(text for text in _texts(task.documents) if text)
-    images, words = list(pictures.values()), list(texts)
-    # A row holds a picture and a text that have nothing to do with each other: both are cached row by row.
-    rows: list[Row] = [
-        (f"row {k:06d}", "document", images[k] if k < len(images) else None, words[k] if k < len(words) else "")
-        for k in range(max(len(images), len(words)))
+    images, contents = list(image_of.values()), list(texts)
+    # A row pairs an unrelated image and text: the cache keeps the two in separate arrays.
+    rows: list[SampleRow] = [
+        (f"row {k:06d}", "document", images[k] if k < len(images) else None, contents[k] if k < len(contents) else "")
+        for k in range(max(len(images), len(contents)))
     ]
     rows.append(("one query", "query", images[0], ""))
     recipe = recipe.with_changes({"image.query_views": 0, "image.document_views": 0, "model.feature_dtype": "float32"})
-    cache = embedded(rows, model=model, processor=processor, recipe=recipe, folder=folder)
+    cache = embed_samples(rows, model=model, processor=processor, recipe=recipe, folder=folder)
     cache = dataclasses.replace(cache, document_inputs=cache.document_inputs[:, 0])
-    return TaskFeatures(cache, {name: k for k, name in enumerate(pictures)}, {text: k for k, text in enumerate(words)})
+    return TaskFeatures(
+        cache, {name: k for k, name in enumerate(image_of)}, {text: k for k, text in enumerate(contents)}
+    )
 
 
 def pooled_features(model: Any, inputs: np.ndarray, *, recipe: Recipe, home: Path, name: str) -> np.ndarray:
-    """Hidden maps (..., C, H, W) through the rest of the pretrained backbone: (..., H') fp16, kept in `home`.
+    """Run hidden maps (..., C, H, W) through the rest of the pretrained backbone: (..., H') fp16, cached in `home`.
 
     Args:
-        model: the untrained model. inputs: of the recipe's `frozen_stages`; returned as they are when it is None.
+        model: the untrained model.
+        inputs: at the recipe's `frozen_stages`; returned unchanged when it is None.
+        home, name: folder and key of the cache file.
     """
     if recipe.model.frozen_stages is None:
         return inputs
@@ -184,11 +189,11 @@ def _texts(table: pa.Table) -> list[str]:
     return [(text or "").strip() for text in table.column("text").to_pylist()]
 
 
-def _pictures(table: pa.Table) -> list[bytes | None]:
-    found = []
-    for cell in table.column("image").to_pylist():
-        data = cell["bytes"] if isinstance(cell, dict) else cell
+def _images(table: pa.Table) -> list[bytes | None]:
+    images = []
+    for image in table.column("image").to_pylist():
+        data = image["bytes"] if isinstance(image, dict) else image
         if data is not None and not isinstance(data, bytes):
-            raise ValueError(f"the picture {data!r} is a path; read pictures into bytes first")
-        found.append(data)
-    return found
+            raise ValueError(f"the image {data!r} is a path; read images into bytes first")
+        images.append(data)
+    return images
