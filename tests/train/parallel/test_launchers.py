@@ -11,9 +11,9 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.support.commands import ROOT
 from tests.support.ranks import finished, steps_done
 from tests.support.synthetic_governed import write_governed
-from tests.train.parallel.test_fsdp2 import ROOT
 from tests.train.parallel.test_surviving import curve
 
 # Neither is given a port: one that was free when the test looked may be taken when the launcher has started.
