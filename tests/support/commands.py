@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "train" / "run.py"
 FSDP2_TRAIN = ROOT / "tests" / "support" / "fsdp2_gloo.py"  # the same command, with FSDP2 on CPU ranks
+TIMEOUT = 600  # seconds of a command
 # What `accelerate launch` sets for FSDP2, for ranks that torchrun starts.
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
@@ -20,16 +21,16 @@ FSDP2 = {
 }
 
 
-def run_python(*words: object, timeout: int = 600, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_python(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run `python WORDS` on one thread without network; `variables` are extra environment variables."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OCLEAR_THREADS": "1", "HF_HUB_OFFLINE": "1"} | variables
     command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False, env=environment)
 
 
-def python_output(*words: object, timeout: int = 600, **variables: str) -> str:
+def python_output(*words: object, **variables: str) -> str:
     """Run `python WORDS` as `run_python`, assert success and return stdout."""
-    done = run_python(*words, timeout=timeout, **variables)
+    done = run_python(*words, **variables)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
