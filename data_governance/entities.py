@@ -1,4 +1,4 @@
-"""Names of the two kinds of rows, queries and documents, in inputs and stage tables."""
+"""Table and column names of the two kinds of rows, queries and documents."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Hashes and image features of earlier runs, so that an image with known bytes is not decoded again.
+"""Reuse hashes and features of images that earlier runs have decoded.
 
 Decoding and embedding are most of a run and depend only on the bytes of the image, the encoder and the code. Everything
 that relates rows to each other is computed again, so a result does not depend on earlier runs.

@@ -1,4 +1,4 @@
-"""The governance pipeline: run all stages that are not up to date, export, write the ledger."""
+"""The governance pipeline: run outdated stages, export, write the ledger."""
 
 import hashlib
 import json

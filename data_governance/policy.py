@@ -1,4 +1,4 @@
-"""Policy: every threshold of governance, with its unit and the reason for its default.
+"""Policy: every threshold of governance, with unit and reason.
 
 A TOML file with fields of `Policy` is the whole configuration. The digests of the stages cover it, and the ledger
 contains it.

@@ -1,4 +1,4 @@
-"""Stage folders: Parquet tables written under a temporary name, then renamed into place.
+"""Stage folders: Parquet tables that are complete or absent.
 
 A folder that exists is complete. Its digest covers the inputs, the policy, the source and every stage before it, so a
 rerun reuses what is up to date and computes the rest.

@@ -1,4 +1,4 @@
-"""Soft assignment of queries to documents, by content and by the clicks of similar queries.
+"""Soft assignment of queries to documents, by content and pooled clicks.
 
 Letters: N queries, M documents, W width, P pairs of a query and a document. Sparse throughout: no N x M array is made.
 """

@@ -1,4 +1,4 @@
-"""Pair documents without clicks by content alone, where clicked documents show that this is reliable.
+"""Pair documents without clicks by content, where this is reliable.
 
 The least cosine is calibrated on clicked documents: they are paired by content in the same way, and the threshold is
 the least cosine at which such pairs mostly share a category by their clicks. If content is too weak for that, nothing

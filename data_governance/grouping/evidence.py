@@ -1,4 +1,4 @@
-"""Load the input of organise: entities, click edges, and features in one or two views.
+"""Load the input of organise: entities, click edges, features in views.
 
 An OCLEAR encoder was trained on the clicks that are judged here, so it is a second view beside the packaged network and
 never the only one: each view assigns the queries by itself, and documents are linked by the first view alone.

@@ -1,4 +1,4 @@
-"""Group documents by the queries assigned to them: affinities, one-to-one matches, Leiden.
+"""Group documents by the queries assigned to them: affinity, matching, Leiden.
 
 Letters: N queries, M documents, G groups. Sparse throughout: no N x M or M x M array is built.
 """

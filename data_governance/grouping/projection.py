@@ -1,4 +1,4 @@
-"""Projection from features into the learned space, stored so that an incremental run can reuse it.
+"""Projection from features into the learned space, stored for later runs.
 
 A space learned again with one more row has slightly different axes, which can move rows across any threshold.
 

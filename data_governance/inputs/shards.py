@@ -1,4 +1,4 @@
-"""Shards: Parquet files named by the number of their first row, for tables that grow with the log.
+"""Shards: Parquet files of a growing table, named by their first row.
 
 No process holds such a table: a stage reads and writes one shard at a time, and results of the engine about single rows
 come back sorted by row and are matched with their shard here (`by_shard`).

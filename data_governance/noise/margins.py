@@ -1,4 +1,4 @@
-"""Leave-one-out margins of rows between their own and the next category, weighted by label confidence.
+"""Leave-one-out margins of labels, weighted by label confidence.
 
     margin = cos(z, own prototype without z) / rel(n_own) - max_other cos(z, prototype without z) / rel(n_other)
     rel(n) = sqrt(n rho / (1 + (n - 1) rho)),  rho = mean cosine within categories, clipped to .02 .. .98

@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine: exact if affordable, else approximate with measured recall.
+"""Nearest neighbours by cosine, exact or approximate with measured recall.
 
 The quality of cleaning depends on recall, so an approximate search is compared with the exact one on a sample every
 time, re-ranks more candidates while its recall is too low, and is replaced by the exact search if that is not enough.

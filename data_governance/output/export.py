@@ -1,4 +1,4 @@
-"""Export the governed folder: samples, categories with stable keys, dropped rows with reasons."""
+"""Export the governed folder: samples, categories and dropped rows."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Image cards of the report: dropped, merged and relabelled rows with their reasons."""
+"""Image cards of the report: dropped, merged and relabelled rows."""
 
 import base64
 import io

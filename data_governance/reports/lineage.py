@@ -1,4 +1,4 @@
-"""Lineage of one row: its values and decisions in every stage, and its place in the published data.
+"""Lineage of one row: its values and decisions in every stage.
 
 Values (category, shares, margin) are from the stage tables, decisions from the ledger. Category numbers change from
 stage to stage, so each is shown with the first documents of the category in that stage.

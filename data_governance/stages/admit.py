@@ -1,4 +1,4 @@
-"""Stage 1, admit: validate ids, counts, texts and images; drop bad rows with a reason.
+"""Stage 1, admit: validate ids, counts, texts and images; drop bad rows.
 
 Each image is decoded once, here: fault, hash and features come from one pass, and no later stage needs pixels. The
 behaviour log, which has no images and no bound, is read in batches: see admit_log.py.

@@ -1,4 +1,4 @@
-"""Stage 1, the behaviour log: validate its rows in batches and write them as shards.
+"""Stage 1, behaviour log: validate rows in batches, write them as shards.
 
 The rules split each batch into a shard of kept and a shard of dropped rows. Then the engine finds kept rows with
 unknown ids, and their shards are rewritten without them. A row's reason is the first that applies: the rules in their

@@ -1,4 +1,4 @@
-"""Stage 8, balance: cap large categories, weight the queries, list the members of every category.
+"""Stage 8, balance: cap categories, weight queries, list all members.
 
 Queries of a category without documents are dropped: no document can answer them. A category without queries is kept,
 because its documents are indexed anyway; training may skip it. No row is repeated: repetition is a weight.

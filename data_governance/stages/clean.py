@@ -1,4 +1,4 @@
-"""Stage 5, clean: relabel or drop queries that the other members of their category do not support.
+"""Stage 5, clean: relabel or drop queries that their category does not support.
 
 margins.py computes how much better each row fits its own category than the next one; threshold.py finds the cut. A row
 below the cut gets a second vote, by its nearest queries: if both name the same other category it is relabelled, if the

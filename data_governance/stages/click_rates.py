@@ -1,4 +1,4 @@
-"""Stage 3, click_rates: compute smoothed, position-corrected click rates per query and document.
+"""Stage 3, click_rates: smoothed, position-corrected rate of every clicked pair.
 
 The log stays on disk: the engine reads its shards and returns the rows of weak edges in the order of the log, and each
 shard is then filtered. Edges are held in memory: at most `max_documents_per_query` for every query.

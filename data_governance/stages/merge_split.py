@@ -1,4 +1,4 @@
-"""Stage 6, merge_split: merge categories that are one by clicks and content, split those with two modes.
+"""Stage 6, merge_split: merge equal categories, split those with two modes.
 
 A merge needs prototypes closer than `merge_cosine` and clicks that cross in both directions. A split needs two distant
 parts of a category's queries, whose clicks go to different documents.

@@ -1,4 +1,4 @@
-"""Organise after few new rows: keep the previous run's choices, regroup touched documents only.
+"""Organise after few new rows: keep earlier choices, regroup touched documents.
 
 Used by `--incremental` with `--previous`. The projection into the learned space, the resolution, the click weight and
 the sources of documents are those of the previous run; a full run learns them in rounds and tests them on held-out

@@ -1,4 +1,4 @@
-"""Stage 7, overrides: apply manual decisions, which take precedence over those of the stages.
+"""Stage 7, overrides: apply manual decisions over those of the stages.
 
 `--overrides FILE` lists rows (side `query` or `document`, id) with one action each: `keep` undoes what cleaning did to
 the row, `drop` removes it, `relabel` moves it to the category with `category_key`. Each becomes a ledger row with its

@@ -1,4 +1,4 @@
-"""Inside a package, folders import only folders below them, and no modules import each other in a circle."""
+"""Inside a package, imports follow the order of folders and form no circle."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter

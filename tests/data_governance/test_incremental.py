@@ -1,4 +1,4 @@
-"""Images of an earlier run are not decoded again, and nothing else depends on that run."""
+"""Images of an earlier run are reused, and nothing else depends on it."""
 
 import json
 import shutil

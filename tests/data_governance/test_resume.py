@@ -1,4 +1,4 @@
-"""After a kill or a full disk, a run resumes after the last complete stage and gives equal tables."""
+"""After a kill or a full disk, a rerun gives the tables of an undisturbed run."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A finished stage is stale when any source file that it imports is edited, in any folder of the package."""
+"""A finished stage is stale when any source file that it imports is edited."""
 
 import importlib
 from pathlib import Path

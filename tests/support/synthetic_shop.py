@@ -1,4 +1,4 @@
-"""A small synthetic shop: drawings of random shapes in two styles, and a click log with known wrong clicks."""
+"""A small synthetic shop: two drawing styles, and clicks of which some are wrong."""
 
 import io
 from dataclasses import dataclass, field

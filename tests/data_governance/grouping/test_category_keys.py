@@ -1,4 +1,4 @@
-"""Category keys and the category map: a case worked by hand, and random ones against the definition."""
+"""Category keys and the category map, by hand and against the definition."""
 
 import numpy as np
 import pytest

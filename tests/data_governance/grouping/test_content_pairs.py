@@ -1,4 +1,4 @@
-"""Documents without clicks are paired by content, only where clicked documents show that this is reliable."""
+"""Documents without clicks are paired by content where this is reliable."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Fast grouping code against slow reference implementations: pairs, best groups, random draws, similar queries."""
+"""Fast grouping code equals slow reference implementations."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Bad input gives an error that names table and remedy, or a dropped row with its reason in the ledger."""
+"""Bad input gives a clear error, or a dropped row with its reason."""
 
 import json
 import struct

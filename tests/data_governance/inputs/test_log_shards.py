@@ -1,4 +1,4 @@
-"""The log in shards: the rows of a plain loop for any files and batches, and truncated files are rejected."""
+"""The log in shards equals a plain loop, and truncated files are rejected."""
 
 import shutil
 from pathlib import Path

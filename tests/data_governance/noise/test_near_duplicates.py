@@ -1,4 +1,4 @@
-"""Near-duplicates: every pair within the radius is found, for any number of blocks, and large groups are counted."""
+"""Every near-duplicate pair within the radius is found, large groups counted."""
 
 import numpy as np
 import pytest

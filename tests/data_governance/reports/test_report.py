@@ -1,4 +1,4 @@
-"""The HTML report is self-contained, shows the decisions, and escapes all text of the data."""
+"""The HTML report is self-contained and escapes all text of the data."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Cleaning: margins by their definition, the threshold, the vote of neighbours, and results on synthetic labels."""
+"""Cleaning: margins, threshold, neighbour vote, and synthetic labels."""
 
 import numpy as np
 import pytest

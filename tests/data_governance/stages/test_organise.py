@@ -1,4 +1,4 @@
-"""Parts of organise on small cases: learned space, sources, affinities, matches, Leiden, choice of resolution."""
+"""Parts of organise on small cases worked by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Incremental organise: only touched documents move, and each move raises the objective."""
+"""Incremental organise moves only touched documents, each with a gain."""
 
 import numpy as np
 import pytest

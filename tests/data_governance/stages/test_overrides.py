@@ -1,4 +1,4 @@
-"""Overrides through the command line: applied and in the ledger with their reason, or rejected."""
+"""Overrides are applied and in the ledger with their reason, or rejected."""
 
 import json
 import shutil
