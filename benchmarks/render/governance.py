@@ -241,9 +241,9 @@ def log_scale(found: list[Result]) -> str:
     for result in found:
         rows = []
         for run in result["runs"]:
-            counts = (run["dropped_by_admit"], run["dropped_by_weigh"], run["edges"])
+            counts = (run["dropped_by_admit"], run["dropped_by_click_rates"], run["edges"])
             speed = run["rows_per_second"]
-            rates = (speed["admit"], speed["weigh"])
+            rates = (speed["admit"], speed["click_rates"])
             rows.append(
                 [f"{run['rows']:,}", *(f"{value:,}" for value in (*counts, *rates)), f"**{run['peak_gib']:.2f}**"]
             )

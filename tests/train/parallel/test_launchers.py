@@ -13,7 +13,6 @@ import pytest
 from tests.support.commands import ROOT
 from tests.support.ranks import finished, steps_done
 from tests.support.synthetic_governed import write_governed
-from tests.train.parallel.test_surviving import curve
 
 # Neither is given a port: one that was free when the test looked may be taken when the launcher has started.
 TORCHRUN = ("torch.distributed.run", "--standalone", "--max-restarts", 3, "--nproc-per-node", 2)
