@@ -230,7 +230,7 @@ def short(folder: Path = RESULTS) -> str:
     said = (
         f"{runs}, on splits of the categories with disjoint test sets, each with its seeds of training; differences in "
         "points with 95% intervals over categories, bold where they leave zero out. More, and the other methods: "
-        "[docs/immr.md](docs/immr.md)."
+        "[Retrieval (IMMR)](immr.md)."
     )
     return "\n".join([*lines, "", said, "", source(result)])
 

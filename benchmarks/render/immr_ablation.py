@@ -145,6 +145,6 @@ def short(folder: Path = RESULTS) -> str:
     head = ["taken out: what stands there instead", *(f"{name}, points" for name in METRICS.values())]
     note = (
         f"Unseen categories of `{result['world']}`, heads alone on frozen features, training seeds {_seeds(result)}; "
-        "change against all parts with 95% intervals ([docs/immr.md](docs/immr.md))."
+        "change against all parts with 95% intervals ([Retrieval (IMMR)](immr.md))."
     )
     return "\n".join([*table(head, rows), "", note])

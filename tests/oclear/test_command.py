@@ -14,6 +14,15 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "numpy", "datasets", "pyarrow", "duckdb", "faiss", "PIL")
 
 
+@pytest.fixture(autouse=True)
+def fresh_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests import the modules that a subcommand runs; runpy warns when one is loaded already."""
+    for command in COMMANDS.values():
+        for name in (command.module, f"{command.module}.__main__"):
+            if name == "train.run" or name.endswith(".__main__"):
+                monkeypatch.delitem(sys.modules, name, raising=False)
+
+
 def run_python(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
