@@ -52,8 +52,16 @@ API = {
         "modeling_oclear.publishing",
     ),
     "data_governance": ("data_governance.pipeline", "data_governance.policy"),
-    "train": ("train.command", "train.recipes.recipe"),
-    "retrieval": ("retrieval",),
+    "train": ("train.command", "train.recipes.registry", "train.recipes.recipe"),
+    "retrieval": (
+        "retrieval",
+        "retrieval.encoder",
+        "retrieval.tables",
+        "retrieval.index.store",
+        "retrieval.index.search",
+        "retrieval.evaluation.evaluate",
+        "retrieval.evaluation.metrics",
+    ),
     "hub_cards": ("hub_cards.render", "hub_cards.push"),
 }
 

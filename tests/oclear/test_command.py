@@ -73,6 +73,15 @@ def test_subcommands_pass_their_flags_to_the_module(name: str, capsys: pytest.Ca
     assert COMMANDS[name].words[0] in capsys.readouterr().out
 
 
+def test_help_of_train_names_the_launcher_and_loads_no_torch() -> None:
+    source = "import sys; from oclear.command import main; main(['train', '--help']); print('torch' in sys.modules)"
+    done = run_python("-c", source)
+    assert done.returncode == 0, done.stderr
+    assert "--resume" in done.stdout
+    assert "accelerate launch" in done.stdout
+    assert done.stdout.endswith("False\n")
+
+
 def test_the_exit_status_is_that_of_the_module(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["govern"]) == 2
     assert "run needs --behaviour" in capsys.readouterr().err

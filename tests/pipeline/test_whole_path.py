@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,18 @@ def test_a_published_folder_answers_a_photo_from_disk(demo: Path) -> None:
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["rank"] for answer in answers] == [1, 2, 3]
     assert answers[0]["score"] >= answers[1]["score"]
+
+
+@pytest.mark.slow
+def test_the_quickstart_of_readme_prints_what_readme_shows(demo: Path, tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    (source,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    shown = readme.split(source, 1)[1].split("```text\n", 1)[1].split("```", 1)[0]
+    script = tmp_path / "quickstart.py"
+    script.write_text(source.replace('"runs/demo/hub"', repr(str(demo / "hub"))))
+    done = call(script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == shown
 
 
 @pytest.mark.slow
