@@ -77,7 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-seed", type=int, default=0, help="seed of the simulated behaviour (default: 0)")
     parser.add_argument("--max-steps", type=int, help="shorter training, for trying things out")
     parser.add_argument(
-        "--share", type=Path, help="take data, governed data and features from this earlier demo folder"
+        "--share", type=Path, help="reuse data, governed data and features of this demo folder; made there if missing"
     )
     parser.add_argument("--events", type=int, default=12000, help="simulated query events (default: 12000)")
     parser.add_argument(
@@ -106,6 +106,15 @@ def parse_arguments() -> argparse.Namespace:
             f"--share {args.out} reuses its data."
         )
     return args
+
+
+def link_shared(args: argparse.Namespace) -> None:
+    """Links to shared data, governed data and features, so that the folder reads like any other demo folder."""
+    if args.base == args.out:
+        return
+    for name in ("data", "governed", "features"):
+        if not (args.out / name).exists():
+            (args.out / name).symlink_to(Path(os.path.relpath(args.base / name, args.out)), target_is_directory=True)
 
 
 def recipe_of(out: Path) -> str | None:
@@ -392,6 +401,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     plan = read_plan(args)
     run(first_steps(args), plan)
+    link_shared(args)
     run_side_by_side(evaluation_steps(args), "evaluation", plan)
     metrics = write_metrics(args)
     run(closing_steps(args), plan)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.governance import outcome
+from examples.demo import FULL_RECIPE, recipe_of
 
 TRAIN = ("-m", "accelerate.commands.launch", "--config_file", "train/launch/one_process.yaml", "train/run.py")
 SHOWN = (
@@ -52,11 +53,15 @@ def governed(data: Path, out: Path, score: Path, *words: object) -> dict[str, An
 
 
 def loop(noise: float, out: Path, demo: Path | None) -> dict[str, Any]:
-    """Both rounds at one share of wrong clicks; data and model of the demo are taken where they are of that share."""
+    """Both rounds at one share of wrong clicks.
+
+    Data of the demo are reused where they have that share, its model where it is that of `make demo-full`.
+    """
     name = f"{100 * noise:.0f}"
     data, first, hub = out / f"data{name}", out / f"governed{name}", out / f"trained{name}" / "hub"
     if demo is not None and json.loads((demo / "data" / "emoji.json").read_text())["settings"]["noise"] == noise:
-        data, first, hub = demo / "data", demo / "governed", demo / "hub"
+        data, first = demo / "data", demo / "governed"
+        hub = demo / "hub" if recipe_of(demo) == FULL_RECIPE else hub
     done(data / "emoji.json", "-m", "examples.emoji", "--noise", noise, "--out", data)
     found = {"first": governed(data, first, out / f"first{name}.json")}
     done(hub / "config.json", *TRAIN, "--data", first, "--out", hub.parent)
@@ -69,7 +74,7 @@ def main(words: list[str] | None = None) -> int:
         "governance_loop", str(__doc__), example="python -m benchmarks.governance.loop --demo runs/demo --out runs/loop"
     )
     line.add_argument("--out", type=Path, default=Path("runs/loop"), help="folder of the rounds")
-    line.add_argument("--demo", type=Path, help="a finished demo: its data and its model are not made again")
+    line.add_argument("--demo", type=Path, help="a finished demo: its data are reused, after demo-full its model too")
     line.add_argument("--noise", type=float, nargs="+", default=[0.2, 0.4], help="shares of clicks that are wrong")
     given = line.parse_args(words)
     try:

@@ -118,8 +118,8 @@ def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPa
 
 def help_of(parser: argparse.ArgumentParser) -> str:
     """The help text, at one width on every machine."""
-    kind = parser.formatter_class
-    parser.formatter_class = typing.cast(Any, lambda prog: kind(prog, width=100))
+    kind: Any = parser.formatter_class
+    parser.formatter_class = lambda prog: kind(prog, width=100)
     return parser.format_help().rstrip()
 
 
@@ -157,9 +157,10 @@ def field_tables(kind: type[Any], *, place: str = "", level: int = 2) -> list[st
     """
     meanings = described(kind)
     hints = typing.get_type_hints(kind)
-    rows, nested = [], []
+    rows: list[str] = []
+    nested: list[tuple[str, type[Any]]] = []
     for field in dataclasses.fields(kind):
-        inner = [one for one in parts_of(hints[field.name]) if dataclasses.is_dataclass(one)]
+        inner = [one for one in parts_of(hints[field.name]) if isinstance(one, type) and dataclasses.is_dataclass(one)]
         nested += [(f"{place}{field.name}", one) for one in inner]
         default = "see below" if inner else f"`{field_default(field)}`" if field_default(field) else "required"
         meaning = cell(meanings.get(field.name) or " ".join(one_line(one) for one in inner))

@@ -66,6 +66,7 @@ def test_the_full_demo_shares_the_data_and_adds_the_baselines(demo: Path, tmp_pa
     done = call(*DEMO, "--full", "--baselines", "text_removed", "--out", tmp_path / "full", "--share", demo)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "== govern: found" in done.stdout
+    assert (tmp_path / "full" / "governed" / "ledger.json").samefile(demo / "governed" / "ledger.json")
     metrics = json.loads((tmp_path / "full" / "metrics.json").read_text())
     assert set(metrics["baselines"]) == set(metrics["baselines_seen"]) == {"text_removed"}
     assert "text_removed" in (tmp_path / "full" / "hub" / "README.md").read_text()
