@@ -16,6 +16,7 @@ from train.recipes.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+SOURCE = re.compile(rf"`((?:{'|'.join(reference.PACKAGES)}|tests)/[\w/]+\.(?:py|yaml|ipynb))")
 LINK = re.compile(r"\]\(([^)#\s]+)")
 
 
@@ -63,6 +64,16 @@ def test_links_to_files_lead_somewhere(name: str, generated: dict[str, str]) -> 
         if not target.startswith(("http:", "https:")) and not path.exists() and not is_generated:
             missing.append(target)
     assert not missing
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in DOCS.rglob("*.md"))]
+)
+def test_source_files_named_on_a_page_exist(name: str) -> None:
+    if name == "docs/log.md":  # a dated record: it names files as they were
+        return
+    named = set(SOURCE.findall((ROOT / name).read_text()))
+    assert not [path for path in named if not (ROOT / path).exists()]
 
 
 def test_readme_has_at_most_150_lines() -> None:
