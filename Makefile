@@ -1,4 +1,4 @@
-# Two commands matter: `make demo` (click log -> published, searchable model) and `make test` (the whole law).
+# Two commands matter: `make demo` (click log -> published, searchable model) and `make test` (every check).
 # Every target works inside .venv in this checkout and installs what it lacks.
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUNS ?= runs
 SEED ?= 0
 
-.PHONY: help install browser demo test test-distributed format lint types unit benchmark clean
+.PHONY: help install browser demo demo-full test test-distributed format lint types docs unit benchmark clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,7 +32,10 @@ browser:
 demo: install  ## emoji drawings -> governed data -> trained model -> index, metrics, card and page in runs/demo
 	$(BIN)/python -m examples.demo --out $(RUNS)/demo --seed $(SEED)
 
-test: install browser lint types unit  ## format, lint, strict types and every test
+demo-full: install  ## the same data, the ensemble recipe and every baseline, in runs/demo-full
+	$(BIN)/python -m examples.demo --full --out $(RUNS)/demo-full --share $(RUNS)/demo --seed $(SEED)
+
+test: install browser lint types docs unit  ## format, lint, strict types, the docs site and every test
 
 format: install  ## rewrite the code in the house format
 	$(BIN)/ruff format .
@@ -45,6 +48,9 @@ lint: install
 types: install
 	$(BIN)/mypy
 
+docs: install  ## build the docs site into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 unit: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not distributed"
 
@@ -54,7 +60,7 @@ test-distributed: install  ## layouts that must agree, kills, restarts and other
 	  tests/train/test_run.py tests/train/checkpoints tests/train/ensemble tests/train/parallel \
 	  tests/train/class_weights/test_reshard.py
 
-benchmark: install  ## seeds 0 to 2 of the demo in both settings (about an hour), then README's figures
+benchmark: install  ## seeds 0 to 2 of the full demo in both settings (about an hour), then the rendered pages
 	$(BIN)/python -m benchmarks.training.demo_seeds --out $(RUNS)/seeds
 	$(BIN)/python -m benchmarks.render
 

@@ -1,11 +1,15 @@
 """The whole project in execution order: from a click log to a published, searchable model, on real drawings.
 
 Every step is one of the commands that a user would type; nothing here computes. A step whose result is already on disk
-is passed over, so a second call does only what is missing, and a broken run goes on where it stopped.
+is skipped, so a second call does only what is missing, and an interrupted run continues where it stopped.
+
+The default demo trains once and compares with nothing: data, governance, training, index, metrics, page and cards.
+`--full` trains the ensemble recipe and evaluates every baseline as well.
 """
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,12 +22,32 @@ from typing import Any
 from runtime.threads import available_cores
 
 MOST_AT_ONCE = 4
+RECIPE, FULL_RECIPE = "emoji_single", "emoji"
 ALL_BASELINES = ("zero_shot_image", "image_only_documents", "text_removed", "text_shuffled", "text_only")
+# Seconds of each step on an otherwise idle 2-core machine (AMD EPYC), for the estimate of what remains. The steps that
+# a run has finished scale them to its machine.
+USUAL_SECONDS = {
+    "emoji": 24.0,
+    "govern": 82.0,
+    "score": 1.0,
+    "train emoji": 367.0,
+    "train emoji_single": 140.0,
+    "train emoji_image_only": 16.0,
+    "train emoji_zero_shot": 41.0,
+    "second round": 82.0,
+    "score second round": 1.0,
+    "index index": 35.0,
+    "evaluation": 30.0,
+    "evaluation, full": 187.0,
+    "governance page": 1.0,
+    "page": 6.0,
+    "cards": 1.0,
+}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command: it is passed over when `result` exists; `group` says which time budget it counts for."""
+    """One command: it is skipped when `result` exists; `group` is the line of the time summary that it counts for."""
 
     name: str
     group: str
@@ -35,9 +59,15 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.demo",
         description=__doc__.split("\n")[0],
-        epilog="example: python -m examples.demo --out runs/demo --seed 0",
+        epilog="examples: python -m examples.demo --out runs/demo --seed 0; "
+        "python -m examples.demo --full --out runs/demo-full --share runs/demo",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of this run (default: runs/demo)")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help=f"train the ensemble recipe ({FULL_RECIPE} instead of {RECIPE}) and evaluate the baselines as well",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of training (default: 0)")
     parser.add_argument("--split", type=int, default=0, choices=(0, 1, 2), help="which categories are held out")
     parser.add_argument(
@@ -47,16 +77,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-seed", type=int, default=0, help="seed of the simulated behaviour (default: 0)")
     parser.add_argument("--max-steps", type=int, help="shorter training, for trying things out")
     parser.add_argument(
-        "--share", type=Path, help="take data, governed data and features from this earlier demo folder"
+        "--share", type=Path, help="reuse data, governed data and features of this demo folder; made there if missing"
     )
     parser.add_argument("--events", type=int, default=12000, help="simulated query events (default: 12000)")
     parser.add_argument(
         "--baselines",
         nargs="*",
         choices=ALL_BASELINES,
-        default=ALL_BASELINES,
         metavar="NAME",
-        help=f"what the model is compared with (default: {' '.join(ALL_BASELINES)})",
+        help=f"with --full: what the model is compared with (default: {' '.join(ALL_BASELINES)})",
     )
     parser.add_argument("--limit-categories", type=int, help="a small data set, for trying things out")
     parser.add_argument(
@@ -65,8 +94,36 @@ def parse_arguments() -> argparse.Namespace:
         help="govern once more with the trained model as encoder, and report what that gains (without training again)",
     )
     args = parser.parse_args()
+    if args.baselines is not None and not args.full:
+        parser.error("--baselines needs --full: the default demo compares with nothing")
+    if args.baselines is None:
+        args.baselines = ALL_BASELINES if args.full else ()
     args.base = args.share or args.out
+    args.recipe = FULL_RECIPE if args.full else RECIPE
+    if (found := recipe_of(args.out)) not in (None, args.recipe):
+        parser.error(
+            f"{args.out} holds a model of the recipe {found}, not {args.recipe}. Give another --out; "
+            f"--share {args.out} reuses its data."
+        )
     return args
+
+
+def link_shared(args: argparse.Namespace) -> None:
+    """Links to shared data, governed data and features, so that the folder reads like any other demo folder."""
+    if args.base == args.out:
+        return
+    for name in ("data", "governed", "features"):
+        if not (args.out / name).exists():
+            (args.out / name).symlink_to(Path(os.path.relpath(args.base / name, args.out)), target_is_directory=True)
+
+
+def recipe_of(out: Path) -> str | None:
+    """Name of the recipe that a demo folder was trained with; None before training."""
+    path = out / "recipe.json"
+    if not path.is_file():
+        return None
+    recipe = json.loads(path.read_text())
+    return str(recipe.get("name") or recipe.get("model", {}).get("name"))
 
 
 def python(*words: object) -> list[str]:
@@ -116,8 +173,8 @@ def second_round_steps(args: argparse.Namespace) -> list[Step]:
 
 
 def training_steps(args: argparse.Namespace) -> list[Step]:
-    """The model, the same recipe without text, and the frozen features alone."""
-    runs = {"emoji": args.out}
+    """The model and, among the baselines, the same recipe without text and the frozen features alone."""
+    runs = {args.recipe: args.out}
     if "image_only_documents" in args.baselines:
         runs["emoji_image_only"] = args.out / "image_only"
     if "zero_shot_image" in args.baselines:
@@ -144,15 +201,15 @@ def evaluate_step(args: argparse.Namespace, name: str, hub: Path, index: Path, q
 
 
 def evaluation_steps(args: argparse.Namespace) -> list[list[Step]]:
-    """Every figure goes through the published folder and its index; one list for each index, and no list waits."""
+    """Every metric goes through the published folder and its index. The lists do not depend on each other."""
     hub, index = args.out / "hub", args.out / "index"
     per_query = args.out / "evaluation" / "per_query.parquet"
     gallery = args.base / "data" / "gallery_unseen.parquet"
-    steps = [index_step(args, "index", hub)]
-    steps += [evaluate_step(args, "unseen.full_gallery", hub, index, "test", "--per-query", per_query)]
-    steps += [evaluate_step(args, "unseen.unseen_gallery", hub, index, "test", "--gallery", gallery)]
-    steps += [evaluate_step(args, "seen.full_gallery", hub, index, "seen")]
-    lists = [steps]
+    lists = [
+        [evaluate_step(args, "unseen.full_gallery", hub, index, "test", "--per-query", per_query)],
+        [evaluate_step(args, "unseen.unseen_gallery", hub, index, "test", "--gallery", gallery)],
+        [evaluate_step(args, "seen.full_gallery", hub, index, "seen")],
+    ]
     sources: dict[str, tuple[Path, list[str]]] = {
         "zero_shot_image": (args.out / "zero_shot" / "hub", []),
         "image_only_documents": (args.out / "image_only" / "hub", []),
@@ -185,6 +242,49 @@ def closing_steps(args: argparse.Namespace) -> list[Step]:
     ]
 
 
+@dataclass
+class Plan:
+    """The steps of a run in order, by name, and what is known about their times.
+
+    Attributes:
+        names: steps that remain.
+        seconds: measured seconds of finished steps, those of earlier calls included; also kept in `record`.
+        usual: seconds of every step on the machine of `USUAL_SECONDS`.
+    """
+
+    names: list[str]
+    usual: dict[str, float]
+    seconds: dict[str, float]
+    record: Path
+
+    def keep(self, name: str, seconds: float) -> None:
+        """Add to the seconds of `name`, in the file as well."""
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 1)
+        self.record.write_text(json.dumps(self.seconds, indent=1) + "\n")
+
+    def finish(self, name: str) -> None:
+        """Remove a step from what remains."""
+        self.names = [one for one in self.names if one != name]
+
+    def speed(self) -> float:
+        """Measured over usual seconds of the finished steps: 2 is a machine of half the speed; 1 before the first."""
+        done = [name for name in self.seconds if name in self.usual and name not in self.names]
+        usual = sum(self.usual[name] for name in done)
+        return sum(self.seconds[name] for name in done) / usual if usual else 1.0
+
+    def estimate(self) -> str:
+        """What remains and about how long it takes."""
+        seconds = [self.usual.get(name, 1.0) * self.speed() for name in self.names]
+        basis = "" if self.seconds else ", on an idle 2-core machine"
+        count = "1 step remains" if len(self.names) == 1 else f"{len(self.names)} steps remain"
+        return f"{count}, about {shown(sum(seconds))}{basis}; the next takes about {shown(seconds[0])}"
+
+
+def shown(seconds: float) -> str:
+    """A duration for people: "40 s", "3 min"."""
+    return f"{max(seconds, 1):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
 def call(step: Step, *, quiet: bool = False) -> float:
     """Run one step unless its result exists; returns its seconds; stops with its own message when it fails."""
     if step.result.exists():
@@ -201,21 +301,27 @@ def call(step: Step, *, quiet: bool = False) -> float:
     return round(time.perf_counter() - start, 1)
 
 
-def run(steps: list[Step], times: dict[str, float], record: Path) -> None:
-    """Run steps one after the other and keep the time of each."""
+def run(steps: list[Step], plan: Plan) -> None:
+    """Run steps one after the other, print before each what remains, and keep the time of each."""
     for step in steps:
+        if not step.result.exists():
+            print(f"-- {plan.estimate()}", flush=True)
         if seconds := call(step):
-            keep_time(step.name, seconds, times, record)
+            plan.keep(step.name, seconds)
+        plan.finish(step.name)
 
 
-def run_side_by_side(lists: list[list[Step]], name: str, times: dict[str, float], record: Path) -> None:
+def run_side_by_side(lists: list[list[Step]], name: str, plan: Plan) -> None:
     """Run lists of steps, as many lists at once as there are cores, each step on one thread; keep the time of all."""
+    if is_missing(lists):
+        print(f"-- {plan.estimate()}", flush=True)
     start = time.perf_counter()
     with ThreadPoolExecutor(workers()) as pool:
         waiting = [pool.submit(lambda steps: sum(call(step, quiet=True) for step in steps), steps) for steps in lists]
         busy = sum(one.result() for one in waiting)
     if busy:
-        keep_time(name, round(time.perf_counter() - start, 1), times, record)
+        plan.keep(name, round(time.perf_counter() - start, 1))
+    plan.finish(name)
 
 
 def workers() -> int:
@@ -223,14 +329,8 @@ def workers() -> int:
     return min(MOST_AT_ONCE, available_cores())
 
 
-def keep_time(name: str, seconds: float, times: dict[str, float], record: Path) -> None:
-    """Add to the seconds of `name`, in the file as well."""
-    times[name] = round(times.get(name, 0.0) + seconds, 1)
-    record.write_text(json.dumps(times, indent=1) + "\n")
-
-
 def write_metrics(args: argparse.Namespace) -> dict[str, Any]:
-    """One JSON of all figures; every object in it is the output of one evaluate command."""
+    """One JSON of all metrics; every object in it is the output of one evaluate command."""
 
     def read(name: str) -> dict[str, Any]:
         return json.loads((args.out / "evaluation" / f"{name}.json").read_text())
@@ -262,27 +362,53 @@ def print_summary(metrics: dict[str, Any], times: dict[str, float], steps: list[
     for name, (unseen, seen) in rows.items():
         figures = [unseen["recall_at_1"], unseen["recall_at_10"], seen["recall_at_1"], seen["recall_at_10"]]
         print(f"  {name:50s} {figures[0]:7.3f} {figures[1]:7.3f}   | {figures[2]:.3f} {figures[3]:.3f}")
-    groups = {step.group: 0.0 for step in steps} | {"evaluation": times.get("evaluation", 0.0)}
+    groups = {step.group: 0.0 for step in steps} | {"evaluation": 0.0}
+    groups["evaluation"] += times.get("evaluation", 0.0)
     for step in steps:
         groups[step.group] += times.get(step.name, 0.0)
-    shown = ", ".join(f"{name} {seconds:.0f}" for name, seconds in groups.items())
-    print(f"seconds: {shown}; total {sum(groups.values()):.0f}")
+    parts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in groups.items())
+    used = os.times()
+    cpu = used.children_user + used.children_system
+    print(f"seconds: {parts}; total {sum(groups.values()):.0f}; this call used {cpu:.0f} CPU s")
+
+
+def read_plan(args: argparse.Namespace) -> Plan:
+    """What remains to be run, in order, with the times of earlier calls."""
+    record = args.out / "timings.json"
+    times: dict[str, float] = json.loads(record.read_text()) if record.exists() else {}
+    usual = USUAL_SECONDS | ({"evaluation": USUAL_SECONDS["evaluation, full"]} if args.full else {})
+    names = [step.name for step in first_steps(args) if not step.result.exists()]
+    if is_missing(evaluation_steps(args)):
+        names.append("evaluation")
+    names += [step.name for step in closing_steps(args) if not step.result.exists()]
+    return Plan(names, usual, times, record)
+
+
+def first_steps(args: argparse.Namespace) -> list[Step]:
+    """Everything before evaluation."""
+    steps = [*data_steps(args), *training_steps(args), *second_round_steps(args)]
+    return [*steps, index_step(args, "index", args.out / "hub")]
+
+
+def is_missing(lists: list[list[Step]]) -> bool:
+    """Whether a step of these lists has no result yet."""
+    return not all(step.result.exists() for steps in lists for step in steps)
 
 
 def main() -> None:
     """Read this top to bottom: it is the flow."""
     args = parse_arguments()
-    record = args.out / "timings.json"
     args.out.mkdir(parents=True, exist_ok=True)
-    times: dict[str, float] = json.loads(record.read_text()) if record.exists() else {}
-    steps = [*data_steps(args), *training_steps(args), *second_round_steps(args)]
-    run(steps, times, record)
-    run_side_by_side(evaluation_steps(args), "evaluation", times, record)
+    plan = read_plan(args)
+    run(first_steps(args), plan)
+    link_shared(args)
+    run_side_by_side(evaluation_steps(args), "evaluation", plan)
     metrics = write_metrics(args)
-    closing = closing_steps(args)
-    run(closing, times, record)
-    print_summary(metrics, times, steps + closing)
-    print(f"open {args.out / 'report.html'} in a browser; the model is {args.out / 'hub'}")
+    run(closing_steps(args), plan)
+    print_summary(metrics, plan.seconds, [*first_steps(args), *closing_steps(args)])
+    out = args.out
+    print(f"search: oclear search --model {out / 'hub'} --index {out / 'index'} --image photo.png --html answers.html")
+    print(f"open {out / 'report.html'} in a browser; the model is {out / 'hub'}")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,12 @@ def _evaluation(run: RunResults, model_name: str) -> ModelCardData:
 
 
 def _baseline_tables(run: RunResults) -> str:
-    """Tables of this model and every baseline: unseen categories, then held-out queries of seen categories."""
+    """Tables of this model and every baseline: unseen categories, then held-out queries of seen categories.
+
+    Empty when no baseline was evaluated: `baselines` is then an empty object.
+    """
+    if run.metrics.value("baselines") == {}:
+        return ""
     parts = []
     for group, ours in (("baselines", "unseen.full_gallery"), ("baselines_seen", "seen.full_gallery")):
         if group == "baselines_seen" and not run.metrics.has(group):

@@ -163,7 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(NO_DEMO, file=sys.stderr)
         return 2
     if words[0] == "train" and {"--help", "-h"} & set(words):
-        print(SEVERAL_PROCESSES.strip() + "\n")
+        from train.command import argument_parser  # train.run itself imports torch and takes seconds
+
+        print(f"{argument_parser().format_help()}\n{SEVERAL_PROCESSES.strip()}")
+        return 0
     return run_module(command, words)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import processes, result_file
+from examples.demo import FULL_RECIPE, recipe_of
 
 TRAIN = ("-m", "accelerate.commands.launch", "--config_file", "train/launch/one_process.yaml", "train/run.py")
 SHOWN = (
@@ -50,11 +51,15 @@ def governed(data: Path, out: Path, score: Path, *words: object) -> dict[str, An
 
 
 def loop(noise: float, out: Path, demo: Path | None) -> dict[str, Any]:
-    """Run both rounds at one share of wrong clicks; data and model of a demo with that share are reused."""
+    """Run both rounds at one share of wrong clicks.
+
+    Data of the demo are reused where they have that share, its model where it is that of `make demo-full`.
+    """
     name = f"{100 * noise:.0f}"
     data, first, hub = out / f"data{name}", out / f"governed{name}", out / f"trained{name}" / "hub"
     if demo is not None and json.loads((demo / "data" / "emoji.json").read_text())["settings"]["noise"] == noise:
-        data, first, hub = demo / "data", demo / "governed", demo / "hub"
+        data, first = demo / "data", demo / "governed"
+        hub = demo / "hub" if recipe_of(demo) == FULL_RECIPE else hub
     run_unless_done(data / "emoji.json", "-m", "examples.emoji", "--noise", noise, "--out", data)
     found = {"first": governed(data, first, out / f"first{name}.json")}
     run_unless_done(hub / "config.json", *TRAIN, "--data", first, "--out", hub.parent)
@@ -67,7 +72,7 @@ def main(words: list[str] | None = None) -> int:
         "governance.loop", str(__doc__), example="python -m benchmarks.governance.loop --demo runs/demo --out runs/loop"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/loop"), help="folder of the rounds")
-    parser.add_argument("--demo", type=Path, help="a finished demo, whose data and model are reused")
+    parser.add_argument("--demo", type=Path, help="a finished demo: its data are reused, after demo-full its model too")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.2, 0.4], help="shares of clicks that are wrong")
     options = parser.parse_args(words)
     try:

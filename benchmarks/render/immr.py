@@ -211,7 +211,7 @@ def short(folder: Path = RESULTS) -> str:
     runs += f" and {main['oclear']['cells']} in the main setting" if main else ""
     note = (
         f"{runs}: category splits with disjoint test sets, several training seeds each. Differences in points with 95% "
-        "intervals over categories, bold if they exclude zero. Baselines and details: [docs/immr.md](docs/immr.md)."
+        "intervals over categories, bold if they exclude zero. Baselines and details: [Retrieval (IMMR)](immr.md)."
     )
     head = ["texts", "searched", *names, *(f"{name}, minus documents without text" for name in names)]
     return "\n".join([*table(head, rows), "", note, "", source(result)])

@@ -113,6 +113,6 @@ def short(folder: Path = RESULTS) -> str:
     head = ["Ablation (replacement)", *(f"{name}, points" for name in METRICS.values())]
     note = (
         f"Unseen categories of `{result['world']}`, heads only on frozen features, training seeds {_seeds(result)}; "
-        "change against OCLEAR with 95% intervals ([docs/immr.md](docs/immr.md))."
+        "change against OCLEAR with 95% intervals ([Retrieval (IMMR)](immr.md))."
     )
     return "\n".join([*table(head, rows), "", note])

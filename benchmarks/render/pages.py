@@ -1,30 +1,20 @@
 """Fill the generated blocks of README and of the pages in docs/.
 
-A block lies between the markers `<!-- name -->` and `<!-- /name -->`. A test renders every page again and compares.
+A block lies between the markers `<!-- name -->` and `<!-- /name -->`. A test renders every page again and compares. The
+reference pages of the docs site are generated while it is built (reference.py).
 """
 
 import argparse
-import ast
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.render import governance, head, immr_ablation, recipes, scaling
+from benchmarks.render import governance, head, immr_ablation, readme, recipes, scaling
 from benchmarks.render import immr as immr_page
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = (
-    "runtime",
-    "modeling_oclear",
-    "data_governance",
-    "train",
-    "retrieval",
-    "hub_cards",
-    "examples",
-    "benchmarks",
-)
 SYSTEMS = {
     "oclear": "**OCLEAR**: governed labels, classification, text out of fold",
     "image_only_documents": "the same image side, documents without text in training and index",
@@ -61,7 +51,7 @@ def results_table(setting: dict[str, Any]) -> list[str]:
 
 
 def results() -> str:
-    """The results block of README."""
+    """One run of the demo in every setting: the results block of docs/benchmarks.md."""
     result = newest_result()
     lines = []
     for name, setting in result["settings"].items():
@@ -102,31 +92,14 @@ def governance_lines(setting: dict[str, Any]) -> list[str]:
     ]
 
 
-def first_line(path: Path) -> str:
-    """First line of a file's docstring, without its full stop."""
-    text = ast.get_docstring(ast.parse(path.read_text())) or ""
-    return text.split("\n")[0].removesuffix(".")
-
-
-def tree() -> str:
-    """The tree block: packages in the order of the flow, one line per file."""
-    lines = ["```"]
-    for package in PACKAGES:
-        lines.append(f"{package}/")
-        for path in sorted((ROOT / package).rglob("*.py")):
-            if path.name != "__init__.py":
-                name = str(path.relative_to(ROOT / package))
-                lines.append(f"  {name:42s} {first_line(path)}")
-    return "\n".join([*lines, "```"])
-
-
-def readme_blocks() -> dict[str, str]:
-    """Marker name -> Markdown of README."""
-    return {"results": results(), "immr": immr_page.short(), "ablation": immr_ablation.short(), "tree": tree()}
+def overview_blocks() -> dict[str, str]:
+    """Marker name -> Markdown of docs/benchmarks.md."""
+    return {"results": results(), "immr": immr_page.short(), "ablation": immr_ablation.short()}
 
 
 PAGES: dict[str, Callable[[], dict[str, str]]] = {
-    "README.md": readme_blocks,
+    "README.md": readme.blocks,
+    "docs/benchmarks.md": overview_blocks,
     "docs/governance.md": governance.blocks,
     "docs/head.md": head.blocks,
     "docs/immr.md": immr_page.blocks,

@@ -1,7 +1,7 @@
 """Run the demo with several training seeds and write the means to one file.
 
-Every number is written by `python -m examples.demo`, run as a user would. Several seeds are needed because the 95%
-interval of one run is about two points wide on either side. Data and governed data are those of the first seed: the
+Every number is written by `python -m examples.demo --full`, run as a user would. Several seeds are needed because the
+95% interval of one run is about two points wide on either side. Data and governed data are those of the first seed: the
 seed changes views, draws and initialisation, not the training data.
 """
 
@@ -25,6 +25,7 @@ SEEDED = ("image_only_documents", "text_only")
 def run_demo(folder: Path, *, setting: str, seed: int, share: Path | None) -> dict[str, Any]:
     """Run one demo, or reuse its finished steps; return metrics, timings and training record."""
     command = [sys.executable, "-m", "examples.demo", "--out", str(folder), "--seed", str(seed), "--setting", setting]
+    command += ["--full"]
     command += ["--share", str(share), "--baselines", *SEEDED] if share else []
     subprocess.run(command, check=True)
     metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.render import pages
+from benchmarks.render import pages, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,8 +22,8 @@ def test_a_page_without_markers_is_refused() -> None:
 def test_every_source_file_opens_with_one_line_that_says_what_it_is() -> None:
     empty = [
         str(path)
-        for package in pages.PACKAGES
+        for package in reference.PACKAGES
         for path in (ROOT / package).rglob("*.py")
-        if path.name != "__init__.py" and not pages.first_line(path)
+        if path.name != "__init__.py" and not reference.first_line(path)
     ]
     assert not empty

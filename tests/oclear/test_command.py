@@ -14,6 +14,15 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "numpy", "datasets", "pyarrow", "duckdb", "faiss", "PIL")
 
 
+@pytest.fixture(autouse=True)
+def fresh_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests import the modules that a subcommand runs; runpy warns when one is loaded already."""
+    for command in COMMANDS.values():
+        for name in (command.module, f"{command.module}.__main__"):
+            if name == "train.run" or name.endswith(".__main__"):
+                monkeypatch.delitem(sys.modules, name, raising=False)
+
+
 def run_python(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -62,6 +71,15 @@ def test_an_unknown_subcommand_is_refused_with_the_list(capsys: pytest.CaptureFi
 def test_subcommands_pass_their_flags_to_the_module(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0
     assert COMMANDS[name].words[0] in capsys.readouterr().out
+
+
+def test_help_of_train_names_the_launcher_and_loads_no_torch() -> None:
+    source = "import sys; from oclear.command import main; main(['train', '--help']); print('torch' in sys.modules)"
+    done = run_python("-c", source)
+    assert done.returncode == 0, done.stderr
+    assert "--resume" in done.stdout
+    assert "accelerate launch" in done.stdout
+    assert done.stdout.endswith("False\n")
 
 
 def test_the_exit_status_is_that_of_the_module(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = {"oclear", "modeling_oclear", "data_governance", "train", "retrieval", "hub_cards"}
+PACKAGES = {"oclear", "runtime", "modeling_oclear", "data_governance", "train", "retrieval", "hub_cards"}
 NOT_INSTALLED = {"tests", "examples", "benchmarks", "docs"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,18 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = [
-    "-m",
-    "examples.demo",
-    "--limit-categories",
-    "40",
-    "--events",
-    "400",
-    "--max-steps",
-    "8",
-    "--baselines",
-    "text_removed",
-]
+SMALL = ("--limit-categories", "40", "--events", "400", "--max-steps", "8")
+DEMO = ("-m", "examples.demo", *SMALL)
 
 
 def call(*words: object) -> subprocess.CompletedProcess[str]:
@@ -36,6 +27,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "npm" in done.stderr and "step 'emoji' failed" in done.stderr:
         pytest.skip(f"the drawings cannot be installed here: {done.stderr.splitlines()[-2]}")
     assert done.returncode == 0, done.stderr[-3000:]
+    (out / "stdout.txt").write_text(done.stdout)
     return out
 
 
@@ -53,9 +45,39 @@ def test_the_demo_leaves_everything_it_promises(demo: Path) -> None:
         assert gallery["queries"] > 0
     assert metrics["governance"]["label_accuracy_after"] > metrics["governance"]["label_accuracy_before"]
     assert metrics["data"]["simulated"] is True
+    assert metrics["baselines"] == {}
+    assert "No baseline was evaluated" in (demo / "hub" / "README.md").read_text()
     page = (demo / "report.html").read_text()
     assert len(page) < 5_000_000
     assert "simulated" in page.lower()
+
+
+@pytest.mark.slow
+def test_the_demo_prints_what_remains_before_each_step(demo: Path) -> None:
+    lines = [line for line in (demo / "stdout.txt").read_text().splitlines() if line.startswith("-- ")]
+    assert "9 steps remain, about 5 min, on an idle 2-core machine; the next takes about 24 s" in lines[0]
+    assert [int(line.split()[1]) for line in lines] == [9, 8, 7, 6, 5, 4, 3, 2, 1]
+    assert all("about" in line for line in lines)
+    assert "idle 2-core machine" not in lines[1]  # from then on by the speed of the finished steps
+
+
+@pytest.mark.slow
+def test_the_full_demo_shares_the_data_and_adds_the_baselines(demo: Path, tmp_path: Path) -> None:
+    done = call(*DEMO, "--full", "--baselines", "text_removed", "--out", tmp_path / "full", "--share", demo)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "== govern: found" in done.stdout
+    assert (tmp_path / "full" / "governed" / "ledger.json").samefile(demo / "governed" / "ledger.json")
+    metrics = json.loads((tmp_path / "full" / "metrics.json").read_text())
+    assert set(metrics["baselines"]) == set(metrics["baselines_seen"]) == {"text_removed"}
+    assert "text_removed" in (tmp_path / "full" / "hub" / "README.md").read_text()
+    assert json.loads((tmp_path / "full" / "training.json").read_text())["recipe"] == "emoji"
+
+
+@pytest.mark.slow
+def test_a_folder_of_another_recipe_is_refused(demo: Path) -> None:
+    done = call(*DEMO, "--full", "--out", demo)
+    assert done.returncode == 2
+    assert "holds a model of the recipe emoji_single, not emoji" in done.stderr
 
 
 @pytest.mark.slow
@@ -66,7 +88,7 @@ def test_a_second_call_does_only_what_is_missing(demo: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert (demo / "report.html").is_file()
     assert (demo / "hub" / "model.safetensors").stat().st_mtime_ns == before
-    assert "== train emoji: found" in done.stdout
+    assert "== train emoji_single: found" in done.stdout
 
 
 @pytest.mark.slow
@@ -83,6 +105,18 @@ def test_a_published_folder_answers_a_photo_from_disk(demo: Path) -> None:
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["rank"] for answer in answers] == [1, 2, 3]
     assert answers[0]["score"] >= answers[1]["score"]
+
+
+@pytest.mark.slow
+def test_the_quickstart_of_readme_prints_what_readme_shows(demo: Path, tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    (source,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    shown = readme.split(source, 1)[1].split("```text\n", 1)[1].split("```", 1)[0]
+    script = tmp_path / "quickstart.py"
+    script.write_text(source.replace('"runs/demo/hub"', repr(str(demo / "hub"))))
+    done = call(script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == shown
 
 
 @pytest.mark.slow

@@ -329,7 +329,11 @@ class RuntimeSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe(Settings):
-    """Everything that decides what a run learns, and, in `runtime`, how it is computed."""
+    """Everything that decides what a run learns, and, in `runtime`, how it is computed.
+
+    Attributes:
+        name: for people; recorded in the run folder and on the model card.
+    """
 
     place: ClassVar[str] = "recipe"
     name: str

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.immr.protocol.emoji import emoji_settings
-from examples.demo import data_steps, run
+from examples.demo import USUAL_SECONDS, Plan, data_steps, run
 
 DEFAULT_NOISE = 0.2
 NAME = re.compile(r"(hard|main)-([012])(?:-noise(\d\d))?")
@@ -106,7 +106,8 @@ def _build_data(own: Path, setting: str, split: int, noise: float) -> None:
     args = argparse.Namespace(
         base=own, out=own, split=split, noise=noise, setting=setting, data_seed=0, events=12000, limit_categories=None
     )
-    run(data_steps(args), times, record)
+    steps = data_steps(args)
+    run(steps, Plan([step.name for step in steps], USUAL_SECONDS, times, record))
 
 
 def _build_styles(folder: Path, setting: str, split: int, noise: float) -> None:

@@ -104,10 +104,16 @@ def test_the_loop_reuses_data_and_model_of_the_demo_only_at_the_demos_share_of_w
     demo, out = tmp_path / "demo", tmp_path / "out"
     (demo / "data").mkdir(parents=True)
     (demo / "data" / "emoji.json").write_text(json.dumps({"settings": {"noise": 0.2}}))
+    (demo / "recipe.json").write_text(json.dumps({"name": "emoji"}))
     found = loop.loop(0.2, out, demo)
     assert found["second"]["category_pair_f1"] == 0.5
     assert f"--encoder {demo / 'hub'}" in called[4]
     assert not any(str(out / "data20") in words for words in called)
+    called.clear()
+    (demo / "recipe.json").write_text(json.dumps({"name": "emoji_single"}))
+    loop.loop(0.2, out, demo)
+    assert f"--data {demo / 'governed'} --out {out / 'trained20'}" in called[3]
+    assert f"--encoder {out / 'trained20' / 'hub'}" in called[4]
     called.clear()
     loop.loop(0.4, out, demo)
     assert f"--data {out / 'governed40'} --out {out / 'trained40'}" in called[3]

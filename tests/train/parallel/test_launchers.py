@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.support.commands import ROOT
+from tests.support.curves import assert_same_run
 from tests.support.ranks import finished, steps_done
 from tests.support.synthetic_governed import write_governed
 
