@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.planner.plan import GIB, GPUS, Line, Run, plan, shown
+from train.planner.plan import GIB, GPUS, Line, Run, format_line, plan
 from train.planner.plan_encoder import EncoderCost, vision_cost
 
 SAMPLES = 10_000_000_000
@@ -99,7 +99,7 @@ def table() -> str:
 def example() -> str:
     """One plan in full."""
     size = SIZES[2]
-    lines = [line.rstrip() for line in (f"$ {command_of(size)}", *(shown(line) for line in plan(run_of(size))))]
+    lines = [line.rstrip() for line in (f"$ {command_of(size)}", *(format_line(line) for line in plan(run_of(size))))]
     return "\n".join(["```", *lines, "```"])
 
 
