@@ -6,6 +6,7 @@ This file is a table of contents: each line is a stage, and each stage a file of
 import os
 import sys
 
+from runtime.logs import configure
 from train.command import Options, read_options
 from train.encoders.backbones import build_model, with_image_weights
 from train.encoders.lora import export_adapter, is_adapter_alone
@@ -14,7 +15,7 @@ from train.ensemble.ensemble import recipe_of_weights, train_members
 from train.image_stage.loop import ImageResult, check_layout
 from train.inputs.cache import FeatureCache
 from train.inputs.samples import GovernedSamples, read_samples
-from train.parallel.topology import leave, start_topology
+from train.parallel.topology import exit_process, start_topology, use_huge_pages
 from train.publish.hub import calibration_queries, export_hub
 from train.publish.hub_head import check_head, is_head_published
 from train.publish.journal import Stopwatch
@@ -26,6 +27,8 @@ from train.text_stage.stage import category_prototypes, features_of, fit_text
 
 def main() -> int:
     """Run the command line; 2 and one line on stderr for a caller's mistake."""
+    use_huge_pages()
+    configure(stream=sys.stdout)
     try:
         options = read_options(sys.argv[1:])
         if options is not None:
@@ -115,4 +118,4 @@ def finish(
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -24,11 +24,12 @@ from transformers import ViTConfig, ViTModel
 from benchmarks.governance import outcome
 from modeling_oclear import OclearModel
 from modeling_oclear.partial_softmax_oclear import sample_classes
-from train.class_weights.shard import ClassShard
+from train.class_weights.shard import ClassShard, ShardSettings
 from train.encoders.pair import EncoderPair
 from train.encoders.parameter_groups import parameter_groups
 from train.image_stage.step import ImageSide, _global_loss, optimiser_step
 from train.inputs.sampler import StepSampler
+from train.parallel.topology import use_huge_pages
 from train.planner.plan import GPUS, Run, memory
 from train.planner.plan_encoder import measure
 from train.recipes.emoji import tiny
@@ -79,19 +80,15 @@ def image_side(said: Any, accelerator: Accelerator) -> ImageSide:
     recipe, rng = recipe_of(said), np.random.default_rng(said.seed)
     torch.manual_seed(said.seed)
     model = OclearModel.from_encoders(vision(said), hidden_size=said.hidden_size, num_attention_heads=1)
-    encoders = (
-        EncoderPair(model, frozen_stages=0, mixed_precision=recipe.model.mixed_precision).to(accelerator.device).eval()
-    )
+    encoders = EncoderPair.for_training(model, frozen_stages=0, mixed_precision=recipe.model.mixed_precision)
+    encoders = encoders.to(accelerator.device).eval()
     optimizer = torch.optim.AdamW(parameter_groups(encoders, recipe))
     encoders, optimizer = accelerator.prepare(encoders, optimizer)
     shard = ClassShard(
         said.classes,
         said.hidden_size,
-        dtype=torch.float32,
-        weight_decay=0.02,
+        ShardSettings(dtype=torch.float32, weight_decay=0.02, optimizer=recipe.head.optimizer, seed=said.seed),
         device=accelerator.device,
-        optimizer=recipe.head.optimizer,
-        seed=said.seed,
     )
     shard.weight.normal_(std=said.hidden_size**-0.5)
     pixels = rng.normal(size=(PICTURES, 1, 3, said.image_size, said.image_size)).astype(np.float16)
@@ -177,6 +174,7 @@ def measured(said: Any) -> dict[str, Any]:
 
 
 def main(words: list[str] | None = None) -> int:
+    use_huge_pages()
     example = "python -m benchmarks.training.throughput --device cuda --json result.json"
     line = outcome.parser("throughput", str(__doc__), example=example)
     line.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -4,6 +4,7 @@ Why first and alone: text inside this loss is a shortcut to the label that an im
 never seen in training pay for it. The text side is fitted afterwards against the prototypes that are learned here.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from torch import Tensor
 from train.checkpoints.checkpoint import check_identity, load_checkpoint, same_categories
 from train.checkpoints.folder import checkpoint_to_resume, newest_checkpoint, read_state
 from train.checkpoints.writer import Checkpointer
+from train.class_weights.class_table import ClassTable
 from train.class_weights.hard_classes import HardClasses, LeafClasses, NearestClasses
 from train.class_weights.initialization import SideRowsOfClass, at_start, first_rows, start_from_means
-from train.class_weights.prototypes import export_prototypes, whole_prototypes
-from train.class_weights.shard import ClassShard, class_range
+from train.class_weights.prototypes import export_prototypes, gathered_prototypes
+from train.class_weights.shard import ClassShard, ShardSettings, class_range
 from train.class_weights.storage import ClassStorage
 from train.encoders.ema import WeightAverage
 from train.encoders.lora import add_adapters, trained_share
@@ -29,12 +31,11 @@ from train.encoders.pair import EncoderPair, start_image_head
 from train.encoders.parameter_groups import parameter_groups
 from train.encoders.recompute import recompute_blocks
 from train.ensemble.soup import member_seed
-from train.image_stage.class_table import ClassTable
 from train.image_stage.evaluator import Evaluator, load_best, stopped_early, summary
 from train.image_stage.remap import resume_classes
 from train.image_stage.step import ImageSide, optimiser_step
-from train.inputs.feature_stream import looking_ahead
-from train.inputs.model_identity import model_identity
+from train.inputs.feature_keys import model_identity
+from train.inputs.feature_stream import with_look_ahead
 from train.inputs.sample_table import in_own_pages
 from train.inputs.sampler import StepSampler, compact, piece
 from train.inputs.samples import GovernedSamples, leaf_ids
@@ -166,12 +167,12 @@ def _run_steps(
             if evaluator.should_stop:
                 break
             watchdog.step = step
-            journal.write(step, optimiser_step(side, step))
+            journal.write(step, dataclasses.asdict(optimiser_step(side, step)))
             done = step + 1
             figure = evaluator.after(done)
             last = done if evaluator.should_stop else end
             if checkpointer.due(done, end=last) or (recipe.image.export_best and evaluator.is_best(done)):
-                checkpointer.save(done, figure=figure)
+                checkpointer.save(done, metric=figure)
                 when_saved()
         checkpointer.wait()
     return done
@@ -201,14 +202,16 @@ def class_shard(recipe: Recipe, *, num_classes: int, device: torch.device, folde
     return ClassShard(
         num_classes,
         recipe.model.hidden_size,
-        dtype=TORCH_DTYPES[recipe.head.dtype or recipe.model.dtype],
-        weight_decay=recipe.image.weight_decay,
+        ShardSettings(
+            dtype=TORCH_DTYPES[recipe.head.dtype or recipe.model.dtype],
+            weight_decay=recipe.image.weight_decay,
+            optimizer=recipe.head.optimizer,
+            momentum=recipe.head.momentum,
+            sub_centres=recipe.head.sub_centres,
+            seed=seed,
+        ),
         device=device,
-        optimizer=recipe.head.optimizer,
-        momentum=recipe.head.momentum,
         storage=ClassStorage(recipe.runtime.head_storage, device=device, folder=place, part=rank()),
-        sub_centres=recipe.head.sub_centres,
-        seed=seed,
     )
 
 
@@ -251,7 +254,7 @@ def _prepare(
         encoders=prepared,
         optimizer=optimizer,
         shard=shard,
-        sampler=looking_ahead(_sampler(rows, recipe), cache, recipe),
+        sampler=with_look_ahead(_sampler(rows, recipe), cache, recipe),
         query_inputs=cache.query_inputs,
         document_inputs=cache.document_inputs,
         recipe=recipe,
@@ -274,7 +277,7 @@ def _sampler(rows: dict[str, SideRowsOfClass], recipe: Recipe) -> StepSampler:
 
 def _encoders(model: Any, recipe: Recipe, accelerator: Accelerator, *, seed: int) -> EncoderPair:
     """The pair on its device, with adapters where the recipe asks for them."""
-    encoders = EncoderPair(
+    encoders = EncoderPair.for_training(
         model, frozen_stages=recipe.model.frozen_stages, mixed_precision=recipe.model.mixed_precision
     )
     if recipe.image.lora.rank:
@@ -340,7 +343,7 @@ def _take_over(side: ImageSide, trained: Path, identity: dict[str, Any], *, step
     def finished() -> Path:
         path = newest_checkpoint(trained / "checkpoints")
         if path is None:
-            raise ValueError(f"--image-side {trained} holds no whole checkpoint; name the folder of a finished run")
+            raise ValueError(f"--image-side {trained} holds no complete checkpoint; name the folder of a finished run")
         done = check_identity(path, identity, compared=image_stage_settings)
         if done != steps and not stopped_early(trained, patience=side.recipe.image.early_stopping, done=done):
             raise ValueError(f"--image-side {trained} did {done} of {steps} steps; finish it first with --resume")
@@ -360,7 +363,7 @@ def _weights(side: ImageSide) -> dict[str, Tensor]:
     On the main process; empty elsewhere.
     """
     state = side.accelerator.get_state_dict(side.encoders)
-    average = {} if side.average is None else side.average.whole()
+    average = {} if side.average is None else side.average.gathered()
     if rank() != 0:
         return {}
     return {name: average.get(name, value).detach().cpu() for name, value in state.items()}
@@ -369,7 +372,7 @@ def _weights(side: ImageSide) -> dict[str, Tensor]:
 def _class_weights(shard: ClassShard, recipe: Recipe, samples: GovernedSamples) -> Tensor:
     """All prototypes on the main process where `hub/` is to hold them."""
     if is_head_published(recipe, categories=samples.num_categories):
-        return whole_prototypes(shard)
+        return gathered_prototypes(shard)
     return torch.empty(0, shard.hidden_size)
 
 

@@ -12,7 +12,6 @@ Rows are matched by category key; `category_map.parquet` of the governed folder 
 
 A key without an event is refused, before anything changes.
 
-
 Letters: P places that move, W width of a row.
 """
 
@@ -26,9 +25,9 @@ from torch import Tensor
 
 from train.checkpoints.checkpoint import CLASSES_FILE, check_rows, load_checkpoint
 from train.checkpoints.row_blocks import read_rows
+from train.class_weights.class_table import ClassTable
 from train.class_weights.initialization import SideRowsOfClass, start_from_means, while_running
 from train.class_weights.shard import ClassShard
-from train.image_stage.class_table import ClassTable
 from train.image_stage.step import ImageSide
 from train.parallel.collectives import on_main, rank
 

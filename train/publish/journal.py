@@ -8,7 +8,7 @@ import contextlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +20,6 @@ from tqdm import tqdm
 from runtime.environment import cpu_model, distribution, memory_gib, package_versions, system
 from runtime.files import write_json, write_text
 from runtime.threads import available_cores
-from train.image_stage.step import StepFigures
 
 PACKAGES = ("oclear", "torch", "transformers", "datasets", "accelerate", "numpy", "safetensors", "pillow", "pyarrow")
 STEPS_FILE, CALLS_FILE = "train.jsonl", "calls.json"
@@ -113,23 +112,20 @@ class Journal:
         if self.main:
             self.file.close()
 
-    def write(self, step: int, figures: StepFigures) -> None:
-        """Write the line of one step, and flush it."""
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the line of one step, and flush it.
+
+        Args:
+            metrics: of the step, with "loss".
+        """
         now = time.perf_counter()
         speed = self.rows_per_step / max(now - self.clock, 1e-9)
         self.clock = now
         if not self.main:
             return
-        line = {
-            "step": step,
-            "loss": figures.loss,
-            "grad_norm": figures.grad_norm,
-            "head_grad_norm": figures.head_grad_norm,
-            "learning_rate": figures.learning_rate,
-            "samples_per_second": round(speed, 2),
-        }
+        line = {"step": step, **metrics, "samples_per_second": round(speed, 2)}
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         self.accelerator.log({key: value for key, value in line.items() if key != "step"}, step=step)
-        self.bar.set_postfix({"loss": f"{figures.loss:.3f}", "samples/s": f"{speed:.0f}"}, refresh=False)
+        self.bar.set_postfix({"loss": f"{metrics['loss']:.3f}", "samples/s": f"{speed:.0f}"}, refresh=False)
         self.bar.update()

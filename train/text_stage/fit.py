@@ -6,7 +6,6 @@ carries sentence vectors into the space of the prototypes, and whatever is learn
 document, only the map of the folds that never saw its category: the text that it meets in training is as good as the
 text of a document that comes tomorrow, and no better.
 
-
 Letters: N documents, R documents with text, Q queries, G pages, B batch, C concepts, D width, H token width, P cells.
 """
 
@@ -147,12 +146,14 @@ def train_attention(fusion: Any, cache: FeatureCache, concepts_ND: Tensor, page_
     trained = [value for name, value in fusion.named_parameters() if name.split(".")[0] in PARTS_THAT_POINT]
     optimizer = torch.optim.AdamW(trained, lr=ATTENTION_RATE, weight_decay=0.01)
     generator = np.random.default_rng([seed, 13])
-    half_GP = torch.from_numpy(half_weight(cache.page_layouts.place, cache.grid)).float()
+    half_GP = torch.from_numpy(half_weight(cache.composite_layouts.place, cache.grid)).float()
     for step in tqdm(range(ATTENTION_STEPS), desc="text-to-image attention", unit="step"):
         for group in optimizer.param_groups:
             group["lr"] = ATTENTION_RATE * half_cosine(step, steps=ATTENTION_STEPS)
         pages = generator.choice(page_rows, min(PAGES_PER_STEP, len(page_rows)), replace=False)
-        concepts_BCD = concepts_ND[cache.page_layouts.named[pages]][:, None].expand(-1, fusion.config.num_concepts, -1)
+        concepts_BCD = concepts_ND[cache.composite_layouts.named[pages]][:, None].expand(
+            -1, fusion.config.num_concepts, -1
+        )
         _, attention_BCP = fusion.read_evidence(
             concepts_BCD, torch.from_numpy(np.array(cache.page_cells[pages])).float()
         )
@@ -165,11 +166,11 @@ def train_attention(fusion: Any, cache: FeatureCache, concepts_ND: Tensor, page_
 @torch.no_grad()
 def mass_in_named_half(fusion: Any, cache: FeatureCache, page_rows: np.ndarray) -> float:
     """Mean attention mass inside the named half over made pages (chance .5), the text through the published map."""
-    half_GP = torch.from_numpy(half_weight(cache.page_layouts.place, cache.grid)).float()
+    half_GP = torch.from_numpy(half_weight(cache.composite_layouts.place, cache.grid)).float()
     inside = []
     for start in range(0, len(page_rows), 256):
         pages = page_rows[start : start + 256]
-        named = cache.page_layouts.named[pages]
+        named = cache.composite_layouts.named[pages]
         mask = torch.from_numpy(np.array(cache.document_mask[named]))
         tokens = fusion.project_tokens(torch.from_numpy(np.array(cache.document_tokens[named])).float(), mask)
         cells = torch.from_numpy(np.array(cache.page_cells[pages])).float()
@@ -250,7 +251,7 @@ def _fit_fusion(
     gate = fit_gate(fusion, images_ND[seen], concepts[seen], labels_N[seen], seed=seed)
     may_see = np.zeros(len(images_ND), dtype=bool)
     may_see[rows.rows] = True
-    on_page = may_see[cache.page_layouts.named]
+    on_page = may_see[cache.composite_layouts.named]
     pages = {"trained": np.flatnonzero(on_page), "held_out": np.flatnonzero(~on_page)}
     if len(pages["trained"]):
         train_attention(fusion, cache, concepts, pages["trained"], seed=seed)

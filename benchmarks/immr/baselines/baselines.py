@@ -150,7 +150,7 @@ def start_rival(
         starts: image heads of earlier starts on the same rows; filled here. Their PCA takes longer than training them.
     """
     frozen = None if stage == "heads" else recipe.model.frozen_stages
-    encoders = EncoderPair(copy.deepcopy(model), frozen_stages=frozen)
+    encoders = EncoderPair.for_training(copy.deepcopy(model), frozen_stages=frozen)
     used = {"query": np.unique(rows.query.rows), "document": np.unique(rows.document.rows)}
     starts = {} if starts is None else starts
     key = stage, used["query"].tobytes(), used["document"].tobytes()

@@ -13,8 +13,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from tests.support.synthetic_run import CATEGORIES, TRAINED, small_recipe, small_samples, train_small
 from tests.train.class_weights.test_shard import shard, step
 from train.checkpoints.row_blocks import BlockSavePlanner, RowBlocks, read_rows, without_group_warning
+from train.class_weights.class_table import ClassTable
 from train.class_weights.shard import ClassShard
-from train.image_stage.class_table import ClassTable
 from train.image_stage.remap import ClassChanges, plan_changes, take_rows
 from train.inputs.samples import GovernedSamples
 

@@ -1,4 +1,4 @@
-"""FSDP2 and hybrid sharding are the computation of one process, through train/run.py; any layout resumes any other."""
+"""FSDP2 and hybrid sharding equal one process, and any layout resumes the checkpoints of any other."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def assert_same_run(ours: Path, theirs: Path, *, steps: int = 50) -> None:
     assert max(float(np.abs(mine[name] - other[name]).max()) for name in other) < 1e-6
 
 
-def test_two_fsdp2_ranks_equal_one_process_and_their_checkpoint_is_continued_by_one(folder: Path) -> None:
+def test_two_fsdp2_ranks_equal_one_process_which_resumes_their_checkpoint(folder: Path) -> None:
     said = sharded(2, *words_for(folder, "fsdp2"))
     assert "topology: 2 process(es), gloo, FSDP" in said
     for rank in (0, 1):
@@ -103,7 +103,7 @@ def test_two_times_two_hybrid_ranks_equal_one_process(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_each_layer_of_a_transformer_is_a_unit_of_its_own_and_its_training_that_of_one_process(folder: Path) -> None:
+def test_each_transformer_layer_is_an_fsdp_unit_and_training_equals_one_process(folder: Path) -> None:
     torch.manual_seed(0)
     dinov2(folder / "dinov2")
     recipe = recipe_by_name("tiny").with_changes(
@@ -138,7 +138,7 @@ def governed_anew(folder: Path, story: list[tuple[str | None, str, str | None]])
 
 
 @pytest.mark.slow
-def test_a_category_map_lets_sharded_ranks_go_on_as_one_process_would(folder: Path) -> None:
+def test_sharded_ranks_resume_with_changed_categories_like_one_process(folder: Path) -> None:
     kept: list[tuple[str | None, str, str | None]] = [
         (f"key{number}", "kept", f"key{number}") for number in range(CATEGORIES) if number != 1
     ]
@@ -154,7 +154,7 @@ def test_a_category_map_lets_sharded_ranks_go_on_as_one_process_would(folder: Pa
     assert_same_run(folder / "before_fsdp2", folder / "before")
 
 
-def test_the_hybrid_launch_file_asks_for_what_it_says() -> None:
+def test_hybrid_launch_file_requests_hybrid_sharding() -> None:
     path = ROOT / "train" / "launch" / "hsdp.yaml"
     settings = load_config_from_file(str(path))
     assert settings.distributed_type == DistributedType.FSDP

@@ -1,4 +1,4 @@
-"""One command of torchrun or accelerate survives a killed rank by itself: no outer loop, the curve does not show it."""
+"""One command of torchrun or accelerate survives a killed rank and reaches the same result."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ def ranks_of(launcher: int) -> list[psutil.Process]:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
-def test_one_command_goes_on_by_itself_after_a_killed_rank(base: Path, launcher: tuple[object, ...]) -> None:
+def test_launch_command_restarts_after_a_killed_rank(base: Path, launcher: tuple[object, ...]) -> None:
     out = base / str(launcher[0])
     words = [*launcher, ROOT / "train" / "run.py", *words_for(base, out.name), "--resume"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OCLEAR_THREADS": "1", "HF_HUB_OFFLINE": "1"}

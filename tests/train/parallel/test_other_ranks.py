@@ -1,4 +1,4 @@
-"""A run saved on two ranks goes on with one, three and four, optimiser state included: the curve does not show it."""
+"""A run saved on two ranks continues on one, three and four with the same curve."""
 
 import shutil
 from pathlib import Path
@@ -30,7 +30,7 @@ def words_for(base: Path, out: str) -> list[object]:
 @pytest.mark.parametrize(
     "ranks", [1, pytest.param(3, marks=pytest.mark.distributed), pytest.param(4, marks=pytest.mark.distributed)]
 )
-def test_what_two_ranks_saved_goes_on_with_another_number(base: Path, ranks: int) -> None:
+def test_checkpoint_of_two_ranks_resumes_on_another_number(base: Path, ranks: int) -> None:
     out = base / f"on{ranks}"
     shutil.copytree(base / "begun", out)
     said = finished(*words_for(base, out.name), "--resume", ranks=ranks, log=base / "log")

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, on any rank, or that finds the disk full, ends as the uninterrupted one does."""
+"""Runs that are killed at any moment, or find the disk full, end like the uninterrupted run."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.ranks import Job, finished, steps_done
 from tests.support.synthetic_governed import write_governed
-from train.checkpoints.folder import newest_checkpoint, torn_by
+from train.checkpoints.folder import incomplete_reason, newest_checkpoint
 from train.recipes.registry import recipe_by_name
 
 FIGURES = ("step", "loss", "grad_norm", "head_grad_norm")
@@ -69,9 +69,9 @@ def assert_same_rows(ours: Path, theirs: Path) -> None:
     assert trajectory == whole
 
 
-def assert_no_checkpoint_is_torn(run: Path) -> None:
+def assert_every_checkpoint_is_complete(run: Path) -> None:
     for path in (run / "checkpoints").glob("step-*"):
-        assert torn_by(path) is None, path.name
+        assert incomplete_reason(path) is None, path.name
 
 
 def kill_at_a_random_moment(job: Job, out: Path, rng: np.random.Generator, *, part: int | None) -> None:
@@ -89,13 +89,13 @@ def kill_at_a_random_moment(job: Job, out: Path, rng: np.random.Generator, *, pa
 
 
 @pytest.mark.parametrize("kills", [pytest.param(4, id="4"), pytest.param(20, id="20", marks=pytest.mark.distributed)])
-def test_one_process_killed_at_random_moments_ends_bit_equal_with_every_row_seen_once(base: Path, kills: int) -> None:
+def test_killed_process_resumes_bit_equal_with_every_row_used_once(base: Path, kills: int) -> None:
     out, rows, rng = base / f"killed{kills}", base / f"rows{kills}.jsonl", np.random.default_rng(kills)
     words = [*words_for(base, out.name), "--resume"]
     for _ in range(kills):
         with Job(*words, log=base / "log", rows=rows) as job:
             kill_at_a_random_moment(job, out, rng, part=None)
-        assert_no_checkpoint_is_torn(out)
+        assert_every_checkpoint_is_complete(out)
     finished(*words, log=base / "log", rows=rows)
     assert (curve(out) == curve(base / "whole")).all()
     for name in ("model.safetensors", "calibration.safetensors"):
@@ -104,7 +104,7 @@ def test_one_process_killed_at_random_moments_ends_bit_equal_with_every_row_seen
 
 
 @pytest.mark.parametrize("kills", [pytest.param(2, id="2"), pytest.param(20, id="20", marks=pytest.mark.distributed)])
-def test_two_ranks_of_which_one_is_killed_end_by_themselves_and_go_on(base: Path, kills: int) -> None:
+def test_two_ranks_end_after_one_is_killed_and_resume(base: Path, kills: int) -> None:
     out, rows, rng = base / f"rank_killed{kills}", base / f"two_rows{kills}.jsonl", np.random.default_rng(kills)
     words = [*words_for(base, out.name), "--resume"]
     for number in range(kills):
@@ -113,7 +113,7 @@ def test_two_ranks_of_which_one_is_killed_end_by_themselves_and_go_on(base: Path
             (other,) = job.codes(but=number % 2)
             # Rank 1 has nothing more to do once the image side is trained; until then it cannot go on alone.
             assert other != 0 or steps_done(out) == 50
-        assert_no_checkpoint_is_torn(out)
+        assert_every_checkpoint_is_complete(out)
     finished(*words, ranks=2, log=base / "log", rows=rows)
     assert np.abs(curve(out) - curve(base / "whole")).max() < 1e-8
     assert_same_rows(rows, base / "whole_rows.jsonl")
@@ -121,9 +121,7 @@ def test_two_ranks_of_which_one_is_killed_end_by_themselves_and_go_on(base: Path
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("in_background", [False, True], ids=["waiting", "async"])
-def test_a_full_disk_ends_the_run_with_the_checkpoint_before_it_intact(
-    base: Path, ranks: int, in_background: bool
-) -> None:
+def test_full_disk_ends_the_run_with_earlier_checkpoints_complete(base: Path, ranks: int, in_background: bool) -> None:
     out = base / f"full{ranks}{in_background}"
     recipe = {**json.loads((base / "often.json").read_text()), "runtime.checkpoint_async": in_background}
     (base / f"{out.name}.json").write_text(json.dumps(recipe))
@@ -135,12 +133,12 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_before_it_intact(
     assert "error: the checkpoint step-00000009 cannot be written: [Errno 27] File too large" in said
     assert "make room, then go on with --resume" in said
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
-    assert_no_checkpoint_is_torn(out)
+    assert_every_checkpoint_is_complete(out)
     assert "resumed from step-00000006" in finished(*words, "--resume", ranks=ranks, log=base / "log")
     assert np.abs(curve(out) - curve(base / "whole")).max() < 1e-8
 
 
-def test_the_seconds_of_a_run_are_those_of_all_its_calls(base: Path) -> None:
+def test_seconds_of_a_run_are_the_sum_over_its_calls(base: Path) -> None:
     out = base / "calls"
     shutil.copytree(base / "whole", out)
     shutil.rmtree(newest_checkpoint(out / "checkpoints") or out)
