@@ -20,8 +20,8 @@ def shard(classes: int = 7, width: int = 5, decay: float = 0.1, **options: Any) 
         "device": CPU,
         **{name: options.pop(name) for name in ("device", "storage") if name in options},
     }
-    settings = ShardSettings(**{"dtype": torch.float64, "weight_decay": decay, **options})
-    rows = ClassShard(classes, width, settings, **places)
+    fields: dict[str, Any] = {"dtype": torch.float64, "weight_decay": decay, **options}
+    rows = ClassShard(classes, width, ShardSettings(**fields), **places)
     rows.start_random()
     return rows
 
