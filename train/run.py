@@ -3,15 +3,18 @@
 import os
 import sys
 
+from runtime.logs import configure
 from train.command import Options, read_options
 from train.context import RunContext
-from train.parallel.topology import leave, start_topology
+from train.parallel.topology import exit_process, start_topology, use_huge_pages
 from train.pipeline import train
 from train.recipes.registry import recipe_by_name
 
 
 def main() -> int:
     """Run the command line; 2 and one line on stderr for a caller's mistake."""
+    use_huge_pages()
+    configure(stream=sys.stdout)
     try:
         options = read_options(sys.argv[1:])
         if options is not None:
@@ -44,4 +47,4 @@ def context_of(options: Options) -> RunContext:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -29,6 +29,7 @@ from modeling_oclear.partial_softmax_oclear import sample_classes
 from runtime.threads import num_threads
 from train.class_weights.row_optimizers import ROW_OPTIMIZERS
 from train.class_weights.shard import ClassShard
+from train.parallel.topology import use_huge_pages
 
 FEATURES, HELD_OUT, NOISE = 64, 1024, 0.5
 ENCODER_RATE = 3e-3
@@ -219,6 +220,7 @@ def failures(found: dict[str, Any]) -> list[str]:
 
 
 def main(words: list[str] | None = None) -> int:
+    use_huge_pages()
     example = "python -m benchmarks.head.large --classes 100_000_000 --hidden-size 64 --dtype bf16"
     parser = command_parser("head.large", str(__doc__), example=example)
     parser.add_argument("--classes", type=int, default=100_000_000)

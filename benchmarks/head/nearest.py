@@ -32,6 +32,7 @@ from runtime.threads import num_threads
 from train.class_weights.hard_classes import Index, NearestClasses
 from train.class_weights.nearest_index import PROBES, cells_for
 from train.class_weights.shard import ClassShard
+from train.parallel.topology import use_huge_pages
 
 LEAF, COSINE, DRAWN = 50, 0.8, 100_000
 POSITIVES, NEIGHBOURS, ROWS_AT_ONCE = 256, 10, 2**18
@@ -130,6 +131,7 @@ def nearest(shard: ClassShard) -> NearestClasses:
 
 
 def main(words: list[str] | None = None) -> int:
+    use_huge_pages()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.head.nearest",
         description=__doc__.split("\n")[0],

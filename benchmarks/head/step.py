@@ -24,7 +24,7 @@ from modeling_oclear.partial_softmax_oclear import (
     positive_cosines,
     sample_classes,
 )
-from train.class_weights.shard import ClassShard, GatheredRows
+from train.class_weights.shard import ClassShard, GatheredRows, ShardSettings
 from train.class_weights.storage import ClassStorage
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -91,13 +91,15 @@ def make_shard(size: HeadSize) -> ClassShard:
     return ClassShard(
         size.classes,
         size.hidden_size,
-        dtype=DTYPES[size.dtype],
-        weight_decay=size.weight_decay,
+        ShardSettings(
+            dtype=DTYPES[size.dtype],
+            weight_decay=size.weight_decay,
+            optimizer=size.optimizer,
+            momentum=size.momentum,
+            seed=size.seed,
+        ),
         device=device,
-        optimizer=size.optimizer,
-        momentum=size.momentum,
         storage=place,
-        seed=size.seed,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.render.tables import RESULTS, newest, results, source, table
-from train.planner.plan import GIB, GPUS, Line, Run, plan, shown
+from train.planner.plan import GIB, GPUS, Line, Run, format_line, plan
 from train.planner.plan_encoder import EncoderCost, vision_cost
 
 SAMPLES = 10_000_000_000
@@ -103,7 +103,7 @@ def machines() -> str:
 def example() -> str:
     """One plan in full."""
     machine = MACHINES[2]
-    lines = [line.rstrip() for line in (f"$ {machine.command}", *(shown(line) for line in plan(machine.run)))]
+    lines = [line.rstrip() for line in (f"$ {machine.command}", *(format_line(line) for line in plan(machine.run)))]
     return "\n".join(["```", *lines, "```"])
 
 

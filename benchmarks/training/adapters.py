@@ -69,7 +69,7 @@ def parameters(name: str) -> dict[str, Any]:
     """Numbers of trained parameters of each encoder, of both and of the image head, and the adapters' ranks."""
     recipe = recipe_by_name(name)
     model, _ = build_model(recipe, seed=0)
-    encoders = EncoderPair(model, frozen_stages=recipe.model.frozen_stages)
+    encoders = EncoderPair.for_training(model, frozen_stages=recipe.model.frozen_stages)
     if recipe.image.lora.rank:
         add_adapters(model.vision_model, recipe, seed=0)
     if recipe.text.lora.rank:

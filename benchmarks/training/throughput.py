@@ -25,11 +25,12 @@ from transformers import ViTConfig, ViTModel
 from benchmarks import result_file
 from modeling_oclear import OclearModel
 from modeling_oclear.partial_softmax_oclear import sample_classes
-from train.class_weights.shard import ClassShard
+from train.class_weights.shard import ClassShard, ShardSettings
 from train.encoders.pair import EncoderPair
 from train.encoders.parameter_groups import parameter_groups
 from train.image_stage.step import ImageStage, _global_loss, optimiser_step
 from train.inputs.sampler import StepSampler
+from train.parallel.topology import use_huge_pages
 from train.planner.plan import GPUS, Run, memory
 from train.planner.plan_encoder import measure
 from train.recipes.emoji import tiny
@@ -80,19 +81,15 @@ def image_side(options: Any, accelerator: Accelerator) -> ImageStage:
     recipe, rng = recipe_of(options), np.random.default_rng(options.seed)
     torch.manual_seed(options.seed)
     model = OclearModel.from_encoders(vision(options), hidden_size=options.hidden_size, num_attention_heads=1)
-    encoders = (
-        EncoderPair(model, frozen_stages=0, mixed_precision=recipe.model.mixed_precision).to(accelerator.device).eval()
-    )
+    encoders = EncoderPair.for_training(model, frozen_stages=0, mixed_precision=recipe.model.mixed_precision)
+    encoders = encoders.to(accelerator.device).eval()
     optimizer = torch.optim.AdamW(parameter_groups(encoders, recipe))
     encoders, optimizer = accelerator.prepare(encoders, optimizer)
     shard = ClassShard(
         options.classes,
         options.hidden_size,
-        dtype=torch.float32,
-        weight_decay=0.02,
+        ShardSettings(dtype=torch.float32, weight_decay=0.02, optimizer=recipe.head.optimizer, seed=options.seed),
         device=accelerator.device,
-        optimizer=recipe.head.optimizer,
-        seed=options.seed,
     )
     shard.weight.normal_(std=options.hidden_size**-0.5)
     pixels = rng.normal(size=(IMAGES, 1, 3, options.image_size, options.image_size)).astype(np.float16)
@@ -178,6 +175,7 @@ def measured(options: Any) -> dict[str, Any]:
 
 
 def main(words: list[str] | None = None) -> int:
+    use_huge_pages()
     example = "python -m benchmarks.training.throughput --device cuda --json result.json"
     parser = result_file.command_parser("training.throughput", str(__doc__), example=example)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

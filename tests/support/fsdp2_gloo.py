@@ -43,4 +43,4 @@ def accelerator_on_gloo(*positional: Any, **named: Any) -> Accelerator:
 
 if __name__ == "__main__":
     vars(topology)["Accelerator"] = accelerator_on_gloo
-    topology.leave(run.main())
+    topology.exit_process(run.main())

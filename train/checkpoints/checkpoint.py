@@ -1,19 +1,19 @@
-"""Checkpoints of the image side: whole or not there, and readable by any number of ranks.
+"""Save and load checkpoints of the image stage, for any number of ranks.
 
-Why: a long run must survive a kill at any moment. A checkpoint is written under a temporary name and renamed when every
-file is in place (checkpoint_folder.py). A disk that is full stops the run and leaves the checkpoints before it whole.
-Tensors go through torch.distributed.checkpoint: class weights and their optimiser rows in blocks along the classes
-(row_blocks.py), which any number of ranks can read. Beside them lies the table of the classes, so that a run can go on
-with other categories (category_changes.py). No random state is kept beyond (seed, step): every draw is keyed by them.
+A checkpoint is written under a temporary name and renamed when it is complete (folder.py), so a run can be killed at
+any moment; a full disk stops the run and leaves the earlier checkpoints complete. Tensors go through
+torch.distributed.checkpoint: class weights and their optimiser rows in blocks along the classes (row_blocks.py), which
+any number of ranks can read. The table of classes is saved too, so that a run can be resumed with other categories
+(image_stage/remap.py). There is no random state beyond (seed, step): every draw is keyed by them.
 
-torch's reader unpickles its metadata: resume from folders of your own only.
+torch's reader unpickles its metadata: resume only from folders that you trust.
 """
 
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from train.checkpoints.folder import clear, put_in_place, read_state
+from train.checkpoints.folder import clear_partial, publish_checkpoint, read_state
 from train.checkpoints.row_blocks import (
     BlockLoadPlanner,
     BlockSavePlanner,
@@ -31,7 +31,7 @@ from train.checkpoints.row_blocks import (
 )
 from train.class_weights.class_table import ClassTable
 from train.class_weights.shard import ClassShard
-from train.image_stage.step import ImageStage
+from train.encoders.ema import WeightAverage
 from train.parallel.collectives import barrier, on_main
 from train.recipes.flat import is_flat, recipe_from_flat
 from train.recipes.recipe import difference, recipe_from_json
@@ -40,47 +40,63 @@ CLASSES_FILE = "classes.parquet"
 DEFAULT_KEEP = 2
 
 
+class TrainingState(Protocol):
+    """What a checkpoint holds of a run: prepared encoders, their optimizer and average, this rank's class weights."""
+
+    @property
+    def encoders(self) -> Any: ...
+
+    @property
+    def optimizer(self) -> Any: ...
+
+    @property
+    def shard(self) -> ClassShard: ...
+
+    @property
+    def average(self) -> WeightAverage | None: ...
+
+
 def save_checkpoint(
-    side: ImageStage,
+    training: TrainingState,
     folder: Path,
     *,
     step: int,
     identity: dict[str, Any],
     classes: ClassTable,
-    figure: float | None = None,
+    metric: float | None = None,
     keep: int = DEFAULT_KEEP,
 ) -> None:
     """Write `folder/step-NNNNNNNN`, of which `step` steps are done; all ranks call it.
 
     Args:
-        identity: what must be equal at resume (see `check_identity`). classes: what each row stands for.
-        figure: how good the weights are, larger is better; None = not measured.
-        keep: how many of the newest stay; the one with the best figure stays beside them.
+        identity: what must be equal at resume (see `check_identity`). classes: table of the rows.
+        metric: validation metric of the weights, larger is better; None = not measured.
+        keep: how many of the newest to keep, beside the one with the best metric.
 
     Raises:
-        ValueError: it cannot be written, on every rank; the checkpoints before it are as they were.
+        ValueError: it cannot be written, on every rank; earlier checkpoints are unchanged.
     """
     partial = partial_name(folder, step)
-    with told_if_not_written(partial):
-        on_main(lambda: begin(partial))
+    with write_errors_explained(partial):
+        on_main(lambda: begin_checkpoint(partial))
         with without_group_warning():
-            state = tensors_to_save(side, side.shard.history())
-            save(state, checkpoint_id=partial, planner=BlockSavePlanner(class_blocks(side.shard)))
+            state = tensors_to_save(training, training.shard.history())
+            save(state, checkpoint_id=partial, planner=BlockSavePlanner(class_blocks(training.shard)))
         barrier()
-        on_main(lambda: finish(partial, {"step": step, "figure": figure, **identity}, classes, keep=keep))
+        on_main(lambda: finish_checkpoint(partial, {"step": step, "figure": metric, **identity}, classes, keep=keep))
 
 
 def partial_name(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is written before it is whole."""
+    """Folder that the checkpoint of a step is written to before it is complete."""
     return folder / f".step-{step:08d}.partial"
 
 
 @contextlib.contextmanager
-def told_if_not_written(partial: Path) -> Iterator[None]:
-    """Turn a failure to write into one line that says what is left.
+def write_errors_explained(partial: Path) -> Iterator[None]:
+    """Turn a failure to write into a one-line ValueError, and remove the partial checkpoint.
 
     Raises:
-        ValueError: instead of what the library or the system raises.
+        ValueError: instead of the error of the library or the system.
     """
     try:
         yield
@@ -93,25 +109,25 @@ def told_if_not_written(partial: Path) -> Iterator[None]:
         ) from error
 
 
-def begin(partial: Path) -> None:
-    """Make the empty folder; main process only.
+def begin_checkpoint(partial: Path) -> None:
+    """Create the empty folder; main process only.
 
     Raises:
         ValueError: it cannot be written.
     """
-    with told_if_not_written(partial):
-        clear(partial)
+    with write_errors_explained(partial):
+        clear_partial(partial)
 
 
-def finish(partial: Path, state: dict[str, Any], classes: ClassTable, *, keep: int) -> None:
-    """Add the table of classes and put the checkpoint in its place; main process only.
+def finish_checkpoint(partial: Path, state: dict[str, Any], classes: ClassTable, *, keep: int) -> None:
+    """Add the table of classes and rename the complete checkpoint; main process only.
 
     Raises:
         ValueError: it cannot be written.
     """
-    with told_if_not_written(partial):
+    with write_errors_explained(partial):
         classes.write(partial / CLASSES_FILE)
-        put_in_place(partial, partial.with_name(partial.name.split(".")[1]), state, keep=keep)
+        publish_checkpoint(partial, partial.with_name(partial.name.split(".")[1]), state, keep=keep)
 
 
 def same_categories(path: Path, identity: dict[str, Any]) -> bool:
@@ -126,11 +142,11 @@ def check_identity(
     compared: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     other_categories: bool = False,
 ) -> int:
-    """Number of steps done in the checkpoint, once it is the same run.
+    """Number of steps done in the checkpoint, after checking that it is of the same run.
 
     Args:
         identity: {"recipe": fields, "model": digests, "categories": fingerprint and counts, "seed": int}. What an older
-            version did not write of model and recipe counts as equal, or as today's default.
+            version did not write of model and recipe counts as equal, or as the current default.
         compared: the part of a recipe that must be equal. other_categories: the governed data may differ, too.
 
     Raises:
@@ -140,53 +156,56 @@ def check_identity(
     for part, ours in identity.items():
         theirs = state.get(part, ours if part == "model" else None)
         if part == "recipe" and isinstance(theirs, dict):
-            ours, theirs = compared(ours), compared(_as_written_today(theirs))
+            ours, theirs = compared(ours), compared(_in_current_form(theirs))
         if ours == theirs or (other_categories and part == "categories"):
             continue
-        said = difference(ours, theirs) if isinstance(ours, dict) and isinstance(theirs, dict) else f"{ours}, {theirs}"
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            differences = difference(ours, theirs)
+        else:
+            differences = f"{ours}, {theirs}"
         raise ValueError(
-            f"the checkpoint {path.name} is of another run: {part} differs ({said}); resume with the {part} it was "
-            "started with, or give another --out"
+            f"the checkpoint {path.name} is of another run: {part} differs ({differences}); resume with the {part} it "
+            "was started with, or give another --out"
         )
     return int(state["step"])
 
 
-def _as_written_today(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of an earlier version in today's form, what it lacks at its default; as it is where that fails."""
+def _in_current_form(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Recipe of an earlier version in the current form, with defaults for missing fields; unchanged if that fails."""
     try:
         return (recipe_from_flat(recipe) if is_flat(recipe) else recipe_from_json(recipe)).to_json()
     except ValueError:
         return recipe
 
 
-def load_checkpoint(side: ImageStage, path: Path, *, with_classes: bool = True) -> None:
-    """Take over encoders, optimiser and class weights; all ranks call it, in any number.
+def load_checkpoint(training: TrainingState, path: Path, *, with_classes: bool = True) -> None:
+    """Load encoders, optimiser and class weights; all ranks call it, in any number.
 
     Args:
-        with_classes: False leaves the rows of the classes as they are, for category_changes.py to fill.
+        with_classes: False leaves the class rows unchanged, for image_stage/remap.py to fill.
 
     Raises:
         ValueError: class weights of another width, type or number; nothing has changed then.
     """
-    history = check_rows(path, side.shard, with_classes=with_classes)
-    state = tensors_to_save(side, history)
-    blocks = class_blocks(side.shard) if with_classes else {}
+    history = check_rows(path, training.shard, with_classes=with_classes)
+    state = tensors_to_save(training, history)
+    blocks = class_blocks(training.shard) if with_classes else {}
     with without_group_warning():
         load(state, checkpoint_id=path, planner=BlockLoadPlanner(blocks))
     set_state_dict(
-        side.encoders,
-        side.optimizer.optimizer,
+        training.encoders,
+        training.optimizer.optimizer,
         model_state_dict=state["encoders"],
         optim_state_dict=state["optimizer"],
     )
-    side.shard.load_history(state["history"])
+    training.shard.load_history(state["history"])
 
 
 def check_rows(path: Path, shard: ClassShard, *, with_classes: bool = True) -> dict[str, torch.Tensor]:
-    """Empty tensors for the saved history, once the saved rows are those that the shard holds.
+    """Empty tensors for the saved history, after checking that the saved rows fit the shard.
 
     Raises:
-        ValueError: naming what is saved and what this run needs.
+        ValueError: they do not fit; names the saved and the needed shape and type.
     """
     saved = saved_tensors(path)
     for name, tensor in shard.state().items():
@@ -196,24 +215,24 @@ def check_rows(path: Path, shard: ClassShard, *, with_classes: bool = True) -> d
             first = found.size[0] if with_classes else "any"
             if (first, *found.size[1:]) == needed and found.properties.dtype == tensor.dtype:
                 continue
-        said = "missing" if found is None else f"{tuple(found.size)} in {found.properties.dtype}"
+        description = "missing" if found is None else f"{tuple(found.size)} in {found.properties.dtype}"
         raise ValueError(
-            f"the checkpoint {path.name} cannot be taken over: its class rows {name} are {said}, this run needs "
+            f"the checkpoint {path.name} cannot be loaded: its class rows {name} are {description}, this run needs "
             f"{needed} in {tensor.dtype}; use the hidden_size, head_optimizer and head_dtype that it was written with"
         )
     sizes = {name: saved[f"history.{name}"].size for name in shard.history()}
     return {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
 
 
-def tensors_to_save(side: ImageStage, history: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What torch's own planner saves and loads; the rows of classes go in blocks beside it."""
-    encoders, optimizer = get_state_dict(side.encoders, side.optimizer.optimizer)
-    average = {} if side.average is None else {"average": side.average.state()}  # is read into where it stands
+def tensors_to_save(training: TrainingState, history: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """State that torch's planner saves and loads; class rows are saved in blocks beside it."""
+    encoders, optimizer = get_state_dict(training.encoders, training.optimizer.optimizer)
+    average = {} if training.average is None else {"average": training.average.state()}  # loaded in place
     return {"encoders": encoders, "optimizer": optimizer, "history": history, **average}
 
 
 def class_blocks(shard: ClassShard) -> dict[str, RowBlocks]:
-    """The tensors of a shard by the names that a checkpoint gives them."""
+    """Tensors of a shard by their names in a checkpoint."""
     return {
         f"classes.{name}": RowBlocks(value, first=shard.start, total=shard.num_classes)
         for name, value in shard.state().items()

@@ -1,11 +1,12 @@
-"""The folder of checkpoints: which one is whole, which is the best, what a torn one lacks, and which may go.
+"""Find complete checkpoints, report incomplete ones, prune old ones.
 
-Why apart: these are questions about files, asked before there is a model. A checkpoint is whole when every file that
-its `state.json` lists is there in its full size. It appears under its name by one rename, and it goes by a rename to a
-hidden name before its files are removed: a process killed at any moment leaves nothing that looks whole and is not.
+A checkpoint is complete if every file that its `state.json` lists exists in its full size. It appears under its name by
+one rename, and before its files are removed it is renamed to a hidden name: a process killed at any moment leaves no
+incomplete checkpoint that looks complete.
 """
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -13,17 +14,19 @@ from typing import Any
 
 from runtime.files import write_json
 
+logger = logging.getLogger(__name__)
+
 STATE_FILE = "state.json"
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What the checkpoint says about itself: step, figure, identity of the run, list of files."""
+    """Contents of state.json: step, metric ("figure"), identity of the run, list of files."""
     state: dict[str, Any] = json.loads((path / STATE_FILE).read_text())
     return state
 
 
-def torn_by(path: Path) -> str | None:
-    """What makes the checkpoint unreadable, in words that name the file; None when it is whole."""
+def incomplete_reason(path: Path) -> str | None:
+    """Why the checkpoint is incomplete, naming the file; None if it is complete."""
     try:
         listed = read_state(path)["files"]
     except FileNotFoundError:
@@ -38,65 +41,65 @@ def torn_by(path: Path) -> str | None:
     return None
 
 
-def is_whole(path: Path) -> bool:
-    """Whether every file that the checkpoint's list names is there in its full size."""
-    return torn_by(path) is None
+def is_complete(path: Path) -> bool:
+    """Whether every listed file exists in its full size."""
+    return incomplete_reason(path) is None
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint with the most steps, or None; torn ones are passed over."""
-    return next((path for path in _newest_first(folder) if is_whole(path)), None)
+    """The complete checkpoint with the most steps, or None."""
+    return next((path for path in _newest_first(folder) if is_complete(path)), None)
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint with the largest figure, the earliest of equal ones; None when none has a figure."""
-    known = [(path, read_state(path).get("figure")) for path in reversed(_newest_first(folder)) if is_whole(path)]
-    judged = [(path, float(figure)) for path, figure in known if figure is not None]
-    return max(judged, key=lambda pair: pair[1])[0] if judged else None
+    """The complete checkpoint with the largest metric, the earliest of equal ones; None if none has a metric."""
+    found = [(path, read_state(path).get("figure")) for path in reversed(_newest_first(folder)) if is_complete(path)]
+    measured = [(path, float(metric)) for path, metric in found if metric is not None]
+    return max(measured, key=lambda pair: pair[1])[0] if measured else None
 
 
 def checkpoint_to_resume(folder: Path) -> Path | None:
-    """The newest whole checkpoint, saying which newer ones are passed over and why; None in a folder without any.
+    """The newest complete checkpoint, logging why newer ones are skipped; None in a folder without any.
 
     Raises:
-        ValueError: there are checkpoints, but each lacks a file; the folder and the files are named.
+        ValueError: there are checkpoints, but all are incomplete; names the folder and the files.
     """
-    torn: dict[str, str] = {}
+    incomplete: dict[str, str] = {}
     for path in _newest_first(folder):
-        reason = torn_by(path)
+        reason = incomplete_reason(path)
         if reason is None:
-            for name, said in torn.items():
-                print(f"checkpoint {name} is passed over: {said}", flush=True)
+            for name, skipped_for in incomplete.items():
+                logger.info("checkpoint %s is skipped: %s", name, skipped_for)
             return path
-        torn[path.name] = reason
-    if torn:
-        said = "; ".join(f"{name}: {reason}" for name, reason in torn.items())
+        incomplete[path.name] = reason
+    if incomplete:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in incomplete.items())
         raise ValueError(
-            f"{folder} holds no whole checkpoint ({said}); put the file back, or remove the folder to start from the "
-            "beginning"
+            f"{folder} holds no complete checkpoint ({reasons}); put the file back, or remove the folder to start from "
+            "the beginning"
         )
     return None
 
 
-def put_in_place(partial: Path, whole: Path, state: dict[str, Any], *, keep: int) -> None:
-    """List the files of `partial`, rename it to `whole`, and drop what need not stay.
+def publish_checkpoint(partial: Path, final: Path, state: dict[str, Any], *, keep: int) -> None:
+    """List the files of `partial` in state.json, rename it to `final`, and remove old checkpoints.
 
     Args:
-        state: what state.json says beside the list. keep: how many of the newest stay beside the best one.
+        state: contents of state.json beside the list. keep: how many of the newest to keep beside the best one.
     """
     files = {str(path.relative_to(partial)): path.stat().st_size for path in partial.rglob("*") if path.is_file()}
     write_json(partial / STATE_FILE, {**state, "files": files})
-    _remove(whole)
-    os.replace(partial, whole)
-    best = best_checkpoint(whole.parent)
-    kept = [path for path in _newest_first(whole.parent) if is_whole(path)]
+    _remove(final)
+    os.replace(partial, final)
+    best = best_checkpoint(final.parent)
+    kept = [path for path in _newest_first(final.parent) if is_complete(path)]
     for old in kept[keep:]:
         if old != best:
             _remove(old)
 
 
-def clear(partial: Path) -> None:
-    """An empty `partial`, and nothing left over from calls that were killed."""
+def clear_partial(partial: Path) -> None:
+    """Create the empty folder `partial`; remove what killed processes have left beside it."""
     for old in partial.parent.glob(".step-*"):
         shutil.rmtree(old)
     partial.mkdir(parents=True)

@@ -1,8 +1,8 @@
-"""Rows of classes as torch.distributed.checkpoint reads and writes them: in blocks, for any number of ranks.
+"""Save and load class rows in blocks with torch.distributed.checkpoint.
 
-Why: a table of 100 million rows is one tensor per rank to the library, which it would read whole beside the table that
-it fills. Cut into blocks, a checkpoint of any size is saved and loaded with one block in hand, any range of classes can
-be read on its own, and the number of ranks that wrote it does not matter.
+A table of 100 million rows is one tensor per rank for the library, which would read all of it beside the table that it
+fills. In blocks, a checkpoint of any size needs the memory of one block, any range of classes can be read separately,
+and the number of ranks that wrote it does not matter.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -31,7 +32,7 @@ class RowBlocks:
     """Rows first .. first + len(rows) of a table of `total` rows; the double underscores are torch's protocol.
 
     Args:
-        rows: contiguous; it is read, or written in place, block by block.
+        rows: contiguous; read or filled in place, block by block.
     """
 
     def __init__(self, rows: Tensor, *, first: int, total: int) -> None:
@@ -41,7 +42,7 @@ class RowBlocks:
         self.at_once = max(1, BYTES_PER_BLOCK // row_bytes)
 
     def size(self) -> torch.Size:
-        """Of the whole table."""
+        """Size of the complete table."""
         return torch.Size((self.total, *self.rows.shape[1:]))
 
     def block(self, index: MetadataIndex) -> Tensor:
@@ -72,7 +73,7 @@ class RowBlocks:
 
 
 class BlockSavePlanner(DefaultSavePlanner):
-    """torch's planner, which saves `blocks` by name beside the state it is given."""
+    """torch's planner that also saves `blocks` by name."""
 
     def __init__(self, blocks: dict[str, RowBlocks]) -> None:
         super().__init__()
@@ -89,14 +90,14 @@ class BlockSavePlanner(DefaultSavePlanner):
 
 
 class BlockLoadPlanner(DefaultLoadPlanner):
-    """torch's planner, which fills `blocks` by name beside the state it is given."""
+    """torch's planner that also fills `blocks` by name."""
 
     def __init__(self, blocks: dict[str, RowBlocks]) -> None:
         super().__init__()
         self.blocks = blocks
 
     def set_up_planner(self, state_dict: Any, metadata: Any = None, is_coordinator: bool = False) -> None:
-        # torch would replace what is no tensor by None, so that the blocks join later.
+        # torch would replace values that are no tensors by None, so the blocks are added later.
         super().set_up_planner(state_dict, metadata, is_coordinator)
         self.state_dict = {**self.state_dict, **self.blocks}
 
@@ -107,7 +108,7 @@ class BlockLoadPlanner(DefaultLoadPlanner):
 
 
 def saved_tensors(path: Path) -> dict[str, TensorStorageMetadata]:
-    """Name -> size and type of every tensor in a checkpoint."""
+    """Size and type of every tensor in a checkpoint, by name."""
     described = FileSystemReader(path).read_metadata().state_dict_metadata
     return {name: value for name, value in described.items() if isinstance(value, TensorStorageMetadata)}
 
@@ -124,7 +125,15 @@ def read_rows(path: Path, name: str, *, first: int, end: int) -> Tensor:
 
 @contextlib.contextmanager
 def without_group_warning() -> Iterator[None]:
-    """Without a process group torch warns each time that it saves or loads in one process, which is what is meant."""
+    """Suppress torch's warning that it saves or loads in a single process, where there is no process group.
+
+    `warnings.catch_warnings` replaces the filters of the whole process while the block runs, so two threads can restore
+    each other's filters in the wrong order. At worst this warning appears, or stays suppressed: nothing else is
+    filtered. With a process group torch gives no such warning, and nothing is replaced.
+    """
+    if dist.is_initialized():
+        yield
+        return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         yield

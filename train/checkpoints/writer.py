@@ -1,38 +1,47 @@
-"""When a checkpoint is due, and writing it beside the training.
+"""Decide when to write a checkpoint, and write it, optionally in the background.
 
-Why: every n steps says how much work may be redone, every n minutes how much time may be lost; one clock decides, that
-of the main process, for ranks that disagree would wait for each other for ever. With `checkpoint_async` the tensors are
-copied to main memory and written by a thread of torch.distributed.checkpoint over a process group of its own; on the
-main process a second thread renames the checkpoint as soon as every rank has written its part. At most one is in the
-making: the next one, and the end of training, wait for it.
+A checkpoint is due every n steps, which bounds the work that may be lost, and every n minutes, which bounds the time.
+With `checkpoint_async` the tensors are copied to main memory and written by a thread over a process group of its own;
+on the main process the same thread then renames the complete checkpoint. At most one is being written: the next one,
+and the end of training, wait for it.
 """
 
 import time
-import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from train.checkpoints.checkpoint import (
-    begin,
+    TrainingState,
+    begin_checkpoint,
     class_blocks,
-    finish,
+    finish_checkpoint,
     partial_name,
     save_checkpoint,
     tensors_to_save,
-    told_if_not_written,
+    write_errors_explained,
 )
-from train.checkpoints.row_blocks import BlockSavePlanner, RowBlocks
+from train.checkpoints.row_blocks import BlockSavePlanner, RowBlocks, without_group_warning
 from train.class_weights.class_table import ClassTable
-from train.image_stage.step import ImageStage
+from train.class_weights.hard_classes import HardClasses
 from train.parallel.collectives import barrier, on_main, rank
 from train.parallel.topology import group_timeout
+from train.recipes.recipe import Recipe
 
-NO_GROUP = "torch.distributed is disabled, unavailable or uninitialized"
+
+class Run(TrainingState, Protocol):
+    """Training state with the recipe and the hard classes of the run."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def hard(self) -> HardClasses | None: ...
 
 
 class Checkpointer:
@@ -42,9 +51,9 @@ class Checkpointer:
         folder: `checkpoints/` of the run. identity, classes: see `save_checkpoint`.
     """
 
-    def __init__(self, side: ImageStage, folder: Path, *, identity: dict[str, Any], classes: ClassTable) -> None:
-        self.side, self.folder, self.identity, self.classes = side, folder, identity, classes
-        self.recipe = side.recipe
+    def __init__(self, training: Run, folder: Path, *, identity: dict[str, Any], classes: ClassTable) -> None:
+        self.training, self.folder, self.identity, self.classes = training, folder, identity, classes
+        self.recipe = training.recipe
         self.saved_at = time.monotonic()
         self.last = -1
         self.written: Future[Any] | None = None
@@ -53,21 +62,20 @@ class Checkpointer:
         self.group: Any = None
         if self.recipe.runtime.checkpoint_async:
             self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-            # The thread cannot use a guard that belongs to the main thread (see `without_group_warning`).
-            warnings.filterwarnings("ignore", message=NO_GROUP)
             self.group = dist.new_group(backend="gloo", timeout=group_timeout()) if dist.is_initialized() else None
 
     def due(self, done: int, *, end: int) -> bool:
-        """Whether a checkpoint is to be written now that `done` of `end` steps are done; equal on every rank."""
+        """Whether to write a checkpoint now that `done` of `end` steps are done; equal on every rank."""
         minutes = self.recipe.runtime.checkpoint_minutes
+        # The clock of the main process decides: ranks that disagree would wait for each other for ever.
         old = minutes is not None and on_main(lambda: time.monotonic() - self.saved_at >= 60 * minutes)
         return done == end or done % self.recipe.image.checkpoint_every == 0 or old
 
-    def save(self, done: int, *, figure: float | None = None) -> None:
-        """Write the checkpoint of `done` steps; one of the same steps that is there already stays.
+    def save(self, done: int, *, metric: float | None = None) -> None:
+        """Write the checkpoint of `done` steps, unless it is the last one that was written.
 
         Args:
-            figure: see `save_checkpoint`.
+            metric: see `save_checkpoint`.
 
         Raises:
             ValueError: this one, or the one before it, cannot be written.
@@ -76,62 +84,62 @@ class Checkpointer:
         if done == self.last:
             return
         if self.recipe.runtime.checkpoint_async:
-            self._begin(done, figure=figure)
+            self._save_in_background(done, metric=metric)
         else:
             save_checkpoint(
-                self.side,
+                self.training,
                 self.folder,
                 step=done,
                 identity=self.identity,
                 classes=self.classes,
-                figure=figure,
+                metric=metric,
                 keep=self.recipe.runtime.checkpoint_keep,
             )
-        if self.side.hard is not None:
-            self.side.hard.renew()
+        if self.training.hard is not None:
+            self.training.hard.renew()
         self.last, self.saved_at = done, time.monotonic()
 
     def wait(self) -> None:
-        """Return when nothing is being written any more.
+        """Return when no checkpoint is being written any more.
 
         Raises:
             ValueError: it could not be written.
         """
         if self.written is None:
             return
-        with told_if_not_written(self.partial):
+        with write_errors_explained(self.partial):
             self.written.result()
         renamed, self.written, self.renamed = self.renamed, None, None
         on_main(lambda: None if renamed is None else renamed.result())
 
-    def _begin(self, done: int, *, figure: float | None) -> None:
+    def _save_in_background(self, done: int, *, metric: float | None) -> None:
         partial = self.partial = partial_name(self.folder, done)
-        on_main(lambda: begin(partial))
+        on_main(lambda: begin_checkpoint(partial))
         barrier()
-        state = tensors_to_save(self.side, self.side.shard.history())
-        written = cast(
-            "Future[Any]",
-            async_save(
-                state,
-                checkpoint_id=partial,
-                planner=BlockSavePlanner(_copied(class_blocks(self.side.shard))),
-                process_group=self.group,
-            ),
-        )
-        self.written = written
+        # Not `async_save`: its thread cannot be kept from warning where there is no process group.
+        stager = DefaultStager(StagingOptions(False, False, False, False))
+        tensors = cast("dict[str, Any]", stager.stage(tensors_to_save(self.training, self.training.shard.history())))
+        stager.close()
+        blocks = _copied(class_blocks(self.training.shard))
+        written = self.written = self.pool.submit(self._write, tensors, blocks, partial)
         if rank() == 0:
-            said = {"step": done, "figure": figure, **self.identity}
-            self.renamed = self.pool.submit(self._finish, written, partial, said)
+            state = {"step": done, "figure": metric, **self.identity}
+            self.renamed = self.pool.submit(self._finish, written, partial, state)
+
+    def _write(self, tensors: dict[str, Any], blocks: dict[str, RowBlocks], partial: Path) -> None:
+        """Write this rank's part; returns when every rank has written its own."""
+        with without_group_warning():
+            save(tensors, checkpoint_id=partial, planner=BlockSavePlanner(blocks), process_group=self.group)
 
     def _finish(self, written: "Future[Any]", partial: Path, state: dict[str, Any]) -> None:
-        """Put the checkpoint in its place once this rank's part, and so every rank's, is written."""
-        if written.exception() is not None:  # is raised, and told, by `wait`
+        """Rename the checkpoint once every rank's part is written."""
+        if written.exception() is not None:  # raised by `wait`
             return
-        finish(partial, state, self.classes, keep=self.recipe.runtime.checkpoint_keep)
+        finish_checkpoint(partial, state, self.classes, keep=self.recipe.runtime.checkpoint_keep)
 
 
 def _copied(blocks: dict[str, RowBlocks]) -> dict[str, RowBlocks]:
-    """The same blocks over copies of their rows in main memory."""
+    """The same blocks with copies of their rows in main memory."""
     return {
         name: RowBlocks(torch.empty_like(part.rows, device="cpu").copy_(part.rows), first=part.first, total=part.total)
         for name, part in blocks.items()

@@ -1,7 +1,7 @@
-"""What each class row stands for: the key of its category, which survives from one governed folder to the next.
+"""Table of the classes: category key and number of training samples of each row.
 
-Why: row numbers change whenever a category comes or goes. A checkpoint and an export carry this table, so that rows are
-matched by key and never by place.
+Row numbers change whenever a category is added or removed. A checkpoint and an export carry this table, so rows are
+matched by category key and never by position.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class ClassTable:
 
     @classmethod
     def read(cls, path: Path) -> "ClassTable":
-        """What `write` wrote.
+        """Read a file of `write`.
 
         Raises:
             ValueError: no such file.

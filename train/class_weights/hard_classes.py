@@ -1,14 +1,11 @@
-"""Classes that a step should not miss: those that are easily taken for its positives.
+"""Hard negative classes of a step: those easily confused with its positives.
 
-Why: of a million classes a uniform draw of one in a hundred seldom holds the few that a sample could be confused with,
-and those alone teach where the border runs. The nearest prototypes as active classes: Song et al., Large-Scale Training
-System for 100-Million Classification at Alibaba (KDD 2020). Two choices:
+Of a million classes a uniform sample of one in a hundred seldom contains the few that a sample could be confused with,
+and those define the decision boundary. Two methods:
 
-- `NearestClasses`: prototypes nearest to those of the positives, by a FAISS index that is built again every few steps
-  (nearest_index.py). Each rank indexes its own range with one shared partition, and the best of all ranks are merged,
-  so that every rank knows the same classes.
+- `NearestClasses`: prototypes nearest to those of the positives, by a FAISS index that is rebuilt every few steps (Song
+  et al., Large-Scale Training System for 100-Million Classification at Alibaba, KDD 2020).
 - `LeafClasses`: classes of the same coarse category as a positive, from the governed table; drawn by `sample_classes`.
-
 
 Letters: P positives, D width, K neighbours, H hard classes.
 """
@@ -28,8 +25,7 @@ from train.class_weights.shard import ClassShard, class_range
 from train.inputs.samples import leaf_ids
 from train.parallel.collectives import gather_rows, on_main, sum_over_ranks, world_size
 
-# Below so many classes the search is exact.
-EXACT_BELOW = 20_000
+EXACT_BELOW = 20_000  # classes: below, the search is exact
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class HardSet:
     """Hard classes of a step.
 
     Attributes:
-        class_ids: (H,) int64, ascending. draws: how many of them take part; None = all.
+        class_ids: (H,) int64, ascending. draws: how many of them are drawn; None = all are used.
     """
 
     class_ids: Tensor
@@ -45,27 +41,27 @@ class HardSet:
 
 
 class Index(Protocol):
-    """What finds the nearest classes of a rank."""
+    """Search for the nearest classes of a rank."""
 
     def search(self, query_PD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """(P, K) cosines, best first, and class ids, -1 where nothing is left."""
+        """(P, K) cosines, best first, and class ids, -1 where there are fewer than K."""
 
 
 class HardClasses(Protocol):
-    """What finds hard classes."""
+    """Search for hard classes."""
 
     def find(self, positives: Tensor, *, step: int) -> HardSet:
         """Hard classes of the distinct positives (P,) of a step's global batch; equal on every rank."""
 
     def renew(self) -> None:
-        """Forget what a run resumed from a checkpoint written now would not know."""
+        """Drop the state that a checkpoint does not hold, so that a resumed run equals the uninterrupted one."""
 
 
 class LeafClasses:
     """Classes that share a coarse category with a positive.
 
     Args:
-        leaves: coarse category of each class, "" = unknown. per_positive: how many are drawn per positive.
+        leaves: coarse category of each class, "" = unknown. per_positive: classes to draw per positive.
     """
 
     def __init__(self, leaves: Sequence[str], *, per_positive: int) -> None:
@@ -80,7 +76,7 @@ class LeafClasses:
         self.per_positive = per_positive
 
     def find(self, positives: Tensor, *, step: int) -> HardSet:
-        """All classes of the positives' leaves, of which `per_positive` per positive are to be drawn."""
+        """All classes of the positives' leaves, and to draw `per_positive` of them for each positive."""
         found = np.unique(self.leaf_N[positives.cpu().numpy()])
         found = found[found >= 0]
         low, high = (np.searchsorted(self.sorted, found, side=side) for side in ("left", "right"))
@@ -89,15 +85,15 @@ class LeafClasses:
         return HardSet(torch.from_numpy(ids), self.per_positive * len(positives))
 
     def renew(self) -> None:
-        """Nothing is remembered."""
+        """Nothing: there is no state."""
 
 
 class NearestClasses:
-    """Classes whose prototypes are nearest to those of the positives; all of them take part.
+    """Classes whose prototypes are nearest to those of the positives; all of them are used.
 
     Args:
-        per_positive: K. refresh_every: steps between two indexes. also_every: steps at which checkpoints are written:
-            a new index there makes a resumed run see what the uninterrupted one saw.
+        per_positive: K. refresh_every: steps between two indexes. also_every: steps at which checkpoints are written: a
+            new index there makes a resumed run equal to the uninterrupted one.
     """
 
     def __init__(self, shard: ClassShard, *, per_positive: int, refresh_every: int, also_every: int, seed: int) -> None:
@@ -107,14 +103,14 @@ class NearestClasses:
         self.index: Index | None = None
 
     def find(self, positives: Tensor, *, step: int) -> HardSet:
-        """The K nearest classes of each positive that are no positives themselves."""
+        """The K nearest classes of each positive, without the positives."""
         if self.index is None or step % self.refresh_every == 0 or step % self.also_every == 0:
             self.index = self._build()
         query_PD = self._prototypes_of(positives)
         score_PK, id_PK = self.index.search(query_PD, self.neighbours)
         score_PK, id_PK = _best_of_ranks(score_PK, id_PK, device=self.shard.device)
         own = id_PK == positives.numpy()[:, None]
-        # A positive is its own nearest; where the coarse index misses it, the last neighbour goes.
+        # A positive is its own nearest class; where the index misses it, drop the last neighbour instead.
         own[~own.any(axis=1), -1] = True
         ids = np.setdiff1d(id_PK[~own & (id_PK >= 0)], positives.numpy())
         return HardSet(torch.from_numpy(ids.astype(np.int64)), None)
@@ -124,7 +120,7 @@ class NearestClasses:
         self.index = None
 
     def _prototypes_of(self, class_ids: Tensor) -> np.ndarray:
-        """(P, D) unit rows of classes of any rank, on every rank."""
+        """(P, D) unit rows of classes of any rank, equal on every rank."""
         mine = (class_ids >= self.shard.start) & (class_ids < self.shard.end)
         rows_PD = self.shard.like.new_zeros(len(class_ids), self.shard.hidden_size, dtype=torch.float32)
         if bool(mine.any()):
@@ -133,7 +129,7 @@ class NearestClasses:
         return found
 
     def _build(self) -> Index:
-        """This rank's classes: as they are where they are few, else in the partition that all ranks share."""
+        """Index of this rank's classes: exact for few classes, else in the partition that all ranks share."""
         shard = self.shard
         if shard.num_classes < EXACT_BELOW:
             exact: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(shard.hidden_size))
@@ -147,7 +143,7 @@ class NearestClasses:
         return self.shard.prototypes(class_ids).cpu()
 
     def _partition(self) -> Any:
-        """An empty index, trained by the main process on a keyed sample of all classes."""
+        """Empty index, trained by the main process on a keyed sample of all classes."""
         total = self.shard.num_classes
         wanted = min(total, ROWS_PER_CELL * math.prod(cells_for(total)))
         stream = np.random.default_rng([self.seed, total])
@@ -156,23 +152,23 @@ class NearestClasses:
         counts = [int(((chosen >= start) & (chosen < end)).sum()) for start, end in bounds]
         mine = chosen[(chosen >= self.shard.start) & (chosen < self.shard.end)]
         sample = gather_rows(self.shard.prototypes(mine).to(self.shard.device), counts).cpu().numpy()
-        # In another order than that of the classes: the code book learns from the first rows.
+        # Shuffled, because the code book is trained on the first rows.
         sample = sample[stream.permutation(wanted)]
         return faiss.deserialize_index(on_main(lambda: faiss.serialize_index(empty_index(sample, classes=total))))
 
 
 def _best_of_ranks(score_PK: np.ndarray, id_PK: np.ndarray, *, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """The best K of what all ranks found, best first, ties by class."""
+    """The best K of the results of all ranks, best first, ties by class; equal on every rank."""
     positives, neighbours = score_PK.shape
     # Class ids are far below 2**53, so that float64 holds them exactly.
     local = torch.from_numpy(np.concatenate([score_PK.astype(np.float64), id_PK.astype(np.float64)], axis=1))
-    whole = (
+    gathered = (
         gather_rows(local.to(device), [positives] * world_size())
         .cpu()
         .numpy()
         .reshape(world_size(), positives, 2, neighbours)
     )
-    score, ids = (whole[:, :, part].transpose(1, 0, 2).reshape(positives, -1) for part in (0, 1))
+    score, ids = (gathered[:, :, part].transpose(1, 0, 2).reshape(positives, -1) for part in (0, 1))
     score = np.where(ids < 0, -np.inf, score)
     order = np.lexsort((ids, -score))[:, :neighbours]
     return np.take_along_axis(score, order, 1), np.take_along_axis(ids, order, 1).astype(np.int64)

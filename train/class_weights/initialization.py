@@ -1,7 +1,7 @@
-"""Where class rows start: the mean of their samples' embeddings, at the beginning or when a category joins.
+"""Initial class rows: the mean embedding of the class's samples.
 
-Why: a row that starts at random needs many steps before it says anything, and pushes its neighbours about meanwhile.
-
+Random prototypes converge slowly and disturb neighbouring classes. Rows are initialised at the beginning of a run, and
+when a resumed run has a new category.
 
 Letters: B batch, C classes of a block, D width, K rows per class, W = K x D.
 """
@@ -18,17 +18,15 @@ from torch import Tensor
 from train.class_weights.shard import ClassShard
 from train.encoders.pair import EncoderPair, embed_rows, rows_of
 
-# Classes whose sums are held at once; the embeddings of a block are computed together.
-CLASSES_AT_ONCE = 2**16
+CLASSES_AT_ONCE = 2**16  # whose sums are held at once
 ROWS_AT_ONCE = 256
-# Sub-centres beside the first start so far from it, in lengths of the mean: equal ones would never part.
-SPREAD = 0.3
+SPREAD = 0.3  # distance of further sub-centres from the first, in lengths of the mean: equal ones would stay equal
 Embed = Callable[[str, np.ndarray], Iterator[tuple[np.ndarray, Tensor]]]
 
 
 @dataclass(frozen=True)
 class SideRowsOfClass:
-    """Trained rows of one side: `rows` into the side's arrays, `labels` class index, `weights`."""
+    """Training rows of one side: `rows` into the side's arrays, `labels` class index, `weights`."""
 
     rows: np.ndarray
     labels: np.ndarray
@@ -50,23 +48,23 @@ def first_rows(part: SideRowsOfClass, *, most: int | None) -> SideRowsOfClass:
 
 
 def at_start(encoders: EncoderPair, inputs: dict[str, Any]) -> Embed:
-    """Embeds with encoders that are not spread over ranks yet: each rank embeds the rows of its own classes."""
+    """Embedding function of unprepared encoders: each rank embeds the rows of its own classes."""
     return lambda side, rows: embed_rows(encoders, inputs[side], rows, side=side)
 
 
 def while_running(encoders: Any, inputs: dict[str, Any], *, like: Tensor, width: int) -> Embed:
-    """Embeds through the forward of prepared encoders, which FSDP needs; every rank must ask for the same rows."""
+    """Embedding function through `forward` of prepared encoders, as FSDP needs; every rank must embed the same rows."""
 
     def embed(side: str, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = rows[start : start + ROWS_AT_ONCE]
             rows_by_side = {name: part if name == side else part[:0] for name in ("query", "document")}
-            given = {
+            values = {
                 name: rows_of(inputs[name], kept, np.zeros_like(kept), like=like) for name, kept in rows_by_side.items()
             }
-            ones = {name: like.new_ones(len(value), width) for name, value in given.items()}
+            ones = {name: like.new_ones(len(value), width) for name, value in values.items()}
             with torch.no_grad():
-                both = encoders(given["query"], given["document"], ones["query"], ones["document"])
+                both = encoders(values["query"], values["document"], ones["query"], ones["document"])
             yield part, both[0] if side == "query" else both[1]
 
     return embed
@@ -80,10 +78,10 @@ def start_from_means(
     only: np.ndarray | None = None,
     on_every_rank: bool = False,
 ) -> None:
-    """Each class starts as the mean of its documents' embeddings, or of its queries' without any.
+    """Set each class row to the mean of its documents' embeddings, or of its queries' if it has no document.
 
     Args:
-        only: (N,) bool over all classes: the others keep their rows. None = all.
+        only: (N,) bool over all classes: classes to initialise. None = all.
         on_every_rank: embed the rows of all ranks' classes on each of them (see `while_running`).
     """
     first, end = (0, shard.num_classes) if on_every_rank else (shard.start, shard.end)
@@ -119,10 +117,10 @@ def _means(shard: ClassShard, embed: Embed, rows: dict[str, SideRowsOfClass], lo
 
 
 def _spread(shard: ClassShard, class_ids: Tensor, means_CD: Tensor) -> Tensor:
-    """(C, W): the mean, and beside it, for sub-centres, the mean and some keyed noise."""
+    """(C, W): the mean; for further sub-centres the mean plus keyed noise."""
     if shard.sub_centres == 1:
         return means_CD
     noise_CKD = shard.random_rows(class_ids).to(means_CD).view(len(class_ids), shard.sub_centres, -1)
-    noise_CKD[:, 0] = 0
+    noise_CKD[:, 0] = 0  # the first sub-centre is the mean
     length_C1 = means_CD.norm(dim=1, keepdim=True)
     return (means_CD[:, None] + SPREAD * length_C1[:, None] * noise_CKD).flatten(1)

@@ -1,11 +1,10 @@
-"""An index of one rank's prototypes that is cheap enough to be built again and again while they move.
+"""Approximate nearest-neighbour index of one rank's prototypes, fast to rebuild.
 
-Why: at ten million classes a usual inverted file takes minutes to fill, since every row is compared with thousands of
-cells one by one, and holds a byte per number. Here a row finds its cell down two levels of centres by matrix products
-(about 2 sqrt(cells) comparisons), what is kept of it is a 4-bit product code (an eighth of those bytes at width 128;
-Andre, Kermarrec and Le Scouarnec, 2015), and the candidates that the codes find are ranked by the rows themselves, as
-they are now. One partition and one code book serve all ranks.
-
+At ten million classes a usual inverted file takes minutes to fill, since every row is compared with thousands of cells
+one by one, and holds a byte per number. Here a row is assigned to its cell through two levels of centres by matrix
+products (about 2 sqrt(cells) comparisons) and stored as a 4-bit product code (an eighth of those bytes at width 128;
+Andre, Kermarrec and Le Scouarnec, 2015); the candidates that the codes find are ranked by the current rows. All ranks
+share one partition and one code book.
 
 Letters: N rows of a block, D width, M sample, A coarse centres, B cells of each, P queries, K results, C candidates.
 """
@@ -21,10 +20,8 @@ from torch import Tensor
 
 ROWS_PER_CELL = 32  # rows of the sample that each cell is trained on
 PROBES = 32
-# Candidates for one wanted neighbour: the codes are coarse, the rows decide.
-CANDIDATES = 4
-# Numbers in one block of rows.
-NUMBERS_AT_ONCE = 2**25
+CANDIDATES = 4  # per neighbour: the codes are coarse, the exact rows decide
+NUMBERS_AT_ONCE = 2**25  # in one block of rows
 RowsOf = Callable[[Tensor], Tensor]
 
 
@@ -35,7 +32,7 @@ def cells_for(classes: int) -> tuple[int, int]:
 
 
 def empty_index(sample_MD: np.ndarray, *, classes: int) -> Any:
-    """Partition and code book for unit rows such as the sample's, without rows.
+    """Index without rows: partition and code book trained on a sample of unit rows.
 
     Args:
         sample_MD: fp32; about `ROWS_PER_CELL` rows for each of the `cells_for(classes)`.
@@ -52,7 +49,7 @@ def empty_index(sample_MD: np.ndarray, *, classes: int) -> Any:
     index = faiss.IndexIVFPQ(
         quantizer, width, coarse_count * fine_count, _sub_vectors(width), 4, faiss.METRIC_INNER_PRODUCT
     )
-    # Rows are of unit length and candidates are ranked again: codes of differences to the centre would gain little.
+    # Rows have unit length and candidates are ranked again: coding residuals would gain little.
     index.by_residual = False
     index.pq.cp.min_points_per_centroid = 1
     index.train(sample_MD[: 2**15])
@@ -60,13 +57,13 @@ def empty_index(sample_MD: np.ndarray, *, classes: int) -> Any:
 
 
 def _sub_vectors(width: int) -> int:
-    """Parts that are coded with 4 bits each: at least 16 where the width allows, of 4 numbers at most."""
+    """Number of sub-vectors, coded with 4 bits each: at least 16 where the width allows, of at most 4 numbers."""
     most = min(4, max(1, width // 16))
     return width // max(size for size in range(1, most + 1) if width % size == 0)
 
 
 def _members(sample_MD: np.ndarray, inside_M: np.ndarray, least: int) -> np.ndarray:
-    """Rows of the sample in a coarse cell; filled up with others where they are fewer than the centres asked for."""
+    """Rows of the sample in a coarse cell, padded with others to at least as many as the centres."""
     found = sample_MD[inside_M]
     return found if len(found) >= least else np.concatenate([found, sample_MD[: least - len(found)]])
 
@@ -84,7 +81,7 @@ def _centres(rows_ND: np.ndarray, count: int) -> np.ndarray:
 
 
 class NearestIndex:
-    """Prototypes of the classes start..end, found by cosine.
+    """Search for the prototypes of the classes start..end by cosine.
 
     Args:
         template: from `empty_index`, the same on every rank. rows_of: (N,) class ids -> (N, D) fp32 unit rows.
@@ -109,7 +106,7 @@ class NearestIndex:
         self.index.nprobe = min(PROBES, template.nlist)
 
     def search(self, query_PD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """(P, K) cosines, best first, and class ids, -1 where nothing is left; by the rows as they are now."""
+        """(P, K) cosines with the current rows, best first, and class ids, -1 where there are fewer than K."""
         _, id_PC = self.index.search(query_PD, CANDIDATES * count)
         held, place = np.unique(id_PC, return_inverse=True)
         row_ND = self.rows_of(torch.from_numpy(held[held >= 0])).cpu()

@@ -1,13 +1,11 @@
-"""Prototypes of all classes as a folder: named shards that can be read a block at a time, and who is who.
+"""Export of the class prototypes as sharded files, and search in them.
 
-Why: at millions of classes the weights fit no single file of a model, and whoever names the category of an image needs
-the nearest of them, not all of them in memory. Rows are of unit length, brought up to date as a dense optimiser would
-have left them.
+At millions of classes the prototypes do not fit into the model's weight file. A search reads them block by block. Rows
+have unit length and are up to date, as a dense optimiser would have left them.
 
     prototypes-00001-of-00003.safetensors   tensor `prototypes` (rows, D)
     prototypes.json                          width, type, first class of each shard, sha256 of the table
     categories.jsonl                         one line per class, in the order of the rows: class, category_key, ...
-
 
 Letters: B batch, R rows of a block, C classes, D width, K results.
 """
@@ -28,7 +26,7 @@ from runtime.files import empty_partial, partial_path, replace_folder, write_jso
 from train.class_weights.shard import ClassShard, class_range
 from train.parallel.collectives import barrier, gather_rows, on_main, rank, world_size
 
-FACTS_FILE, TABLE_FILE, TENSOR = "prototypes.json", "categories.jsonl", "prototypes"
+DESCRIPTION_FILE, TABLE_FILE, TENSOR = "prototypes.json", "categories.jsonl", "prototypes"
 ROWS_PER_FILE = 2**20
 ROWS_AT_ONCE = 2**16
 EXPORT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -42,25 +40,25 @@ def export_prototypes(
     dtype: str = "float32",
     rows_per_file: int = ROWS_PER_FILE,
 ) -> None:
-    """Write the folder under a temporary name, then put it in place of an older one; all ranks call it.
+    """Write the prototype folder, replacing an older one atomically; all ranks call it.
 
     Args:
-        categories: one per class, in the order of the rows, with `category_key`; read on the main process alone.
+        categories: one per class, in the order of the rows, with `category_key`; read on the main process only.
         dtype: of the files.
 
     Raises:
-        ValueError: an unknown type, or another number of categories than classes.
+        ValueError: an unknown type, or not one category per class.
     """
     if dtype not in EXPORT_DTYPES:
         raise ValueError(f"prototypes in {dtype} cannot be written; choose one of {', '.join(EXPORT_DTYPES)}")
     partial = partial_path(folder)
-    files = _files(shard.num_classes, rows_per_file)
+    files = _shard_files(shard.num_classes, rows_per_file)
 
     def begin() -> None:
         empty_partial(folder)
         digest = _write_table(partial / TABLE_FILE, categories, shard.num_classes)
-        facts = {"num_classes": shard.num_classes, "hidden_size": shard.hidden_size, "dtype": dtype}
-        write_json(partial / FACTS_FILE, {**facts, "categories_sha256": digest, "shards": files})
+        description = {"num_classes": shard.num_classes, "hidden_size": shard.hidden_size, "dtype": dtype}
+        write_json(partial / DESCRIPTION_FILE, {**description, "categories_sha256": digest, "shards": files})
 
     on_main(begin)
     for file in files:
@@ -74,15 +72,15 @@ def export_prototypes(
     on_main(lambda: replace_folder(folder))
 
 
-def whole_prototypes(shard: ClassShard, *, rows_at_once: int = ROWS_AT_ONCE) -> Tensor:
-    """(C, D) fp32 unit rows of all ranks on the main process, empty elsewhere; all ranks call it.
+def gathered_prototypes(shard: ClassShard, *, rows_at_once: int = ROWS_AT_ONCE) -> Tensor:
+    """(C, D) fp32 unit rows of all ranks on the main process, empty on others; all ranks call it.
 
-    They come in pieces: beside the result no rank holds more than `rows_at_once` of them.
+    They are gathered in pieces: beside the result no rank holds more than `rows_at_once` of them.
     """
     bounds = [class_range(shard.num_classes, part=part, parts=world_size()) for part in range(world_size())]
     found = torch.empty(shard.num_classes if rank() == 0 else 0, shard.hidden_size)
     at_once = max(1, rows_at_once // world_size())
-    for first in range(0, bounds[0][1], at_once):  # no rank has more classes than the first
+    for first in range(0, bounds[0][1], at_once):  # the first rank has the most classes
         pieces = [(min(start + first, end), min(start + first + at_once, end)) for start, end in bounds]
         counts = [high - low for low, high in pieces]
         parts = gather_rows(shard.prototypes(torch.arange(*pieces[rank()])), counts).split(counts)
@@ -92,8 +90,8 @@ def whole_prototypes(shard: ClassShard, *, rows_at_once: int = ROWS_AT_ONCE) -> 
     return found
 
 
-def _files(num_classes: int, rows_per_file: int) -> list[dict[str, Any]]:
-    """Name, first and last + 1 class of every file; a file never crosses the ranges of two ranks."""
+def _shard_files(num_classes: int, rows_per_file: int) -> list[dict[str, Any]]:
+    """Name, first and last + 1 class of every file; a file holds classes of one rank."""
     bounds = []
     for part in range(world_size()):
         start, end = class_range(num_classes, part=part, parts=world_size())
@@ -118,7 +116,7 @@ def _write_table(path: Path, categories: Iterable[dict[str, Any]], num_classes: 
 
 @dataclass(frozen=True)
 class PrototypeFolder:
-    """A folder that `export_prototypes` wrote, opened and checked; no row is in memory."""
+    """A checked folder of `export_prototypes`; rows stay on disk."""
 
     folder: Path
     num_classes: int
@@ -127,25 +125,25 @@ class PrototypeFolder:
 
     @classmethod
     def open(cls, folder: Path) -> "PrototypeFolder":
-        """Read the facts, and check files and table against them.
+        """Read prototypes.json, and check files and table against it.
 
         Raises:
-            ValueError: a file is missing or of another shape, or the table is not the one of the rows.
+            ValueError: a file is missing or has a wrong shape, or the table is not that of the rows.
         """
-        if not (folder / FACTS_FILE).is_file():
-            raise ValueError(f"{folder} has no {FACTS_FILE}; give a folder that prototypes were exported to")
-        facts = json.loads((folder / FACTS_FILE).read_text())
-        shards = tuple((part["file"], int(part["start"]), int(part["end"])) for part in facts["shards"])
-        width = int(facts["hidden_size"])
+        if not (folder / DESCRIPTION_FILE).is_file():
+            raise ValueError(f"{folder} has no {DESCRIPTION_FILE}; give a folder that prototypes were exported to")
+        description = json.loads((folder / DESCRIPTION_FILE).read_text())
+        shards = tuple((part["file"], int(part["start"]), int(part["end"])) for part in description["shards"])
+        width = int(description["hidden_size"])
         for name, start, end in shards:
             shape = _shape(folder / name)
             if shape != [end - start, width]:
-                raise ValueError(f"{name} is {shape}, but {FACTS_FILE} says {[end - start, width]}; export again")
+                raise ValueError(f"{name} is {shape}, but {DESCRIPTION_FILE} says {[end - start, width]}; export again")
         with (folder / TABLE_FILE).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != facts["categories_sha256"]:
+        if digest != description["categories_sha256"]:
             raise ValueError(f"{TABLE_FILE} is not the table that these prototypes were written with; export again")
-        return cls(folder, int(facts["num_classes"]), width, shards)
+        return cls(folder, int(description["num_classes"]), width, shards)
 
     def blocks(self, *, rows_at_once: int = ROWS_AT_ONCE) -> Iterator[tuple[int, Tensor]]:
         """(first class, (R, D) fp32 rows) of each block, in order."""
@@ -156,7 +154,7 @@ class PrototypeFolder:
                     yield start + low, rows[low : min(low + rows_at_once, end - start)].float()
 
     def categories(self, classes: set[int]) -> dict[int, dict[str, Any]]:
-        """Class -> its line of the table, for the classes asked for."""
+        """Lines of the table by class, for the given classes."""
         found = {}
         with (self.folder / TABLE_FILE).open() as file:
             for number, line in enumerate(file):
@@ -175,16 +173,16 @@ def _shape(path: Path) -> list[int]:
 def nearest_categories(
     embeds_BD: Tensor, folder: Path, k: int, *, rows_at_once: int = ROWS_AT_ONCE
 ) -> list[list[dict[str, Any]]]:
-    """The k categories whose prototypes are nearest to each embedding: categories named without training on them.
+    """The k categories whose prototypes are nearest to each embedding.
 
     Args:
-        embeds_BD: unit rows of either side.
+        embeds_BD: unit rows, of queries or documents.
 
     Returns:
         For each embedding, k lines of the table with `score` (cosine) added, best first.
 
     Raises:
-        ValueError: embeddings of another width, a k below 1, and what `PrototypeFolder.open` refuses.
+        ValueError: embeddings of another width, k below 1, or an invalid folder (`PrototypeFolder.open`).
     """
     opened = PrototypeFolder.open(folder)
     if embeds_BD.ndim != 2 or embeds_BD.shape[1] != opened.hidden_size:

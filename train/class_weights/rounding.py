@@ -1,10 +1,9 @@
-"""Stochastic rounding to bfloat16, keyed so that it is the same for any number of ranks.
+"""Stochastic rounding to bfloat16, equal for any number of ranks.
 
-Why: a bfloat16 weight has 8 significant bits. An update below half of its last bit vanishes when it is rounded to the
-nearest, so that training stalls; rounded up with the chance of its fraction it survives on average (Gupta et al., Deep
-Learning with Limited Numerical Precision, ICML 2015). The noise of an element depends on (seed, step, class, column)
-alone, by an integer hash: no generator whose state would follow the order of ranks.
-
+A bfloat16 weight has 8 significant bits. An update below half of its last bit is lost when it is rounded to nearest,
+so training stalls; rounded up with the probability of its fraction it is kept on average (Gupta et al., Deep Learning
+with Limited Numerical Precision, ICML 2015). The noise of an element depends on (seed, step, class, column) alone,
+by an integer hash: the state of a generator would depend on the order of ranks.
 
 Letters: S rows, D columns.
 """
@@ -21,7 +20,7 @@ _LOW_16 = 0xFFFF
 
 
 def mixed(values: Tensor) -> Tensor:
-    """The 64-bit mixer: int64 in, int64 out, one to one, every bit of the result depending on every bit given."""
+    """64-bit mixer: a bijection of int64 in which every output bit depends on every input bit."""
     values = values * _GOLDEN
     values = (values ^ _shifted(values, 30)) * _MIX_1
     values = (values ^ _shifted(values, 27)) * _MIX_2
@@ -47,15 +46,15 @@ def column_factors(width: int, *, device: torch.device) -> Tensor:
 
 
 def round_to_bfloat16(value_SD: Tensor, keys_S: Tensor, factors_D: Tensor) -> Tensor:
-    """fp32 -> bfloat16, up or down to a neighbour with the chance that makes the mean exact; overwrites `value_SD`.
+    """fp32 -> bfloat16, up or down with the probability that makes the mean exact; overwrites `value_SD`.
 
     The noise is the upper half of key x factor modulo 2**32 (multiply-shift hashing: Dietzfelbinger et al., 1997). It
     is added to the 16 bits that bfloat16 drops, and these are cut off:
 
         for each element: bits = bits of value + (0 .. 65535); result = bits >> 16
 
-    A factor is odd, so that over all keys each of the 65,536 values of the noise is equally likely. What bfloat16 holds
-    exactly stays as it is. Not finite stays not finite.
+    A factor is odd, so that over all keys each of the 65,536 values of the noise is equally likely. Values that
+    bfloat16 represents exactly do not change. Values that are not finite stay so.
 
     Args:
         value_SD: (S, D) float32, contiguous. keys_S: from `row_keys`. factors_D: from `column_factors`.

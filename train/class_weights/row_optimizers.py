@@ -1,9 +1,9 @@
-"""Optimisers of class weights that touch the rows of a step and no others.
+"""Optimisers of class weights that update only the rows of a step.
 
-Why: a step scores a small share of the classes. An optimiser that walks over all of them costs more than the rest of
-the step and grows with the number of classes; these cost what the scored rows cost, in time and in memory traffic.
+A step scores a small share of the classes. An optimiser that visits all of them costs more than the rest of the step
+and grows with the number of classes; these cost what the scored rows cost, in time and in memory traffic.
 
-| name | state per class | against its dense twin |
+| name | state per class | compared with the dense optimiser |
 |---|---|---|
 | sgd | - (decay: 4 bytes) | equal |
 | momentum | D fp32, 4 bytes | equal |
@@ -12,38 +12,123 @@ the step and grows with the number of classes; these cost what the scored rows c
 | adamw | 2 D fp32, 8 bytes | differs: decay, moments and bias correction move only when a step scores the class |
 | rowwise_adam | D + 1 fp32, 8 bytes | differs likewise; one second moment per class, of the mean squared gradient |
 
-"Equal" means: after `ClassShard.flush()`, or for a row as `ClassShard.gather` gives it, what the optimiser applied to
-all rows, with a zero gradient where nothing was scored, would give (see rate_history.py). Decay is decoupled
-everywhere: w = (1 - lr d) w, then the step. Row-wise sums as in TorchRec's fused embedding optimisers.
-
+"Equal" means: after `ClassShard.flush()`, or for a row as `ClassShard.gather` returns it, the result is that of the
+optimiser applied to all rows, with a zero gradient for classes that were not scored (see `RateHistory`). Decay is
+decoupled everywhere: w = (1 - lr d) w, then the step. Row-wise sums as in TorchRec's fused embedding optimisers.
 
 Letters: R rows (classes) of a rank, S rows of a step, W width of a row.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from train.class_weights.rate_history import RateHistory
-
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 ADAGRAD_EPSILON = 1e-10
+NEGLIGIBLE = 1e-20  # a momentum factor mu ** age below this adds nothing to a sum in double precision
 Allocate = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
 
 
-class RowOptimizer(ABC):
-    """What the optimisers share: the step in which each row was last moved, and bringing rows up to date.
+class RateHistory:
+    """Closed-form effect of the steps that a row missed, from the learning rates alone; 16 bytes a step.
+
+    SGD, momentum and Adagrad move EVERY row in every step, by decay and by old momentum. Doing so costs as much as a
+    dense update; leaving it out is another method. Here a row is brought up to date when it is next read. With
+    decoupled decay d, momentum mu and learning rates lr_t, a row of weight w and momentum b that was last moved in step
+    t and then missed steps t+1 .. n is
+
+        for s in t+1 .. n:  b = mu * b;  w = (1 - lr_s * d) * w - lr_s * b
+
+        = A(t, n) * (w - pull[t] * b),  mu ** (n - t) * b
+        A(t, n) = prod_{s = t+1 .. n} (1 - lr_s d)        pull[t] = sum_{s = t+1 .. n} lr_s mu ** (s - t) / A(t, s)
+
+    in fp64. Each step adds one term to `pull` of the ages whose mu ** age still counts, and one entry to the running
+    sum of log(1 - lr d). Ours; the loop above is the reference implementation of the tests. Momentum is that of
+    torch.optim.SGD without dampening.
 
     Args:
-        allocate: (name, shape, dtype) -> zeros, from class_storage.py. rows, width: R, W.
-        dtype: of the state, float32 or float64. weight_decay: decoupled. momentum: read by "momentum" alone.
-        All row numbers are places in this rank's range, on the device of the state.
+        momentum: mu, from 0 to below 1. weight_decay: decoupled, at least 0.
     """
 
-    moves_unseen = True  # whether the method moves rows that a step does not score
+    def __init__(self, *, momentum: float, weight_decay: float) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum is {momentum}; it must be from 0 to below 1, such as 0.9")
+        if not 0 <= weight_decay < math.inf:
+            raise ValueError(f"weight_decay is {weight_decay}; it must be at least 0, such as 0.02")
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.steps = 0
+        self._log_decay = torch.zeros(1, dtype=torch.float64)
+        self._pull = torch.zeros(1, dtype=torch.float64)
+        longest = 0 if momentum == 0 else math.ceil(math.log(NEGLIGIBLE) / math.log(momentum))
+        self._powers = torch.tensor(momentum, dtype=torch.float64) ** torch.arange(1, longest + 1)
+
+    def check_rate(self, learning_rate: float) -> None:
+        """Check the learning rate of a step.
+
+        Raises:
+            ValueError: it is negative or not finite, or so high that decay changes the sign of weights.
+        """
+        if not 0 <= learning_rate < math.inf:
+            raise ValueError(f"the learning rate of class weights is {learning_rate}; it must be finite, at least 0")
+        if learning_rate * self.weight_decay >= 1:
+            raise ValueError(
+                f"learning rate {learning_rate} times weight decay {self.weight_decay} is at least 1, which leaves "
+                "nothing of a weight; lower one of them"
+            )
+
+    def add(self, learning_rate: float) -> None:
+        """Record the learning rate of the step that has just been taken; see `check_rate`."""
+        self.check_rate(learning_rate)
+        now = self.steps + 1
+        if now == len(self._log_decay):
+            longer = torch.zeros(max(64, len(self._log_decay)), dtype=torch.float64)
+            self._log_decay, self._pull = (torch.cat([old, longer]) for old in (self._log_decay, self._pull))
+        self._log_decay[now] = self._log_decay[now - 1] + math.log1p(-learning_rate * self.weight_decay)
+        self._pull[now] = 0.0
+        first = max(0, now - len(self._powers))
+        if first < now:
+            lost = (self._log_decay[first:now] - self._log_decay[now]).exp()
+            self._pull[first:now] += learning_rate * self._powers[: now - first].flip(0) * lost
+        self.steps = now
+
+    def decay(self, last_S: Tensor) -> Tensor:
+        """(S,) float64 A(t, now) of rows last moved in step t (0 = never)."""
+        return (self._log_decay[self.steps] - self._log_decay[last_S.cpu()]).exp().to(last_S.device)
+
+    def pull(self, last_S: Tensor) -> Tensor:
+        """(S,) float64 pull[t]."""
+        return self._pull[last_S.cpu()].to(last_S.device)
+
+    def momentum_left(self, last_S: Tensor) -> Tensor:
+        """(S,) float64 mu ** (now - t)."""
+        base = torch.tensor(self.momentum, dtype=torch.float64, device=last_S.device)
+        return base ** (self.steps - last_S)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums, (steps + 1,) each; equal on every rank."""
+        end = self.steps + 1
+        return {"log_decay": self._log_decay[:end].clone(), "pull": self._pull[:end].clone()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Restore the result of `state`, of any number of steps."""
+        self._log_decay, self._pull = state["log_decay"].clone(), state["pull"].clone()
+        self.steps = len(self._log_decay) - 1
+
+
+class RowOptimizer(ABC):
+    """Base class: the step in which each row was last moved, and bringing rows up to date.
+
+    Args:
+        allocate: (name, shape, dtype) -> zeros, such as `ClassStorage.zeros`. rows, width: R, W.
+        dtype: of the state, float32 or float64. weight_decay: decoupled. momentum: read by "momentum" alone.
+        All row numbers are positions in this rank's range, on the device of the state.
+    """
+
+    moves_unscored = True  # whether the method moves rows that a step does not score
     uses_momentum = False
 
     def __init__(
@@ -61,7 +146,7 @@ class RowOptimizer(ABC):
         self.weight_decay = weight_decay
         self.history = RateHistory(momentum=momentum if self.uses_momentum else 0.0, weight_decay=weight_decay)
         self.tensors: dict[str, Tensor] = {}
-        if self.moves_unseen and (weight_decay > 0 or self.uses_momentum):
+        if self.moves_unscored and (weight_decay > 0 or self.uses_momentum):
             self.tensors["last_step"] = allocate("last_step", (rows,), torch.int32)
         self._allocate(allocate, rows, width, dtype)
 
@@ -95,7 +180,8 @@ class RowOptimizer(ABC):
         """Move rows that are up to date, in place; call `history.add` after the last of a step.
 
         Args:
-            rows_S: places of the rows in this rank's range. weight_SW, gradient_SW: contiguous; both are overwritten.
+            rows_S: positions of the rows in this rank's range.
+            weight_SW, gradient_SW: contiguous; both are overwritten.
         """
         if self.weight_decay > 0:
             weight_SW.mul_(1 - learning_rate * self.weight_decay)
@@ -105,10 +191,10 @@ class RowOptimizer(ABC):
 
     @abstractmethod
     def _move(self, rows_S: Tensor, weight_SW: Tensor, gradient_SW: Tensor, learning_rate: float) -> None:
-        """The method itself: move weights by their gradient, and its state."""
+        """Update weights by their gradient, and the state of the method."""
 
     def _part(self, name: str, rows_S: Tensor, like: Tensor) -> Tensor:
-        """Copy of the state of some rows, where the arithmetic happens."""
+        """Copy of the state of some rows, on the device of the arithmetic."""
         tensor = self.tensors[name]
         return tensor.index_select(0, rows_S).to(like.device)
 
@@ -172,7 +258,7 @@ class AdamW(RowOptimizer):
     its old momentum push it on. At sample rate 1 every row is scored in every step and the two are the same.
     """
 
-    moves_unseen = False
+    moves_unscored = False
 
     def _allocate(self, allocate: Allocate, rows: int, width: int, dtype: torch.dtype) -> None:
         self.tensors["exp_avg"] = allocate("exp_avg", (rows, width), dtype)
@@ -202,7 +288,7 @@ class AdamW(RowOptimizer):
 
 
 class RowwiseAdam(AdamW):
-    """AdamW with one second moment per class, of the mean squared gradient: half its memory."""
+    """AdamW with one second moment per class, of the mean squared gradient: half the memory."""
 
     def _square_shape(self, rows: int, width: int) -> tuple[int, ...]:
         return (rows,)

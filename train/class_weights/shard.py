@@ -1,9 +1,7 @@
-"""Class weights of one rank: a contiguous range of classes, a row optimiser, clipping of its own.
+"""Class weights of one rank: a contiguous range of classes with its row optimiser.
 
-Why apart from the encoders: class weights are model-parallel. Each rank owns other rows, so they can neither go into
-DDP nor into FSDP; their gradient is already whole on their rank (see collectives.py); and only the rows that a step
-scored may cost anything.
-
+Class weights are model-parallel: each rank owns different rows, so they can go neither into DDP nor into FSDP. Their
+gradient is complete on their rank (see collectives.py), and it is clipped separately from that of the encoders.
 
 Letters: R classes of a rank, S classes of a step, K rows per class (sub-centres), D width, W = K x D.
 """
@@ -22,9 +20,9 @@ from train.class_weights.storage import ClassStorage
 from train.parallel.collectives import rank, sum_over_ranks, world_size
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-# Elements that are moved at once: few enough to stay in the cache of a core, or to leave room on an accelerator.
+# Elements that are updated at once: few enough to stay in the cache of a core, or to leave room on an accelerator.
 ELEMENTS_AT_ONCE, ELEMENTS_ON_DEVICE = 2**18, 2**28
-# Classes that share one stream of random numbers at the start.
+# Classes that share one stream of random numbers for their initial rows.
 CLASSES_PER_BLOCK = 8192
 
 
@@ -39,8 +37,32 @@ def class_range(num_classes: int, *, part: int, parts: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
+class ShardSettings:
+    """Type and optimiser of class weights; equal on every rank.
+
+    Attributes:
+        dtype: of the stored rows. bfloat16 is rounded stochastically, computed in fp32, its optimiser state fp32.
+        weight_decay, momentum: of the optimiser; momentum is read by "momentum" alone.
+        optimizer: a key of `ROW_OPTIMIZERS`.
+        sub_centres: K, rows per class.
+        seed: key of the initial rows and of the rounding.
+    """
+
+    dtype: torch.dtype
+    weight_decay: float
+    optimizer: str = "adamw"
+    momentum: float = 0.9
+    sub_centres: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"class weights in {self.dtype} are not supported; use float32, float64 or bfloat16")
+
+
+@dataclass(frozen=True)
 class GatheredRows:
-    """Rows of S local classes that a step scores; `ClassShard.update` uses them up.
+    """Rows of S local classes that a step scores; `ClassShard.update` overwrites them.
 
     Attributes:
         weight_SD: (S * K, D) fp32 or fp64 leaf with gradient, brought up to date, not normalised; row k of the s-th
@@ -57,42 +79,40 @@ class ClassShard:
     """Weights (R, W) of the classes start..end and the state of their row optimiser.
 
     Args:
-        num_classes: N over all ranks. hidden_size: D. sub_centres: K.
-        dtype: of the stored rows. bfloat16 is rounded stochastically, computed in fp32, its optimiser state fp32.
-        optimizer: a name of row_optimizers.py; `weight_decay` and `momentum` are its own.
-        device: where the arithmetic happens. storage: where the rows live; None = on `device`.
-        seed: key of the start and of the rounding.
+        num_classes: N over all ranks. hidden_size: D.
+        device: of the arithmetic. storage: of the rows; None = on `device`.
     """
 
     def __init__(
         self,
         num_classes: int,
         hidden_size: int,
+        settings: ShardSettings,
         *,
-        dtype: torch.dtype,
-        weight_decay: float,
         device: torch.device,
-        optimizer: str = "adamw",
-        momentum: float = 0.9,
         storage: ClassStorage | None = None,
-        sub_centres: int = 1,
-        seed: int = 0,
     ) -> None:
-        if dtype not in DTYPES:
-            raise ValueError(f"class weights in {dtype} are not supported; use float32, float64 or bfloat16")
+        sub_centres = settings.sub_centres
         if num_classes < 1 or hidden_size < 1 or sub_centres < 1:
             raise ValueError(
                 f"{num_classes} classes of {sub_centres} rows of width {hidden_size}: each must be at least 1"
             )
         self.num_classes, self.hidden_size, self.sub_centres = num_classes, hidden_size, sub_centres
-        self.device, self.seed = device, seed
-        self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.device, self.seed = device, settings.seed
+        self.dtype = torch.float64 if settings.dtype == torch.float64 else torch.float32
         self.start, self.end = class_range(num_classes, part=rank(), parts=world_size())
         rows, width = self.end - self.start, sub_centres * hidden_size
         self.storage = ClassStorage(device=device) if storage is None else storage
-        make, zeros = row_optimizer(optimizer), self.storage.zeros
-        self.weight = zeros("weight", (rows, width), dtype)
-        self.optimizer = make(zeros, rows, width, dtype=self.dtype, weight_decay=weight_decay, momentum=momentum)
+        zeros = self.storage.zeros
+        self.weight = zeros("weight", (rows, width), settings.dtype)
+        self.optimizer = row_optimizer(settings.optimizer)(
+            zeros,
+            rows,
+            width,
+            dtype=self.dtype,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+        )
         self._factors = column_factors(width, device=device)
 
     @property
@@ -106,7 +126,7 @@ class ClassShard:
         return torch.empty(0, dtype=self.dtype, device=self.device)
 
     def gather(self, class_ids: Tensor, log_correction: Tensor) -> GatheredRows:
-        """The rows of sampled classes of this rank, as they are after the last update.
+        """Rows of sampled classes of this rank after the last update.
 
         Args:
             class_ids: (S,) ascending global ids, all within start..end. log_correction: (S,).
@@ -132,12 +152,12 @@ class ClassShard:
 
     @torch.no_grad()
     def update(self, gathered: GatheredRows, *, learning_rate: float, max_grad_norm: float | None) -> float:
-        """Clip the gradient by its norm over all ranks, then move the gathered rows; returns the norm before.
+        """Clip the gradient by its norm over all ranks, then update the gathered rows; return the norm before clipping.
 
         The gathered copy and its gradient are overwritten, so that no third tensor of their size is needed.
 
         Raises:
-            ValueError: a learning rate that cannot be one, a gradient that is not finite; nothing has changed then.
+            ValueError: an invalid learning rate, or a gradient that is not finite; nothing has changed then.
         """
         self.optimizer.history.check_rate(learning_rate)
         places_S = gathered.class_ids_S.to(self.weight.device) - self.start
@@ -168,9 +188,9 @@ class ClassShard:
 
     @torch.no_grad()
     def flush(self) -> None:
-        """Bring every stored row up to date, as a dense optimiser would have left it.
+        """Bring every stored row up to date, to the state that a dense optimiser would have left.
 
-        Training goes on as before, to rounding only: so saving does not flush, and `rows_of` reads without it.
+        It changes the course of training by rounding, so saving does not flush, and `rows_of` reads without it.
         """
         for part in self._parts(len(self.weight)):
             places_S = torch.arange(part.start, part.stop, device=self.weight.device)
@@ -194,19 +214,19 @@ class ClassShard:
 
     @torch.no_grad()
     def put_rows(self, class_ids: Tensor, rows_SW: Tensor) -> None:
-        """Store rows of classes of this rank as their start; their optimiser state is left alone."""
+        """Store initial rows of classes of this rank; their optimiser state does not change."""
         rows_SW = rows_SW.to(device=self.device, dtype=self.dtype, copy=True).contiguous()
         self._write(class_ids.to(self.weight.device) - self.start, rows_SW, step=2 * self.steps + 1)
 
     @torch.no_grad()
     def start_random(self) -> None:
-        """Every row normal with standard deviation 1 / sqrt(D), keyed by seed and class, whatever the ranks."""
+        """Draw every row from a normal distribution of deviation 1 / sqrt(D), keyed by seed and class."""
         for low in range(self.start, self.end, CLASSES_PER_BLOCK):
             ids = torch.arange(low, min(low + CLASSES_PER_BLOCK, self.end))
             self.put_rows(ids, self.random_rows(ids))
 
     def random_rows(self, class_ids: Tensor) -> Tensor:
-        """(S, W) fp32 rows of ascending classes, as `start_random` gives them; draws whole blocks."""
+        """(S, W) fp32 rows of ascending classes as in `start_random`; draws complete blocks, so any layout is equal."""
         ids = class_ids.cpu().numpy()
         found = np.empty((len(ids), self.weight.shape[1]), np.float32)
         for block in np.unique(ids // CLASSES_PER_BLOCK):
@@ -219,19 +239,19 @@ class ClassShard:
         return torch.from_numpy(found)
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors of this rank, by name; the first axis of each is this rank's classes."""
+        """Tensors of this rank by name; the first axis of each is this rank's classes."""
         return {"weight": self.weight, **self.optimizer.tensors}
 
     def history(self) -> dict[str, Tensor]:
-        """What the optimiser remembers of past learning rates; equal on every rank."""
+        """State of the optimiser's `RateHistory`; equal on every rank."""
         return self.optimizer.history.state()
 
     def load_history(self, history: dict[str, Tensor]) -> None:
-        """Take over what `history` gave."""
+        """Restore the result of `history`."""
         self.optimizer.history.load_state(history)
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over tensors of the shapes that `state` gives; all are checked before the first one changes.
+        """Copy tensors of the shapes of `state`; all are checked before the first one changes.
 
         Raises:
             ValueError: a tensor is missing or of another shape.
@@ -244,7 +264,7 @@ class ClassShard:
             tensor.copy_(state[name])
 
     def check_rows(self) -> None:
-        """The rows held are those of the range, no more: asserted at start, through the user's own command."""
+        """Assert that this rank holds the rows of its range and no others."""
         expected = class_range(self.num_classes, part=rank(), parts=world_size())
         assert (self.start, self.end) == expected
         assert len(self.weight) == self.end - self.start

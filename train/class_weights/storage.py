@@ -1,10 +1,7 @@
-"""Where class weights and their optimiser state live: beside the arithmetic, in main memory, or in mapped files.
+"""Storage of class weights and optimiser state: device, memory or mapped files.
 
-Why: at 100 million classes the rows outgrow an accelerator first and main memory next, while a step touches few of
-them. The numbers are the same wherever they live. A file is sparse: rows that were never written take no space. A step
-reads rows that lie far apart: the system is told so, else it reads 32 pages for one, and the pages of a step are asked
-for together before the first is read, so that the disk works on many at a time.
-
+At 100 million classes the rows outgrow an accelerator first and main memory next, while a step reads few of them. The
+results do not depend on the storage. Files are sparse: rows that were never written take no space.
 
 Letters: R rows of a rank, S rows of a step.
 """
@@ -19,17 +16,17 @@ import torch
 from torch import Tensor
 
 STORAGES = ("device", "memory", "disk")
-# Windows has mapped files, and no advice about them.
+# Windows maps files, but has no madvise.
 CAN_ADVISE = hasattr(mmap.mmap, "madvise")
 
 
 @dataclass(frozen=True)
 class ClassStorage:
-    """A place for the rows of one rank.
+    """Storage of the rows of one rank.
 
     Attributes:
-        kind: "device" (where the arithmetic happens), "memory" (main memory), "disk" (mapped files).
-        device: where the arithmetic happens.
+        kind: "device" (that of the arithmetic), "memory" (main memory), "disk" (mapped files).
+        device: of the arithmetic.
         folder: of the files; needed for "disk". Files of an earlier run there are replaced.
         part: tells the files of one rank from those of another.
         mapped: the files of "disk" and the bytes of a row in each, filled by `zeros`.
@@ -61,13 +58,13 @@ class ClassStorage:
         with path.open("w+b") as file:
             file.truncate(size)
             pages = mmap.mmap(file.fileno(), size)
-        if CAN_ADVISE:
+        if CAN_ADVISE:  # rows of a step lie far apart: by default the system reads 32 pages for one
             pages.madvise(mmap.MADV_RANDOM)
         self.mapped[name] = (pages, size // shape[0])
         return torch.frombuffer(pages, dtype=dtype).view(shape)
 
     def will_read(self, places_S: Tensor) -> None:
-        """Ask the disk for the pages of these rows in every file, and go on without waiting for them."""
+        """Request the pages of these rows in every file without waiting, so that the disk reads many at once."""
         if not CAN_ADVISE or not self.mapped or not len(places_S):
             return
         places = np.sort(places_S.numpy())

@@ -1,7 +1,4 @@
-"""The model a run starts from: backbones by the recipe's names, the rest from the seed.
-
-Why one place: governance, text side and export all need the same model, and every rank must build it equal.
-"""
+"""Build the initial model of a run: backbones by name, the rest from the seed."""
 
 import string
 from typing import Any
@@ -16,11 +13,12 @@ from modeling_oclear.modeling_efficientnet_lite_oclear import EfficientNetLiteMo
 from modeling_oclear.packaged_weights import IMAGE_MEAN, IMAGE_STD, load_efficientnet_lite0, load_minilm
 from train.encoders.lora import load_and_merge
 from train.recipes.recipe import Recipe
-from train.text_stage.memory import MEMORY_SLOTS
+
+MEMORY_SLOTS = 2048  # texts of training documents that a model remembers, for documents without an image
 
 
 def build_model(recipe: Recipe, *, seed: int) -> tuple[Any, Any]:
-    """The untrained model (float32, eval mode) and its processor; equal for equal arguments.
+    """Untrained model (float32, eval mode) and its processor; equal on every rank for equal arguments.
 
     Raises:
         ValueError: a backbone cannot be loaded.
@@ -47,10 +45,9 @@ def build_model(recipe: Recipe, *, seed: int) -> tuple[Any, Any]:
 
 
 def with_image_weights(recipe: Recipe, weights: dict[str, Tensor], *, seed: int) -> tuple[Any, Any]:
-    """The model as `build_model` gives it, with the trained image side; float32, whatever it was trained in.
+    """New model of `build_model` with trained image weights, in float32; adapters are merged into them.
 
-    A fresh model, because the one that was trained may be sharded over ranks and in another dtype. Adapters are folded
-    into the weights: what comes out is a plain model.
+    A new model, because the trained one may be sharded over ranks and in another dtype.
 
     Args:
         weights: state of the `EncoderPair`.
@@ -66,7 +63,7 @@ def with_image_weights(recipe: Recipe, weights: dict[str, Tensor], *, seed: int)
 
 
 def _vision(name: str) -> tuple[Any, list[float], list[float]]:
-    """Image backbone, and the mean and deviation of the pixel values that it reads."""
+    """Image backbone, and mean and deviation of its input pixels."""
     packaged = [IMAGE_MEAN] * 3, [IMAGE_STD] * 3
     if name == "efficientnet_lite0":
         return load_efficientnet_lite0(), *packaged
@@ -74,7 +71,7 @@ def _vision(name: str) -> tuple[Any, list[float], list[float]]:
         return EfficientNetLiteModel(_tiny_vision()), *packaged
     model = _from_hub(AutoModel, name)
     processor = _from_hub(AutoImageProcessor, name)
-    # Models of images and texts (CLIP, SigLIP) carry their image half as `vision_model`.
+    # Models of images and texts (CLIP, SigLIP) hold their image encoder as `vision_model`.
     return getattr(model, "vision_model", model), list(processor.image_mean), list(processor.image_std)
 
 
@@ -101,7 +98,7 @@ def _text(name: str) -> tuple[Any, Any]:
 
 
 def _tiny_text() -> tuple[BertModel, Any]:
-    """A random BERT of two layers that reads letter by letter."""
+    """Random BERT of two layers with a tokenizer of single letters."""
     letters = string.ascii_lowercase + string.digits
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
     tokenizer = BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, model_max_length=64)

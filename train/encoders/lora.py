@@ -1,14 +1,12 @@
-"""Low-rank adapters (LoRA) on both encoders, through peft, and their published form.
+"""Low-rank adapters (LoRA) on both encoders through peft, and their export.
 
-Why: a product trains one model per shop or season; an adapter is a few per cent of an encoder to train, to keep and to
-send, and folds into the plain weights afterwards (Hu et al. 2021, 2106.09685: W + alpha / rank x B A, B starting at 0).
-Frozen stages stay cached as ever: adapters sit on layers behind them.
+An adapter is a few per cent of an encoder to train, store and send, and is merged into the plain weights afterwards (Hu
+et al. 2021, 2106.09685: W + alpha / rank x B A, B starting at 0). Adapters are on layers behind the frozen stages, so
+cached features stay valid.
 
-Those of the image encoder are trained with the image side, those of the text encoder in a stage of its own
-(text_adapters.py). Three cases publish no adapter folder, since more than adapters has changed: the image encoder
-trained without adapters, or by distillation (distil.py), and layers of the text encoder tuned themselves.
-
-peft takes seconds to import: only functions that need it do so.
+Adapters of the image encoder are trained in the image stage, those of the text encoder in the text stage. No adapter
+folder is published if more than adapters has changed: the image encoder trained without adapters, or by distillation,
+or layers of the text encoder fine-tuned.
 """
 
 import warnings
@@ -25,14 +23,14 @@ from train.recipes.recipe import Recipe
 ATTENTION = ("q_proj", "v_proj", "query", "value")  # the layers that Hu et al. adapt, as transformers names them
 ADAPTER = "default"
 SETTINGS: dict[str, Any] = {"lora_dropout": 0.0, "bias": "none"}
-BASE = "../base"  # from the adapter's folder; never the name of a repository, so that nobody's code is fetched by it
+BASE = "../base"  # relative to the adapter's folder; not a repository name, so no code of others is fetched
 
 
 def adapter_layers(vision: nn.Module, recipe: Recipe) -> list[str]:
     """Names of the layers behind the frozen stages that get adapters.
 
     Raises:
-        ValueError: `lora_targets` names none, or a convolution that looks at more than one cell; or it is None and the
+        ValueError: `lora_targets` names none, or a convolution over more than one patch; or it is None and the
             backbone has neither query and value projections nor 1x1 convolutions.
     """
     frozen: tuple[str, ...] = ()
@@ -98,12 +96,12 @@ def text_layers(text: nn.Module) -> list[str]:
 
 
 def add_adapters(vision: nn.Module, recipe: Recipe, *, seed: int) -> Any:
-    """Put adapters on the backbone, in place, and freeze everything else of it.
+    """Add adapters to the backbone, in place, and freeze its other parameters.
 
-    The model computes what it did before, as B starts at 0; A is drawn from the seed, equal on every rank.
+    The output of the model does not change, as B starts at 0; A is drawn from the seed, equal on every rank.
 
     Returns:
-        peft's `LoraModel` around the backbone, whose `merge_and_unload` folds the adapters in.
+        peft's `LoraModel` around the backbone, whose `merge_and_unload` merges the adapters.
 
     Raises:
         ValueError: see `adapter_layers`.
@@ -112,7 +110,7 @@ def add_adapters(vision: nn.Module, recipe: Recipe, *, seed: int) -> Any:
 
 
 def add_text_adapters(text: nn.Module, recipe: Recipe, *, seed: int) -> Any:
-    """The same on the text encoder.
+    """Add adapters to the text encoder; see `add_adapters`.
 
     Raises:
         ValueError: see `text_layers`.
@@ -121,7 +119,7 @@ def add_text_adapters(text: nn.Module, recipe: Recipe, *, seed: int) -> Any:
 
 
 def _add(encoder: nn.Module, layers: list[str], rank: int, recipe: Recipe, *, seed: int) -> Any:
-    from peft import LoraConfig, LoraModel
+    from peft import LoraConfig, LoraModel  # takes seconds to import
 
     config = LoraConfig(target_modules=layers, r=rank, lora_alpha=_alpha(recipe, rank), **SETTINGS)
     with torch.random.fork_rng(devices=[]):
@@ -129,12 +127,12 @@ def _add(encoder: nn.Module, layers: list[str], rank: int, recipe: Recipe, *, se
         return LoraModel(encoder, config, ADAPTER)
 
 
-def _alpha(recipe: Recipe, rank: int) -> Any:  # peft says int, and takes any number
+def _alpha(recipe: Recipe, rank: int) -> Any:  # peft declares int, and accepts any number
     return rank if recipe.image.lora.alpha is None else recipe.image.lora.alpha
 
 
 def load_and_merge(vision: nn.Module, weights: dict[str, Tensor], recipe: Recipe, *, seed: int) -> None:
-    """Load the state of a backbone with adapters into one without, folding them into its plain weights."""
+    """Load the state of a backbone with adapters into a plain one, merging them into its weights."""
     tuner = add_adapters(vision, recipe, seed=seed)
     vision.load_state_dict(weights)
     tuner.merge_and_unload()
@@ -142,7 +140,7 @@ def load_and_merge(vision: nn.Module, weights: dict[str, Tensor], recipe: Recipe
 
 
 def trained_share(encoders: nn.Module) -> str:
-    """One line: how much of the image encoder is trained, and how much beside it."""
+    """One line: how many parameters of image encoder and image head are trained."""
     trained, total = trained_and_all(encoders.get_submodule("vision"))
     head, _ = trained_and_all(encoders.get_submodule("image_head"))
     return (
@@ -152,13 +150,13 @@ def trained_share(encoders: nn.Module) -> str:
 
 
 def trained_and_all(module: nn.Module) -> tuple[int, int]:
-    """Numbers of trained parameters and of all."""
+    """Numbers of trained parameters and of all parameters."""
     sizes = [(value.numel(), value.requires_grad) for value in module.parameters()]
     return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
 
 
 def is_adapter_alone(recipe: Recipe) -> bool:
-    """Whether adapters, image head and fusion are all that a run of the recipe changes."""
+    """Whether a run of the recipe changes only adapters, image head and fusion."""
     image_is_fixed = recipe.image.lora.rank > 0 or recipe.model.frozen_stages is None
     has_adapters = recipe.image.lora.rank > 0 or recipe.text.lora.rank > 0
     return has_adapters and image_is_fixed and not recipe.text.tune_layers
@@ -167,16 +165,17 @@ def is_adapter_alone(recipe: Recipe) -> bool:
 def export_adapter(
     run: Path, *, base: Any, model: Any, processor: Any, weights: dict[str, Tensor], recipe: Recipe
 ) -> None:
-    """Write `run/base`, the model that training started from, and `run/adapter`, all that training has added to it.
+    """Write `run/base`, the initial model, and `run/adapter`, the trained adapters, image head and fusion.
 
-    The adapter names its base as `BASE`, so the run folder may be moved. peft reads that from the current directory,
-    not from the adapter: `AutoPeftModelForFeatureExtraction.from_pretrained(".")` within `run/adapter`, or anywhere
-    `PeftModel.from_pretrained(AutoModel.from_pretrained("run/base"), "run/adapter")`. hub_cards sets the base's Hub
-    id when it pushes the two, and writes their cards: peft's own is left out. Several adapters share one base.
+    The adapter refers to its base as `BASE`, so the run folder may be moved. peft resolves it from the current
+    directory, not from the adapter: `AutoPeftModelForFeatureExtraction.from_pretrained(".")` within `run/adapter`, or
+    anywhere `PeftModel.from_pretrained(AutoModel.from_pretrained("run/base"), "run/adapter")`. hub_cards sets the
+    base's Hub id when it pushes the two, and writes their cards, so peft's own card is removed. Several adapters can
+    share one base.
 
     Args:
-        base: what `build_model` gives. model: the trained model with adapters folded in.
-        weights: state of the `EncoderPair`, adapters apart; those of the text encoder begin with "text.".
+        base: result of `build_model`. model: the trained model with merged adapters.
+        weights: state of the `EncoderPair`, adapters not merged; those of the text encoder begin with "text.".
 
     Raises:
         ValueError: something else than adapters, image head and fusion differs between base and model.
@@ -214,7 +213,7 @@ def export_adapter(
 
 
 def _save_adapter(adapted: Any, folder: Path) -> None:
-    # "auto" would look for the base's config, here or on the Hub, to find out whether embeddings were resized.
+    # "auto" would read the base's config, here or from the Hub, to find out whether embeddings were resized.
     adapted.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink()
 

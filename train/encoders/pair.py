@@ -1,16 +1,14 @@
-"""The part of the image side that is trained data-parallel: tail of the backbone, standardisation, projection, MLPs.
+"""Image encoder pair that is trained data-parallel: backbone tail and image head.
 
-Why a module of its own: exactly this goes through `accelerator.prepare` (DDP or FSDP2). The class weights stay out
-(shard.py), and so does everything of the text side, which would be unused parameters here. Query and document run
-through ONE call, so that every rank runs both in every step.
-
+This module goes through `accelerator.prepare` (DDP or FSDP2). Class weights are not part of it (shard.py), nor is the
+text stage, whose parameters would be unused here.
 
 Letters: B batch, H width of the backbone, D width of the embedding.
 """
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,14 +16,14 @@ from torch import Tensor, nn
 
 ROWS_PER_CHUNK = 256
 STATISTICS_ROWS = 4096
-LEAST_DEVIATION = 0.05  # of the mean deviation: a channel that hardly varies must not become the loudest
+LEAST_DEVIATION = 0.05  # of the mean deviation: a channel that hardly varies must not dominate
 
 
 class KeyedDropout(nn.Module):
-    """Dropout whose factors are given from outside; the identity while `scale` is None.
+    """Dropout whose factors are set by the caller; the identity while `scale` is None.
 
-    It stands in for the image head's own dropout while training: factors drawn by place in the step (batches.py) are
-    the same for any number of ranks and micro-steps, those of torch's global generator are not.
+    It replaces the image head's dropout in training: factors keyed by position in the step (`dropout_scale`) are equal
+    for any number of ranks and micro-steps, those of torch's global generator are not.
     """
 
     scale: Tensor | None = None
@@ -39,11 +37,14 @@ class EncoderPair(nn.Module):
     """Embeds queries and documents with one backbone.
 
     Args:
-        model: an `OclearModel`; its modules are shared, not copied, and its dropout is replaced.
+        model: an `OclearModel`; its modules are shared, not copied, and not changed. Training needs `for_training`.
         frozen_stages: as in the recipe: None reads pooled features, a number hidden maps after that many stages; 0
             reads pixel values and trains the backbone whole, also one that cannot be cut.
-        mixed_precision: "bf16" runs `forward`, the pass of training, under autocast; its rows come back in at least
-            float32. `pooled` and `embed`, which statistics and the published folder depend on, are never under it.
+        mixed_precision: "bf16" runs `forward`, the training pass, under autocast; it returns rows in at least float32.
+            `pooled` and `embed`, which statistics and the published folder depend on, never run under autocast.
+
+    Raises:
+        ValueError: the backbone cannot be cut after `frozen_stages`.
     """
 
     def __init__(self, model: Any, *, frozen_stages: int | None, mixed_precision: str = "no") -> None:
@@ -51,12 +52,26 @@ class EncoderPair(nn.Module):
         self.frozen_stages = frozen_stages
         self.mixed_precision = mixed_precision
         self.image_head = model.image_head
-        self.image_head.dropout = KeyedDropout()
         self.vision = None if frozen_stages is None else model.vision_model
         self.encode_image = None if frozen_stages is None else model.encode_image
         self._no_split_modules = sharded_units(self.vision)  # accelerate asks the module that it prepares
         if self.vision is not None:
-            _freeze_trunk(self.vision, frozen_stages or 0)
+            _check_frozen_stages(self.vision, frozen_stages or 0)
+
+    @classmethod
+    def for_training(cls, model: Any, *, frozen_stages: int | None, mixed_precision: str = "no") -> Self:
+        """Pair whose `forward` can be trained. It CHANGES the model: see below.
+
+        The dropout of the model's image head is replaced by `KeyedDropout`, and the parameters of the stem and of the
+        first `frozen_stages` stages no longer require gradients.
+        """
+        pair = cls(model, frozen_stages=frozen_stages, mixed_precision=mixed_precision)
+        pair.image_head.dropout = KeyedDropout()
+        vision: Any = pair.vision
+        if frozen_stages:
+            for module in (vision.stem, *vision.stages[:frozen_stages]):
+                module.requires_grad_(False)
+        return pair
 
     def pooled(self, inputs: Tensor) -> Tensor:
         """Inputs of one kind -> (B, H) pooled features of the backbone."""
@@ -71,7 +86,9 @@ class EncoderPair(nn.Module):
     def forward(
         self, query_inputs: Tensor, document_inputs: Tensor, query_dropout: Tensor, document_dropout: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Embed both sides.
+        """Embed both sides; only for a pair of `for_training`.
+
+        Query and document run through ONE call, so that every rank runs both in every step.
 
         Args:
             query_inputs, document_inputs: (Bq, ...), (Bd, ...) of the same kind.
@@ -80,6 +97,7 @@ class EncoderPair(nn.Module):
         Returns:
             (Bq, D) and (Bd, D) unit rows.
         """
+        assert isinstance(self.image_head.dropout, KeyedDropout), "built by EncoderPair.for_training"
         with self._arithmetic(query_inputs.device.type):
             pooled_BH = self.pooled(torch.cat([query_inputs, document_inputs]))
             query_BH, document_BH = pooled_BH.split([len(query_inputs), len(document_inputs)])
@@ -94,7 +112,7 @@ class EncoderPair(nn.Module):
         return embeds[0], embeds[1]
 
     def _arithmetic(self, device: str) -> Any:
-        # Not autocast(enabled=False): that would switch off one that a caller has switched on.
+        # Not autocast(enabled=False): it would disable the autocast of a caller.
         return torch.autocast(device, torch.bfloat16) if self.mixed_precision == "bf16" else contextlib.nullcontext()
 
     def embed(self, inputs: Tensor, *, side: str) -> Tensor:
@@ -104,15 +122,15 @@ class EncoderPair(nn.Module):
 
 
 def sharded_units(vision: nn.Module | None) -> list[str]:
-    """Classes of the backbone's blocks: FSDP gathers the weights of one at a time, and what is left with the root.
+    """Classes of the backbone's blocks, whose weights FSDP gathers one block at a time.
 
-    transformers names them for every backbone; a class that this backbone does not use would stop accelerate.
+    transformers lists them for every backbone; accelerate fails for a class that the backbone does not contain.
     """
     named = set(getattr(vision, "_no_split_modules", None) or ())
     return sorted(named & {type(module).__name__ for module in vision.modules()}) if vision is not None else []
 
 
-def _freeze_trunk(vision: nn.Module, frozen_stages: int) -> None:
+def _check_frozen_stages(vision: nn.Module, frozen_stages: int) -> None:
     if not frozen_stages:
         return
     if not hasattr(vision, "forward_tail"):
@@ -123,13 +141,10 @@ def _freeze_trunk(vision: nn.Module, frozen_stages: int) -> None:
     stages: Any = vision.stages
     if frozen_stages > len(stages):
         raise ValueError(f"frozen_stages is {frozen_stages}, but the backbone has {len(stages)}; use at most that many")
-    stem: Any = vision.stem
-    for module in (stem, *stages[:frozen_stages]):
-        module.requires_grad_(False)
 
 
 def rows_of(inputs: Any, rows: np.ndarray, views: np.ndarray, *, like: Tensor) -> Tensor:
-    """(N, V, ...) cached inputs, memory-mapped or not -> (B, ...) on the device and in the dtype of `like`."""
+    """(B, ...) selected views of (N, V, ...) cached inputs, on the device and in the dtype of `like`."""
     picked = torch.as_tensor(np.ascontiguousarray(inputs[rows, views]))
     return picked.to(device=like.device, dtype=like.dtype)
 
@@ -152,16 +167,16 @@ def start_image_head(
     rows: dict[str, np.ndarray],
     projection: str,
 ) -> None:
-    """Set the frozen standardisation of each side and the start of the shared projection.
+    """Initialise the frozen standardisation of each side and the shared projection.
 
-    Standardisation: mean and deviation of the clean training rows of that side under the weights at start; never
-    touched again, so that no row depends on its batch. "pca": the leading directions of the standardised features of
-    both sides, which keep neighbours where the frozen features had them; a random projection to fewer dimensions does
+    Standardisation: mean and deviation of the clean training rows of that side under the initial weights; they never
+    change, so that no row depends on its batch. "pca": the leading principal directions of the standardised features
+    of both sides, which preserve the neighbours of the frozen features; a random projection to fewer dimensions does
     not.
 
     Args:
         inputs, rows: by side: cached inputs, and the training rows among them.
-        projection: "pca", "orthogonal" (what the model starts with) or "identity".
+        projection: "pca", "orthogonal" (as the model is built) or "identity".
 
     Raises:
         ValueError: the widths do not allow the projection.

@@ -1,8 +1,7 @@
-"""What learns at which rate: groups of encoder parameters for AdamW.
+"""Parameter groups of the encoders for AdamW: learning rates and weight decay.
 
-Why: a new head wants a larger rate than a trained backbone, and within the backbone the layers near the input have the
-most to lose: layer-wise decay (ELECTRA, Clark et al. 2020, 2003.10555; BEiT, Bao et al. 2021, 2106.08254) lets each
-layer learn at a share of the rate of the one above it.
+A new head needs a larger rate than a pretrained backbone. Within the backbone, layer-wise decay (ELECTRA, Clark et al.
+2020, 2003.10555; BEiT, Bao et al. 2021, 2106.08254) multiplies the rate by a factor for each layer towards the input.
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from train.recipes.recipe import Recipe
 
 
 def parameter_groups(encoders: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """AdamW groups: backbone and head each with its learning rate; vectors (norms, biases) without decay.
+    """AdamW groups: backbone and head each with its learning rate; vectors (norms, biases) without weight decay.
 
     With `recipe.image.layer_decay` d the backbone's groups are one pair per layer: rate x d ** (layers above it), so
     that the topmost layer learns at `encoder_learning_rate`.
@@ -48,7 +47,7 @@ def _decayed_and_not(values: Sequence[Tensor], rate: float, weight_decay: float)
 
 
 def _layers_above(encoders: nn.Module, recipe: Recipe) -> dict[str, int]:
-    """By name of a backbone parameter, how many layers of the network lie above its own; empty without layer_decay."""
+    """Number of layers above that of each backbone parameter, by name; empty without layer_decay."""
     if recipe.image.layer_decay is None:
         return {}
     vision: Any = encoders.get_submodule("vision")
@@ -58,7 +57,7 @@ def _layers_above(encoders: nn.Module, recipe: Recipe) -> dict[str, int]:
 
 
 def layer_order(vision: nn.Module) -> dict[str, int]:
-    """By parameter name: 0 before the first layer, 1 to n in the n layers, n + 1 behind them.
+    """Depth by parameter name: 0 before the first layer, 1 to n in the n layers, n + 1 after them.
 
     The layers are the outermost list of modules with more than one entry: stages of a convolutional network, layers of
     a transformer.

@@ -1,9 +1,4 @@
-"""Activation checkpointing: a block keeps its input alone and computes the rest again in the backward pass.
-
-Why here and not by `gradient_checkpointing_enable`: that acts in training mode alone, and the encoders run in eval mode
-(their dropout comes as masks, their norms read running statistics), where it would silently do nothing. And why no
-wrapper module: a wrapper renames parameters in checkpoints, learning-rate groups and FSDP's plan.
-"""
+"""Activation checkpointing that also works in eval mode."""
 
 import functools
 
@@ -13,12 +8,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def recompute_blocks(vision: nn.Module) -> int:
-    """Let every trained block keep its input alone; the values and gradients are the same, bit for bit.
+    """Keep only the input of every trained block and recompute the rest in the backward pass; bit-equal results.
 
-    Blocks are the layers that transformers itself can checkpoint. None may draw random numbers in its forward pass.
+    transformers' `gradient_checkpointing_enable` acts only in training mode, and the encoders run in eval mode (their
+    dropout comes as masks, their norms use running statistics). Blocks are the layers that transformers itself can
+    checkpoint; none may draw random numbers in its forward pass.
 
     Returns:
-        How many blocks were changed.
+        Number of changed blocks.
 
     Raises:
         ValueError: the backbone has no such block with a trained parameter.
@@ -28,8 +25,9 @@ def recompute_blocks(vision: nn.Module) -> int:
     if not trained:
         raise ValueError(
             f"recipe.runtime.activation_checkpointing is on, but {type(vision).__name__} has {len(blocks)} blocks that "
-            "can be computed again and trains none of them; turn it off"
+            "can be recomputed and trains none of them; turn it off"
         )
+    # Not a wrapper module: it would rename parameters in checkpoints, learning-rate groups and FSDP's plan.
     for block in trained:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
     return len(trained)

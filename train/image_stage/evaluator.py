@@ -8,7 +8,6 @@ Every rank embeds an equal number of rows through the forward of the prepared en
 same number of calls everywhere; the rows are gathered, and the main process ranks. Best step and patience are read off
 the lines of evaluation.jsonl, which a resumed run cuts back to its start: they need no state of their own.
 
-
 Letters: Q queries, N documents, D width, R rows of a rank.
 """
 
@@ -29,7 +28,7 @@ from torch import Tensor
 from retrieval.evaluation.metrics import SCORE_DECIMALS, rank_metrics
 from runtime.files import write_text
 from train.checkpoints.checkpoint import load_checkpoint
-from train.checkpoints.folder import torn_by
+from train.checkpoints.folder import incomplete_reason
 from train.class_weights.initialization import while_running
 from train.image_stage.step import ImageStage
 from train.inputs.samples import GovernedSamples
@@ -185,7 +184,7 @@ def load_best(side: ImageStage, folder: Path, *, done: int) -> None:
         path = folder / "checkpoints" / f"step-{step or 0:08d}"
         if step is None or step == done:
             return None
-        reason = torn_by(path)
+        reason = incomplete_reason(path)
         if reason is not None:
             raise ValueError(f"the best evaluation was after {step} steps, but of {path} {reason}; put the file back")
         return path

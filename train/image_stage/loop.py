@@ -22,9 +22,9 @@ from train.checkpoints.writer import Checkpointer
 from train.class_weights.class_table import ClassTable
 from train.class_weights.hard_classes import HardClasses, LeafClasses, NearestClasses
 from train.class_weights.initialization import SideRowsOfClass, at_start, first_rows, start_from_means
-from train.class_weights.prototypes import export_prototypes, whole_prototypes
+from train.class_weights.prototypes import export_prototypes, gathered_prototypes
 from train.class_weights.published_size import is_head_published
-from train.class_weights.shard import ClassShard, class_range
+from train.class_weights.shard import ClassShard, ShardSettings, class_range
 from train.class_weights.storage import ClassStorage
 from train.context import RunContext
 from train.encoders.ema import WeightAverage
@@ -35,8 +35,8 @@ from train.encoders.recompute import recompute_blocks
 from train.image_stage.evaluator import Evaluator, load_best, stopped_early, summary
 from train.image_stage.remap import resume_classes
 from train.image_stage.step import ImageStage, optimiser_step
-from train.inputs.feature_stream import looking_ahead
-from train.inputs.model_identity import model_identity
+from train.inputs.feature_keys import model_identity
+from train.inputs.feature_stream import with_look_ahead
 from train.inputs.sample_table import in_own_pages
 from train.inputs.sampler import StepSampler, compact, piece
 from train.inputs.samples import GovernedSamples, leaf_ids
@@ -166,7 +166,7 @@ def _run_steps(
             metric = evaluator.after(done)
             last = done if evaluator.should_stop else end
             if checkpointer.due(done, end=last) or (recipe.image.export_best and evaluator.is_best(done)):
-                checkpointer.save(done, figure=metric)
+                checkpointer.save(done, metric=metric)
                 when_saved()
         checkpointer.wait()
     return done
@@ -193,14 +193,16 @@ def class_shard(recipe: Recipe, *, num_classes: int, device: torch.device, folde
     return ClassShard(
         num_classes,
         recipe.model.hidden_size,
-        dtype=TORCH_DTYPES[head.dtype or recipe.model.dtype],
-        weight_decay=head.weight_decay,
+        ShardSettings(
+            dtype=TORCH_DTYPES[head.dtype or recipe.model.dtype],
+            weight_decay=head.weight_decay,
+            optimizer=head.optimizer,
+            momentum=head.momentum,
+            sub_centres=head.sub_centres,
+            seed=seed,
+        ),
         device=device,
-        optimizer=head.optimizer,
-        momentum=head.momentum,
         storage=ClassStorage(runtime.head_storage, device=device, folder=place, part=rank()),
-        sub_centres=head.sub_centres,
-        seed=seed,
     )
 
 
@@ -238,7 +240,7 @@ def _prepare(context: RunContext, model: Any, cache: Any, samples: GovernedSampl
         encoders=prepared,
         optimizer=optimizer,
         shard=shard,
-        sampler=looking_ahead(_sampler(rows, recipe), cache, recipe),
+        sampler=with_look_ahead(_sampler(rows, recipe), cache, recipe),
         query_inputs=cache.query_inputs,
         document_inputs=cache.document_inputs,
         recipe=recipe,
@@ -261,7 +263,7 @@ def _sampler(rows: dict[str, SideRowsOfClass], recipe: Recipe) -> StepSampler:
 
 def _encoders(model: Any, recipe: Recipe, accelerator: Accelerator, *, seed: int) -> EncoderPair:
     """The pair on its device, with adapters where the recipe asks for them."""
-    encoders = EncoderPair(
+    encoders = EncoderPair.for_training(
         model, frozen_stages=recipe.model.frozen_stages, mixed_precision=recipe.model.mixed_precision
     )
     if recipe.image.lora.rank:
@@ -348,7 +350,7 @@ def _weights(stage: ImageStage) -> dict[str, Tensor]:
     On the main process; empty elsewhere.
     """
     state = stage.accelerator.get_state_dict(stage.encoders)
-    average = {} if stage.average is None else stage.average.whole()
+    average = {} if stage.average is None else stage.average.gathered()
     if rank() != 0:
         return {}
     return {name: average.get(name, value).detach().cpu() for name, value in state.items()}
@@ -357,7 +359,7 @@ def _weights(stage: ImageStage) -> dict[str, Tensor]:
 def _class_weights(shard: ClassShard, recipe: Recipe, samples: GovernedSamples) -> Tensor:
     """All prototypes on the main process where the published folder is to hold them."""
     if is_head_published(recipe, categories=samples.num_categories):
-        return whole_prototypes(shard)
+        return gathered_prototypes(shard)
     return torch.empty(0, shard.hidden_size)
 
 

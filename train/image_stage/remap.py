@@ -12,7 +12,6 @@ Rows are matched by category key; `category_map.parquet` of the governed folder 
 
 A key without an event is refused, before anything changes.
 
-
 Letters: P places that move, W width of a row.
 """
 

@@ -1,8 +1,7 @@
-"""Style-bridging augmentation: what may differ between two drawings or photos of the same thing.
+"""Image augmentation: small changes of geometry, large changes of drawing style.
 
-A query and a document of one category often come from different hands: another palette, another line width, flat
-against shaded, filled against outlined. Each view therefore changes geometry a little and style a lot. There is no
-mirror image: left and right arrows are different categories.
+A query and a document of one category often differ in style: palette, line width, flat or shaded, filled or outlined.
+Images are not mirrored: left and right arrows are different categories.
 """
 
 import hashlib
@@ -12,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 
 def keyed_generator(seed: int, sample_id: str, view: int) -> np.random.Generator:
-    """A generator that depends on (seed, sample_id, view) alone, so that any layout draws the same view."""
+    """Random generator keyed by (seed, sample_id, view), so that every rank draws the same view."""
     digest = hashlib.blake2b(f"{seed}/{sample_id}/{view}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
@@ -33,39 +32,39 @@ def affine(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def hue_shift(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Turn the hue circle by at most 18 degrees either way."""
+    """Rotate the hue by at most 18 degrees in either direction."""
     hue, saturation, value = image.convert("HSV").split()
     turn = int(rng.integers(-13, 14))
     return Image.merge("HSV", (hue.point(lambda h: (h + turn) % 256), saturation, value)).convert("RGB")
 
 
 def outline(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Draw the edges in black over the colours, as an inked illustration has them."""
+    """Draw the edges in black over the colours."""
     ink = line_mask(image, rng)
     return Image.composite(Image.new("RGB", image.size, (20, 20, 20)), image, ink)
 
 
 def line_art(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Keep the edges alone: dark lines on white."""
+    """Keep only the edges: dark lines on white."""
     return ImageOps.invert(line_mask(image, rng)).convert("RGB")
 
 
 def line_mask(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Edges of the luminance as a mask, 1 or 3 pixels wide."""
     edges = image.convert("L").filter(ImageFilter.GaussianBlur(1)).filter(ImageFilter.FIND_EDGES)
-    # The kernel leaves the outermost pixels as they were; an image of a few pixels has hardly an inside.
+    # The kernel does not change the outermost pixels, so they are cleared; tiny images have a thinner border.
     rim = min(2, (min(edges.size) - 1) // 2)
     edges = ImageOps.expand(ImageOps.crop(edges, rim), rim, 0).point(lambda value: min(255, value * 6))
     return edges.filter(ImageFilter.MaxFilter(3)) if rng.random() < 0.5 else edges
 
 
 def flatten(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Reduce to a few flat colours, as a vector drawing has them."""
+    """Reduce to a few flat colours, as in a vector drawing."""
     return ImageOps.posterize(image.filter(ImageFilter.MedianFilter(3)), int(rng.integers(2, 4)))
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """The RGB image that a transparent one gives on white, as the processor sees it."""
+    """RGB image; transparent pixels become white, as in the processor."""
     if image.mode != "RGBA":
         return image.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -76,7 +75,7 @@ def style_view(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
     Args:
         image: RGB or RGBA; transparent pixels become white.
-        rng: the only source of chance.
+        rng: the only source of randomness.
 
     Returns:
         An RGB image of the same size.

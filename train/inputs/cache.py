@@ -1,15 +1,13 @@
-"""Features of the frozen part of the encoders, computed once and kept on disk in half precision.
+"""Disk cache of features of the frozen encoder stages, in half precision.
 
-Why: while the first stages of the image encoder are frozen, their output for a given view never changes. Every sample
-is decoded, augmented and pushed through them once; a training step then costs the trained tail alone. The folder is
-keyed by everything that its content depends on: weights, samples, view recipe, source of the augmentation. A stale
-answer cannot be read.
+While the first stages of the image encoder are frozen, their output for a given view never changes. Every sample is
+decoded, augmented and passed through them once; a training step then computes only the trained tail. The folder name is
+a digest of everything that the content depends on (feature_keys.py).
 
-A backbone that is trained whole has no frozen part: its pixel values are kept, and no cells, for those would be the
-cells of weights that are about to change (text_stage.py computes them after training).
+A backbone without frozen stages has no such features: its pixel values are cached, and no patches, because those would
+be the patches of weights that are about to change (the text stage computes them after training).
 
-
-Letters: N rows of a side, V views, B batch, C channels, P cells, T tokens, H width, G made pages.
+Letters: N rows of a side, V views, B batch, C channels, P patches, T tokens, H width, G composite images.
 """
 
 import contextlib
@@ -24,35 +22,35 @@ from torch import Tensor
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from train.inputs.composites import PageLayout, page_layouts
-from train.inputs.feature_files import Crew, Progress, RowFile, fill_rows, locked
+from train.inputs.composites import CompositeLayout, composite_layouts
+from train.inputs.feature_files import Progress, RowFile, WorkerGroup, fill_rows, locked
 from train.inputs.feature_keys import cache_keys
 from train.inputs.frozen_part import arithmetic, cells_are_trained, check_stages, trunk_in_parts
 from train.inputs.sample_table import SampleTable
-from train.inputs.views import Pages, Side, Views, decode_workers, pixel_batches
+from train.inputs.views import CompositeImages, Side, Views, decode_workers, pixel_batches
 from train.parallel.collectives import max_over_ranks
 from train.recipes.recipe import Recipe
 
 TEXTS_PER_BATCH = 64
-WHOLE = "whole"  # a cache folder without this file was not finished
+COMPLETE = "whole"  # file in a complete cache folder
 
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """What the trained part of the model reads; rows follow the order of the governed samples of each side.
+    """Inputs of the trained part of the model; rows follow the order of the governed samples of each side.
 
-    View 0 is the clean one. A missing image is a row of zeros.
+    View 0 is the clean one, without augmentation. A missing image is a row of zeros.
 
     Attributes:
         home: the folder of the arrays.
         query_inputs, document_inputs: (N, V, ...) fp16: hidden maps before the trained tail, pooled features of a
-            frozen backbone, or pixel values of one that is trained whole. Arrays, or `StreamedInputs` (then there are
-            no cells, tokens and pages: text_stage.py caches those of the clean views when it needs them).
-        document_cells: (N, P, H) fp16 cells of the clean view; `grid` is their (rows, columns). P is 0 when the cells
+            frozen backbone, or pixel values of one without frozen stages. Arrays, or `StreamedInputs` (then there are
+            no patches, tokens and composites: the text stage caches those of the clean views when it needs them).
+        document_cells: (N, P, H) fp16 patches of the clean view; `grid` is their (rows, columns). P is 0 if the patches
             are trained.
-        document_tokens, document_mask: (N, T, H) fp16 and (N, T) bool; T is 1 when the model has no text encoder.
-        page_cells: (G, P, H) fp16 cells of made pages of two documents; `page_layouts` says what stands where. Empty
-            without a text encoder, and when the cells are trained.
+        document_tokens, document_mask: (N, T, H) fp16 and (N, T) bool; T is 1 if the model has no text encoder.
+        page_cells: (G, P, H) fp16 patches of composite images of two documents; `composite_layouts` are their layouts.
+            Empty without a text encoder, and if the patches are trained.
     """
 
     home: Path
@@ -64,12 +62,12 @@ class FeatureCache:
     document_tokens: np.ndarray
     document_mask: np.ndarray
     page_cells: np.ndarray
-    page_layouts: PageLayout
+    composite_layouts: CompositeLayout
 
 
 @dataclass(frozen=True)
 class _ImageJob:
-    """Images to embed: `data` of N rows, `present` (N,) bool, and the outputs of `trunk` to keep in `home`."""
+    """Images to embed: `data` of N rows, `present` (N,) bool, and the outputs of `trunk` to write to `home`."""
 
     name: str
     data: Any
@@ -78,8 +76,8 @@ class _ImageJob:
     keep: tuple[str, ...]
 
 
-def _fill_images(model: Any, job: _ImageJob, *, recipe: Recipe, workers: int, crew: Crew) -> None:
-    """Embed every row; keep the `inputs` of all views and the `cells` of the clean one."""
+def _fill_images(model: Any, job: _ImageJob, *, recipe: Recipe, workers: int, group: WorkerGroup) -> None:
+    """Embed every row; write the `inputs` of all views and the `cells` of the clean one."""
     shapes = _shapes(model, job.data, recipe)
     files = {
         name: RowFile(job.home / f"{job.name}_{name}.npy", (len(job.data), *shapes[name]), np.float16)
@@ -91,13 +89,13 @@ def _fill_images(model: Any, job: _ImageJob, *, recipe: Recipe, workers: int, cr
         for pixel_BVCHW in pixel_batches(part, workers=workers, title=f"{job.name} features"):
             present = job.present[rows[place : place + len(pixel_BVCHW)]]
             place += len(pixel_BVCHW)
-            yield {name: _kept(value, present) for name, value in _embedded(model, pixel_BVCHW, recipe).items()}
+            yield {name: _zero_missing(value, present) for name, value in _embedded(model, pixel_BVCHW, recipe).items()}
 
-    fill_rows(files, Progress(job.home / f"{job.name}.progress", len(job.data)), crew=crew, batches=batches)
+    fill_rows(files, Progress(job.home / f"{job.name}.progress", len(job.data)), group=group, batches=batches)
 
 
 def _embedded(model: Any, pixel_BVCHW: Tensor, recipe: Recipe) -> dict[str, np.ndarray]:
-    """`inputs` (B, V, ...) and the clean view's `cells` (B, P, H), fp16."""
+    """`inputs` (B, V, ...) and `cells`, the patches of the clean view (B, P, H), fp16."""
     shape = pixel_BVCHW.shape[:2]
     with torch.inference_mode(), arithmetic(recipe):
         found = trunk_in_parts(model, pixel_BVCHW.flatten(0, 1), recipe)
@@ -108,25 +106,27 @@ def _embedded(model: Any, pixel_BVCHW: Tensor, recipe: Recipe) -> dict[str, np.n
     }
 
 
-def _kept(values: np.ndarray, present_B: np.ndarray) -> np.ndarray:
+def _zero_missing(values: np.ndarray, present_B: np.ndarray) -> np.ndarray:
     values[~present_B] = 0
     return values
 
 
 def _shapes(model: Any, data: Any, recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    """Shape of a row of each output: what an image of zeros gives."""
+    """Shape of a row of each output, from an image of zeros."""
     views, size = (data.views + 1, data.processor.size) if isinstance(data, Views) else (1, data.clean.processor.size)
     found = _embedded(model, torch.zeros(1, views, 3, size, size), recipe)
     return {name: value.shape[1:] for name, value in found.items()}
 
 
-def _fill_texts(model: Any, processor: Any, texts: list[str], *, recipe: Recipe, folder: Path, crew: Crew) -> None:
+def _fill_texts(
+    model: Any, processor: Any, texts: list[str], *, recipe: Recipe, folder: Path, group: WorkerGroup
+) -> None:
     """Token features of every document; a document without text keeps an all-False mask row."""
     if model.config.text_config is None:
-        crew.on_main(lambda: np.save(folder / "tokens.npy", np.zeros((len(texts), 1, 1), np.float16)))
-        crew.on_main(lambda: np.save(folder / "mask.npy", np.zeros((len(texts), 1), bool)))
+        group.on_main(lambda: np.save(folder / "tokens.npy", np.zeros((len(texts), 1, 1), np.float16)))
+        group.on_main(lambda: np.save(folder / "mask.npy", np.zeros((len(texts), 1), bool)))
         return
-    longest = _longest(processor, texts, crew=crew)
+    longest = _longest_text(processor, texts, group=group)
     width = model.config.text_config.hidden_size
     files = {
         "tokens": RowFile(folder / "tokens.npy", (len(texts), longest, width), np.float16),
@@ -145,15 +145,15 @@ def _fill_texts(model: Any, processor: Any, texts: list[str], *, recipe: Recipe,
             mask[:, : mask_BT.shape[1]] = (mask_BT & batch["has_text"][:, None]).numpy()
             yield {"tokens": tokens, "mask": mask}
 
-    fill_rows(files, Progress(folder / "texts.progress", len(texts)), crew=crew, batches=batches)
+    fill_rows(files, Progress(folder / "texts.progress", len(texts)), group=group, batches=batches)
 
 
-def _longest(processor: Any, texts: list[str], *, crew: Crew) -> int:
-    """Tokens of the longest text, special ones included; each process looks at its part."""
-    starts = crew.share_of(np.arange(0, len(texts), TEXTS_PER_BATCH)).tolist()
+def _longest_text(processor: Any, texts: list[str], *, group: WorkerGroup) -> int:
+    """Tokens of the longest text, with special tokens; each process reads its part."""
+    starts = group.part_of(np.arange(0, len(texts), TEXTS_PER_BATCH)).tolist()
     lengths = [processor(text=texts[start : start + TEXTS_PER_BATCH])["input_ids"].shape[1] for start in starts]
     longest = torch.tensor(max(lengths, default=1))
-    return int(max_over_ranks(longest) if crew.together else longest)
+    return int(max_over_ranks(longest) if group.together else longest)
 
 
 def cache_features(
@@ -167,60 +167,64 @@ def cache_features(
     workers: int | None = None,
     together: bool = False,
 ) -> FeatureCache:
-    """Compute, or find again, the features of every governed sample.
+    """Compute the features of every governed sample, or open those that were computed before.
 
     Args:
         model: an `OclearModel`; its frozen part is run in inference mode.
         samples: the governed samples.
         recipe: how many stages are frozen, how many views per side, the feature dtype.
-        folder: parent of the keyed cache folders; with several ranks on a disk that all see.
+        folder: parent of the cache folders; with several ranks on a disk that all of them share.
         workers: processes that decode and augment; None = `decode_workers()`.
         together: all ranks call it, and each embeds its part of the rows.
 
     Raises:
-        ValueError: the backbone cannot be cut there, the cells are taken from a stage that is trained, an image
-            cannot be decoded, or the disk refuses.
+        ValueError: the backbone cannot be cut there, the patches come from a stage that is trained, an image cannot be
+            decoded, or the disk cannot be written.
     """
     check_stages(model, recipe)
-    crew = Crew(together=together)
+    group = WorkerGroup(together=together)
     queries, documents = Side(samples, "query"), Side(samples, "document")
     texts = documents.texts()
     has_text = np.array([bool(text.strip()) for text in texts], dtype=bool)
-    layouts = page_layouts(documents.labels, usable=documents.has_image, has_text=has_text, seed=seed)
+    layouts = composite_layouts(documents.labels, usable=documents.has_image, has_text=has_text, seed=seed)
     workers = decode_workers() if workers is None else workers
-    images_key, texts_key = crew.on_main(lambda: cache_keys(model, processor, samples, recipe=recipe, seed=seed))
+    images_key, texts_key = group.on_main(lambda: cache_keys(model, processor, samples, recipe=recipe, seed=seed))
     model.eval()
-    has_pages = model.config.text_config is not None and len(layouts.named) and not cells_are_trained(model, recipe)
-    with _unfinished(folder / images_key, crew=crew) as images:
+    has_composites = (
+        model.config.text_config is not None and len(layouts.named) and not cells_are_trained(model, recipe)
+    )
+    with _unfinished(folder / images_key, group=group) as images:
         if images.is_needed:
             for job in _sample_jobs(queries, documents, processor, recipe=recipe, home=images.home, seed=seed):
-                _fill_images(model, job, recipe=recipe, workers=workers, crew=crew)
-    with _unfinished(folder / texts_key, crew=crew) as pages:
-        if pages.is_needed and has_pages:
-            everywhere = np.ones(len(layouts.named), dtype=bool)
-            job = _ImageJob("page", Pages(documents, layouts, processor), everywhere, pages.home, ("cells",))
-            _fill_images(model, job, recipe=recipe, workers=workers, crew=crew)
-        if pages.is_needed:
-            _fill_texts(model, processor, texts, recipe=recipe, folder=pages.home, crew=crew)
-    return _read(images.home, pages.home, documents, layouts)
+                _fill_images(model, job, recipe=recipe, workers=workers, group=group)
+    with _unfinished(folder / texts_key, group=group) as texts_folder:
+        if texts_folder.is_needed and has_composites:
+            present = np.ones(len(layouts.named), dtype=bool)
+            job = _ImageJob(
+                "page", CompositeImages(documents, layouts, processor), present, texts_folder.home, ("cells",)
+            )
+            _fill_images(model, job, recipe=recipe, workers=workers, group=group)
+        if texts_folder.is_needed:
+            _fill_texts(model, processor, texts, recipe=recipe, folder=texts_folder.home, group=group)
+    return _read(images.home, texts_folder.home, documents, layouts)
 
 
 def cache_texts(
     model: Any, processor: Any, samples: SampleTable, *, recipe: Recipe, folder: Path, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`document_tokens` and `document_mask` of the text encoder as it is now, images and pages apart; one process."""
+    """`document_tokens` and `document_mask` of the current text encoder, without images; one process."""
     key = cache_keys(model, processor, samples, recipe=recipe, seed=seed)[1]
-    with _unfinished(folder / f"adapted-{key}", crew=Crew(together=False)) as home:
+    with _unfinished(folder / f"adapted-{key}", group=WorkerGroup(together=False)) as home:
         if home.is_needed:
             texts = Side(samples, "document").texts()
-            _fill_texts(model, processor, texts, recipe=recipe, folder=home.home, crew=Crew(together=False))
+            _fill_texts(model, processor, texts, recipe=recipe, folder=home.home, group=WorkerGroup(together=False))
     return np.load(home.home / "tokens.npy", mmap_mode="r"), np.load(home.home / "mask.npy", mmap_mode="r")
 
 
 def _sample_jobs(
     queries: Side, documents: Side, processor: Any, *, recipe: Recipe, home: Path, seed: int
 ) -> Iterator[_ImageJob]:
-    """What there is to embed of the samples, side by side: all views of each, and the cells of documents."""
+    """Jobs of both sides: all views of each image, and the patches of documents."""
     for name, rows, views, keep in (
         ("query", queries, recipe.image.query_views, ("inputs",)),
         ("document", documents, recipe.image.document_views, ("inputs", "cells")),
@@ -230,41 +234,41 @@ def _sample_jobs(
 
 @dataclass(frozen=True)
 class _Folder:
-    """A cache folder, and whether something in it is still to be computed."""
+    """Cache folder, and whether anything in it must still be computed."""
 
     home: Path
     is_needed: bool
 
 
 @contextlib.contextmanager
-def _unfinished(home: Path, *, crew: Crew) -> Iterator[_Folder]:
-    """Lock the folder unless it is whole; mark it whole on leaving without an error."""
-    if crew.on_main(lambda: (home / WHOLE).exists()):
+def _unfinished(home: Path, *, group: WorkerGroup) -> Iterator[_Folder]:
+    """Lock the folder unless it is complete; mark it complete if the block ends without an error."""
+    if group.on_main(lambda: (home / COMPLETE).exists()):
         yield _Folder(home, is_needed=False)
         return
-    with locked(home, crew=crew):
-        needed = crew.on_main(lambda: not (home / WHOLE).exists())  # another run may have been faster
+    with locked(home, group=group):
+        needed = group.on_main(lambda: not (home / COMPLETE).exists())  # another run may have completed it
         if needed:
-            crew.on_main(lambda: home.mkdir(parents=True, exist_ok=True))
+            group.on_main(lambda: home.mkdir(parents=True, exist_ok=True))
         yield _Folder(home, is_needed=needed)
         if needed:
-            crew.on_main(lambda: _finish(home))
+            group.on_main(lambda: _finish(home))
 
 
 def _finish(home: Path) -> None:
-    (home / WHOLE).touch()
+    (home / COMPLETE).touch()
     for path in home.glob("*.progress"):
         path.unlink()
 
 
-def _read(images: Path, texts: Path, documents: Side, layouts: PageLayout) -> FeatureCache:
+def _read(images: Path, texts: Path, documents: Side, layouts: CompositeLayout) -> FeatureCache:
     def load(home: Path, name: str) -> np.ndarray:
         return np.load(home / f"{name}.npy", mmap_mode="r")
 
     cells = load(images, "document_cells")
     side = round(cells.shape[1] ** 0.5)
-    assert side * side == cells.shape[1], "the processor makes squares"
-    has_pages = (texts / "page_cells.npy").exists()
+    assert side * side == cells.shape[1], "processed images are square"
+    has_composites = (texts / "page_cells.npy").exists()
     return FeatureCache(
         home=images,
         query_inputs=load(images, "query_inputs"),
@@ -274,6 +278,6 @@ def _read(images: Path, texts: Path, documents: Side, layouts: PageLayout) -> Fe
         grid=(side, side),
         document_tokens=load(texts, "tokens"),
         document_mask=load(texts, "mask"),
-        page_cells=load(texts, "page_cells") if has_pages else np.zeros((0, *cells.shape[1:]), np.float16),
-        page_layouts=layouts,
+        page_cells=load(texts, "page_cells") if has_composites else np.zeros((0, *cells.shape[1:]), np.float16),
+        composite_layouts=layouts,
     )

@@ -1,11 +1,11 @@
-"""Arrays on disk that several processes fill together, and that a kill leaves half full instead of lost.
+"""Arrays on disk that several processes fill and a later run can complete.
 
-Why: one process per rank embeds; each writes its own rows of the same file. Rows are counted in blocks; a block is
-marked after its rows are on the disk. What is marked is never computed again, by this run or by the next, with any
-number of ranks. Rows are written, not mapped, so that memory does not grow with the file. A lock that dies with its
-holder keeps two runs on one folder from filling the same arrays at once.
+Each rank writes its own rows of the same file. Rows are counted in blocks; a block is marked as done after its rows are
+on the disk. Blocks that are done are never computed again, by this run or the next, with any number of ranks. A file
+lock, which ends with its process, keeps two runs from filling the same arrays at once.
 """
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -18,15 +18,17 @@ from filelock import FileLock, Timeout
 
 from train.parallel.collectives import barrier, on_main, rank, world_size
 
+logger = logging.getLogger(__name__)
+
 ROWS_PER_BLOCK = 128  # a multiple of every batch, so that a row shares its batch with the same rows in any layout
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_CHECKS = 0.2
 
 
-class Crew:
-    """Who fills the folder: this process alone, or all ranks, which then make the same calls.
+class WorkerGroup:
+    """Processes that fill a folder: only this one, or all ranks, which then make the same calls.
 
     Args:
-        together: all ranks call whatever takes this crew.
+        together: all ranks call every function that takes this group.
     """
 
     def __init__(self, *, together: bool) -> None:
@@ -35,7 +37,7 @@ class Crew:
         self.rank = rank() if together else 0
 
     def on_main(self, function: Callable[[], Any]) -> Any:
-        """What `function` returns on the main process."""
+        """Result of `function` on the main process."""
         return on_main(function) if self.together else function()
 
     def barrier(self) -> None:
@@ -43,13 +45,13 @@ class Crew:
         if self.together:
             barrier()
 
-    def share_of(self, blocks: np.ndarray) -> np.ndarray:
-        """The contiguous part of the blocks that is this process's."""
+    def part_of(self, blocks: np.ndarray) -> np.ndarray:
+        """Contiguous part of the blocks for this process."""
         return blocks[self.rank * len(blocks) // self.size : (self.rank + 1) * len(blocks) // self.size]
 
 
 class RowFile:
-    """An array of N rows on disk, written by ranges of rows.
+    """Array of N rows on disk, written by ranges of rows; not mapped, so memory does not grow with the file.
 
     Args:
         path: the `.npy` file. shape: (N, ...). dtype: of the array.
@@ -60,10 +62,10 @@ class RowFile:
         self.row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * self.dtype.itemsize
 
     def create(self) -> bool:
-        """Lay out the file, of zeros; True when one in this shape is there already and keeps what it holds."""
+        """Create the file, filled with zeros; True if one of this shape exists, which keeps its content."""
         if self._fits():
             return True
-        if 0 in self.shape:  # nothing can be mapped
+        if 0 in self.shape:  # an empty file cannot be mapped
             np.save(self.path, np.zeros(self.shape, self.dtype))
         else:
             np.lib.format.open_memmap(self.path, mode="w+", dtype=self.dtype, shape=self.shape)
@@ -78,7 +80,7 @@ class RowFile:
 
     @contextmanager
     def writer(self) -> Iterator[Callable[[int, np.ndarray], None]]:
-        """A function that writes rows from a given one on. On leaving they are on the disk."""
+        """Function (first row, rows) that writes; at the end of the block the rows are on the disk."""
         if 0 in self.shape:
             yield lambda first, rows: None
             return
@@ -88,13 +90,13 @@ class RowFile:
             def write(first: int, rows: np.ndarray) -> None:
                 data = np.ascontiguousarray(rows, dtype=self.dtype).reshape(-1).view(np.uint8).data
                 place = start + first * self.row_bytes
-                with told_if_refused(self.path.parent):
+                with write_errors_explained(self.path.parent):
                     while len(data):
                         written = os.pwrite(file.fileno(), data, place)
                         data, place = data[written:], place + written
 
             yield write
-            with told_if_refused(self.path.parent):
+            with write_errors_explained(self.path.parent):
                 os.fsync(file.fileno())
 
 
@@ -106,7 +108,7 @@ class Progress:
         self.blocks = -(-rows // ROWS_PER_BLOCK)
 
     def create(self, *, anew: bool) -> None:
-        """No block is done, unless the file says so already and the arrays were there."""
+        """Create the file with no block done; keep an existing one, unless `anew`."""
         if anew or not self.path.exists() or self.path.stat().st_size != self.blocks:
             self.path.write_bytes(bytes(self.blocks))
 
@@ -135,41 +137,41 @@ class Progress:
     def wait(self) -> None:
         """Return when every block is done, by whatever process."""
         while len(self.missing()):
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(SECONDS_BETWEEN_CHECKS)
 
 
 def fill_rows(
     files: dict[str, RowFile],
     progress: Progress,
     *,
-    crew: Crew,
+    group: WorkerGroup,
     batches: Callable[[np.ndarray], Iterator[dict[str, np.ndarray]]],
 ) -> None:
-    """Fill what is missing of some arrays of equal length; every process of the crew calls it.
+    """Fill the missing rows of arrays of equal length; every process of the group calls it.
 
     Args:
         files: by name. progress: of all of them together.
         batches: rows -> their values by name, in order, batch by batch; no batch crosses the end of a block.
 
     Raises:
-        ValueError: the disk refuses, or other ranks do not see the folder.
+        ValueError: the disk cannot be written, or other ranks do not see the folder.
     """
-    crew.on_main(lambda: _create(files, progress))
-    crew.barrier()
+    group.on_main(lambda: _create(files, progress))
+    group.barrier()
     if not progress.path.exists():
         folder = progress.path.parent
-        raise ValueError(f"rank {crew.rank} does not see {folder}; name a folder with --features that all ranks share")
-    mine = crew.share_of(np.array(crew.on_main(lambda: progress.missing().tolist()), np.int64))
+        raise ValueError(f"rank {group.rank} does not see {folder}; name a folder with --features that all ranks share")
+    mine = group.part_of(np.array(group.on_main(lambda: progress.missing().tolist()), np.int64))
     found = batches(progress.rows_of(mine)) if len(mine) else iter(())
     for block in mine.tolist():
         _fill_block(files, found, first=progress.first(block), end=progress.end(block))
         progress.mark(block)
     progress.wait()
-    crew.barrier()
+    group.barrier()
 
 
 def _create(files: dict[str, RowFile], progress: Progress) -> None:
-    with told_if_refused(progress.path.parent):
+    with write_errors_explained(progress.path.parent):
         kept = [file.create() for file in files.values()]
         progress.create(anew=not all(kept))
 
@@ -187,8 +189,8 @@ def _fill_block(files: dict[str, RowFile], batches: Iterator[dict[str, np.ndarra
 
 
 @contextmanager
-def told_if_refused(folder: Path) -> Iterator[None]:
-    """Say in one line when the disk is full or not writable."""
+def write_errors_explained(folder: Path) -> Iterator[None]:
+    """Turn a full disk or a folder that is not writable into a one-line ValueError."""
     try:
         yield
     except OSError as error:
@@ -199,26 +201,26 @@ def told_if_refused(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: Path, *, crew: Crew) -> Iterator[None]:
-    """Hold the folder's lock, which ends with the process; says so while another run has it."""
+def locked(folder: Path, *, group: WorkerGroup) -> Iterator[None]:
+    """Hold the folder's lock, which ends with the process; log a message while waiting for another run."""
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    if crew.rank == 0:
+    if group.rank == 0:
         folder.parent.mkdir(parents=True, exist_ok=True)
 
-    def taken() -> bool:
+    def acquired() -> bool:
         try:
             lock.acquire(blocking=False)
         except Timeout:
             return False
         return True
 
-    told = False
+    logged = False
     try:
-        while not crew.on_main(taken):
-            if crew.rank == 0 and not told:
-                print(f"another run fills {folder.name}; waiting for it", flush=True)
-            told = True
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+        while not group.on_main(acquired):
+            if group.rank == 0 and not logged:
+                logger.info("another run fills %s; waiting for it", folder.name)
+            logged = True
+            time.sleep(SECONDS_BETWEEN_CHECKS)
         yield
     finally:
         lock.release()

@@ -1,4 +1,4 @@
-"""What cached features depend on, as a name: a stale answer cannot be read."""
+"""Digests that name cached features and identify the image encoder of a run."""
 
 import hashlib
 import inspect
@@ -13,42 +13,43 @@ from train.recipes.recipe import Recipe
 
 
 def cache_keys(model: Any, processor: Any, samples: SampleTable, *, recipe: Recipe, seed: int) -> tuple[str, str]:
-    """What the features depend on, for images and for pages and texts: a recipe without text shares the images.
+    """Folder names of cached image features, and of composite images and texts; stale features are never read.
 
-    Images: encoder, processor, recipe, seed, image bytes, source of the augmentation. Pages and texts: all that, the
-    text encoder, texts, labels, and the source of the pages. The samples are read once, row group by row group.
+    Images depend on encoder, processor, recipe, seed, image bytes and source code of the augmentation; composite images
+    and texts also on the text encoder, texts, labels and the source code of composites.py. So a recipe without text
+    shares the images of one with text. The samples are read once, row group by row group.
     """
-    pictures, words = _sample_digests(samples)
+    image_digests, text_digests = _sample_digests(samples)
     digest = hashlib.sha256(_weights_digest(model, "vision_model").encode())
-    facts = [
+    settings = [
         recipe.model.frozen_stages,
         recipe.image.query_views,
         recipe.image.document_views,
         recipe.model.feature_dtype,
         seed,
     ]
-    facts += [model.config.vision_feature_stage, processor.image_processor.to_json_string()]
-    digest.update(json.dumps([*facts, pictures]).encode())
+    settings += [model.config.vision_feature_stage, processor.image_processor.to_json_string()]
+    digest.update(json.dumps([*settings, image_digests]).encode())
     for source in (augment, views):
         digest.update(inspect.getsource(source).encode())
     images = digest.hexdigest()[:16]
     digest.update(_weights_digest(model, "text_model").encode())
     digest.update(inspect.getsource(composites).encode())
-    digest.update(json.dumps([recipe.text.encoder, recipe.text.max_tokens, words]).encode())
+    digest.update(json.dumps([recipe.text.encoder, recipe.text.max_tokens, text_digests]).encode())
     return f"images-{images}", f"texts-{digest.hexdigest()[:16]}"
 
 
 def _sample_digests(samples: SampleTable) -> tuple[list[str], list[str]]:
     """Per side, in the order of its rows: digest of ids and images; digest of texts and categories."""
-    pictures = {side: hashlib.sha256() for side in SIDES}
-    words = {side: hashlib.sha256() for side in SIDES}
+    image_digests = {side: hashlib.sha256() for side in SIDES}
+    text_digests = {side: hashlib.sha256() for side in SIDES}
     for part in samples.in_order(("side", "sample_id", "image", "text", "category_id")):
         columns = (part.column(name).to_pylist() for name in ("side", "sample_id", "image", "text", "category_id"))
         for side, sample_id, image, text, category in zip(*columns, strict=True):
             seen = b"-" if image is None else hashlib.sha256(image).digest()
-            pictures[side].update(json.dumps(sample_id).encode() + seen)
-            words[side].update(json.dumps([text or "", category]).encode())
-    return [pictures[side].hexdigest() for side in SIDES], [words[side].hexdigest() for side in SIDES]
+            image_digests[side].update(json.dumps(sample_id).encode() + seen)
+            text_digests[side].update(json.dumps([text or "", category]).encode())
+    return [image_digests[side].hexdigest() for side in SIDES], [text_digests[side].hexdigest() for side in SIDES]
 
 
 def _weights_digest(model: torch.nn.Module, encoder: str) -> str:
@@ -58,3 +59,22 @@ def _weights_digest(model: torch.nn.Module, encoder: str) -> str:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def model_identity(model: Any) -> dict[str, str]:
+    """Type, digest of the configuration and digest of the weights of the untrained image encoder.
+
+    A recipe names the encoder by a folder or a Hub id, whose content can change between two calls. A resumed run with
+    other frozen stages than it began with would continue without an error and learn nonsense.
+    """
+    vision = model.vision_model
+    config = {key: value for key, value in vision.config.to_dict().items() if not key.startswith(("_", "transformers"))}
+    weights = hashlib.sha256()
+    for name, tensor in sorted(vision.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return {
+        "vision": vision.config.model_type,
+        "config": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16],
+        "weights": weights.hexdigest()[:16],
+    }

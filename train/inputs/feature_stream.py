@@ -1,11 +1,9 @@
-"""Inputs of the trained part computed when a step asks for them, instead of read from a cache.
+"""Compute features of the frozen encoder stages on demand, without a cache.
 
-Why: the cache holds every view of every sample, many times the bytes of the encoded images. At some size it does not
-fit, or a run ends before it has used it. Here the images of a step are decoded and augmented by worker processes while
-the step before it runs, and go through the frozen part of the backbone in the arithmetic of the cache, in parts of
-the same size, and through the same rounding to fp16: the numbers are those of the cache. Nothing is kept, so that
-memory depends on the size of a step alone.
-
+The cache holds every view of every sample, many times the bytes of the encoded images. If it does not fit on the disk,
+or a run would end before it has used it, the images of a step are decoded and augmented by worker processes while the
+step before it runs. They pass through the frozen stages in the same arithmetic, batch size and rounding to fp16 as in
+the cache, so the results are equal. Nothing is stored: memory depends only on the size of a step.
 
 Letters: B rows, C channels, H height, W width.
 """
@@ -24,29 +22,29 @@ import torch
 from torch import Tensor
 
 from train.inputs.cache import FeatureCache
-from train.inputs.composites import PageLayout
+from train.inputs.composites import CompositeLayout
 from train.inputs.frozen_part import arithmetic, cells_are_trained, check_stages, trunk_in_parts
 from train.inputs.sample_table import SIDES, SampleTable
 from train.inputs.sampler import StepRows, StepSampler, piece
-from train.inputs.views import ROWS_PER_BATCH, Refused, Side, Views, decode_workers
+from train.inputs.views import ROWS_PER_BATCH, Side, UnreadableImage, Views, decode_workers
 from train.parallel.collectives import rank, world_size
 from train.recipes.recipe import Recipe
 
-SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_BETWEEN_CHECKS = 2.0
 
-_views: dict[str, Views] = {}  # of a worker process
+_views: dict[str, Views] = {}  # set once in each worker process, empty in the main one
 
 
 class Decoder:
     """Decodes views of rows in worker processes, or in this one without any.
 
     Args:
-        views: by side. workers: processes; 0 decodes when the rows are taken.
+        views: by side. workers: processes; 0 decodes in `take`, in this process.
     """
 
     def __init__(self, views: dict[str, Views], *, workers: int) -> None:
         self.views = views
-        self._announced: dict[tuple[str, bytes, bytes], list[Future[Any]]] = {}
+        self._pending: dict[tuple[str, bytes, bytes], list[Future[Any]]] = {}
         self._pool: ProcessPoolExecutor | None = None
         if workers:
             self._pool = ProcessPoolExecutor(
@@ -57,14 +55,14 @@ class Decoder:
             )
 
     def announce(self, wanted: list[tuple[str, np.ndarray, np.ndarray]]) -> None:
-        """Begin with what will be taken next: (side, rows, views) each; what was announced before is forgotten."""
+        """Start decoding the next rows, each (side, rows, views); cancel earlier rows that are not among them."""
         if self._pool is None:
             return
-        kept = {_key(*part): self._announced.get(_key(*part)) or self._submit(*part) for part in wanted}
-        for futures in (self._announced[key] for key in self._announced.keys() - kept.keys()):
+        kept = {_key(*part): self._pending.get(_key(*part)) or self._submit(*part) for part in wanted}
+        for futures in (self._pending[key] for key in self._pending.keys() - kept.keys()):
             for future in futures:
                 future.cancel()
-        self._announced = kept
+        self._pending = kept
 
     def take(self, side: str, rows: np.ndarray, views: np.ndarray) -> Tensor:
         """(B, 3, H, W) pixel values.
@@ -75,10 +73,10 @@ class Decoder:
         if self._pool is None or not len(rows):
             parts: list[Any] = [_decode(self.views[side], rows, views)]
         else:
-            futures = self._announced.pop(_key(side, rows, views), None) or self._submit(side, rows, views)
+            futures = self._pending.pop(_key(side, rows, views), None) or self._submit(side, rows, views)
             parts = [future.result() for future in futures]
         for part in parts:
-            if isinstance(part, Refused):
+            if isinstance(part, UnreadableImage):
                 raise ValueError(part.reason)
         pixels: np.ndarray = np.concatenate(parts)
         return torch.from_numpy(pixels)
@@ -102,33 +100,33 @@ def _key(side: str, rows: np.ndarray, views: np.ndarray) -> tuple[str, bytes, by
 def _begin_worker(views: dict[str, Views], parent: int) -> None:
     torch.set_num_threads(1)
     _views.update(views)
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
-def _leave_with(parent: int) -> None:
-    """End this worker when the process that started it is gone, however it went."""
+def _exit_with(parent: int) -> None:
+    """End this worker when its parent process has ended, even if that was killed."""
     while os.getppid() == parent:
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(SECONDS_BETWEEN_CHECKS)
     os._exit(1)
 
 
-def _decode_in_worker(side: str, rows: np.ndarray, views: np.ndarray) -> np.ndarray | Refused:
+def _decode_in_worker(side: str, rows: np.ndarray, views: np.ndarray) -> np.ndarray | UnreadableImage:
     return _decode(_views[side], rows, views)
 
 
-def _decode(data: Views, rows: np.ndarray, views: np.ndarray) -> np.ndarray | Refused:
+def _decode(data: Views, rows: np.ndarray, views: np.ndarray) -> np.ndarray | UnreadableImage:
     """(B, 3, H, W) of one view of each row."""
     found = []
     for row, view in zip(rows.tolist(), views.tolist(), strict=True):
         pixels = data.of(row, [view])
-        if isinstance(pixels, Refused):
+        if isinstance(pixels, UnreadableImage):
             return pixels
         found.append(pixels.numpy())
     return np.concatenate(found) if found else np.zeros((0, 3, data.processor.size, data.processor.size), np.float32)
 
 
 class StreamedInputs:
-    """Stands where a cached array (N, V, ...) stands: `inputs[rows, views]` computes those rows.
+    """Substitute for a cached array (N, V, ...): `inputs[rows, views]` computes those rows.
 
     Args:
         decoder: shared by both sides. frozen: see `frozen_part`. present: (N,) bool, has an image.
@@ -149,7 +147,7 @@ class StreamedInputs:
         return values
 
     def _frozen_values(self, pixel_BCHW: Tensor) -> np.ndarray:
-        """fp16 output of the frozen part."""
+        """fp16 output of the frozen stages."""
         if not len(pixel_BCHW):
             return self._frozen_values(torch.zeros(1, *pixel_BCHW.shape[1:]))[:0]
         with torch.inference_mode(), arithmetic(self.recipe):
@@ -159,7 +157,7 @@ class StreamedInputs:
 
 
 def frozen_part(model: Any, recipe: Recipe) -> Any:
-    """A copy of the model as far as `trunk` reads it, which training neither moves, shards nor changes."""
+    """Copy of the model for `trunk`, which training neither moves, shards nor changes."""
     if cells_are_trained(model, recipe):
         return model  # pixel values pass through
     return copy.deepcopy(model).eval()
@@ -175,13 +173,13 @@ def stream_features(
     seed: int,
     workers: int | None = None,
 ) -> FeatureCache:
-    """What training reads of the samples, computed on demand; every rank makes its own.
+    """Inputs of training, computed on demand; every rank computes its own rows.
 
     Args:
-        folder: where the text side will cache what it needs. workers: processes that decode; None = `decode_workers()`.
+        folder: cache folder of the text stage. workers: processes that decode; None = `decode_workers()`.
 
     Raises:
-        ValueError: the backbone cannot be cut there, or the cells are taken from a stage that is trained.
+        ValueError: the backbone cannot be cut there, or the patches come from a stage that is trained.
     """
     check_stages(model, recipe)
     sides = {name: Side(samples, name) for name in SIDES}
@@ -206,27 +204,27 @@ def stream_features(
         document_tokens=np.zeros((count, 0, 1), np.float16),
         document_mask=np.zeros((count, 0), bool),
         page_cells=np.zeros((0, 0, 1), np.float16),
-        page_layouts=PageLayout(nothing, nothing, nothing),
+        composite_layouts=CompositeLayout(nothing, nothing, nothing),
     )
 
 
 class LookAhead:
-    """A `StepSampler` that has the rows of the next step decoded while this one runs."""
+    """`StepSampler` that has the rows of the next step decoded while this one runs."""
 
     def __init__(self, sampler: StepSampler, decoder: Decoder, recipe: Recipe) -> None:
         self.sampler, self.decoder, self.recipe = sampler, decoder, recipe
-        self._known: dict[tuple[int, int], StepRows] = {}
+        self._composed: dict[tuple[int, int], StepRows] = {}
 
     def compose(self, step: int, *, seed: int, queries: int, documents: int) -> StepRows:
         """The global batch of step `step`, as the sampler composes it."""
         wanted = [number for number in (step, step + 1) if number == step or number < self.recipe.image.steps]
-        self._known = {
-            (seed, number): self._known.get((seed, number))
+        self._composed = {
+            (seed, number): self._composed.get((seed, number))
             or self.sampler.compose(number, seed=seed, queries=queries, documents=documents)
             for number in wanted
         }
-        self.decoder.announce([part for number in wanted for part in self._mine(self._known[seed, number])])
-        return self._known[seed, step]
+        self.decoder.announce([part for number in wanted for part in self._mine(self._composed[seed, number])])
+        return self._composed[seed, step]
 
     def _mine(self, rows: StepRows) -> list[tuple[str, np.ndarray, np.ndarray]]:
         """This rank's rows of every micro-step."""
@@ -239,8 +237,8 @@ class LookAhead:
         return found
 
 
-def looking_ahead(sampler: StepSampler, cache: FeatureCache, recipe: Recipe) -> Any:
-    """The sampler itself, or one that tells the decoder of a streamed cache what comes next."""
+def with_look_ahead(sampler: StepSampler, cache: FeatureCache, recipe: Recipe) -> Any:
+    """The sampler itself, or one that announces the next step to the decoder of a streamed cache."""
     if not isinstance(cache.query_inputs, StreamedInputs):
         return sampler
     return LookAhead(sampler, cache.query_inputs.decoder, recipe)

@@ -1,9 +1,6 @@
-"""The part of the model that training never changes: what its output is, and in which arithmetic it is computed.
+"""Output and arithmetic of the frozen encoder stages, cached or streamed.
 
-Why one place: the cache on disk and the streamed inputs must be the same numbers.
-
-
-Letters: B batch, C channels, P cells, H width.
+Letters: B batch, C channels, P patches, H width.
 """
 
 from typing import Any
@@ -17,13 +14,17 @@ IMAGES_AT_ONCE = 16
 
 
 def cells_are_trained(model: Any, recipe: Recipe) -> bool:
-    """Whether training the image side changes the cells: a backbone that is trained whole, or cannot be cut."""
+    """Whether the image stage changes the patches: no stage is frozen, or the backbone cannot be cut."""
     is_whole = recipe.model.frozen_stages == 0 or not hasattr(model.vision_model, "forward_trunk")
     return recipe.model.frozen_stages is not None and is_whole
 
 
 def check_stages(model: Any, recipe: Recipe) -> None:
-    """The frozen part must exist, and the cells must lie in it."""
+    """Check that the frozen stages exist and contain the stage of the patches.
+
+    Raises:
+        ValueError: they do not.
+    """
     frozen, stage = recipe.model.frozen_stages, model.config.vision_feature_stage
     if frozen is None:
         return
@@ -37,12 +38,12 @@ def check_stages(model: Any, recipe: Recipe) -> None:
     if stage is None or stage > frozen:
         raise ValueError(
             f"vision_feature_stage is {stage}, but only the output of stages 0 to {frozen} is cached: set it to "
-            f"{frozen} or less, freeze more stages, or none (0), when the cells are computed after training"
+            f"{frozen} or less, freeze more stages, or none (0), when the patches are computed after training"
         )
 
 
 def trunk(model: Any, pixel_BCHW: Tensor, recipe: Recipe) -> dict[str, Tensor]:
-    """`inputs`, what the trained part reads, and `cells` (B, P, H)."""
+    """`inputs` of the trained part, and `cells`, the patches (B, P, H)."""
     if recipe.model.frozen_stages is None:
         cells_BPH, pooled_BH, _ = model.encode_image(pixel_BCHW)
         return {"inputs": pooled_BH, "cells": cells_BPH}
@@ -53,10 +54,10 @@ def trunk(model: Any, pixel_BCHW: Tensor, recipe: Recipe) -> dict[str, Tensor]:
 
 
 def trunk_in_parts(model: Any, pixel_BCHW: Tensor, recipe: Recipe) -> dict[str, Tensor]:
-    """`trunk` of any number of images, `IMAGES_AT_ONCE` by `IMAGES_AT_ONCE`, the last part filled up with zeros.
+    """`trunk` of any number of images in parts of `IMAGES_AT_ONCE`, the last one padded with zeros.
 
-    Kernels, and with them the last bits, are chosen by the number of images: so every call has the same. Small parts
-    also stay in the cache of a processor.
+    Kernels, and with them the last bits, depend on the number of images, so every call has the same number. Small parts
+    also fit in the processor's cache.
     """
     count = len(pixel_BCHW)
     if not count or cells_are_trained(model, recipe):
@@ -70,5 +71,5 @@ def trunk_in_parts(model: Any, pixel_BCHW: Tensor, recipe: Recipe) -> dict[str, 
 
 
 def arithmetic(recipe: Recipe) -> Any:
-    """Autocast as `feature_dtype` asks for it."""
+    """Autocast of `feature_dtype`."""
     return torch.autocast("cpu", torch.bfloat16, enabled=recipe.model.feature_dtype == "bfloat16")

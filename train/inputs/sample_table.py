@@ -1,9 +1,8 @@
-"""Governed samples as they lie on disk: columns are read whole, images only when somebody asks for them.
+"""Governed samples on disk: columns are read completely, images on demand.
 
-Why: labels and weights of a billion samples fit into memory, their pictures do not, and neither does a second copy of
-them on disk. A column is read shard by shard without its neighbours. An image comes with its row group, of which a
-process keeps the last few, so that memory does not grow with the number of samples. Reading one image costs its whole
-row group: groups of a few hundred rows suit a draw at random, one group per shard suits reading in order alone.
+Labels and weights of a billion samples fit in memory, their images do not. An image is read with its row group, of
+which a process keeps the last few, so memory does not grow with the number of samples. Row groups of a few hundred rows
+suit random access; one group per shard suits only reading in order.
 """
 
 import mmap
@@ -27,7 +26,7 @@ ROWS_AT_ONCE = 8192
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """Row group `place` of shard `file`; its rows are `first` to `first + rows` of the whole table."""
+    """Row group `place` of shard `file`; its rows are `first` to `first + rows` of the table."""
 
     file: int
     place: int
@@ -36,12 +35,12 @@ class RowGroup:
 
 
 def own_pages(count: int, kind: Any) -> np.ndarray:
-    """(count,) zeros in pages of their own, which go back to the system with the array: the heap would keep a hole."""
+    """(count,) zeros in memory pages of their own, which are returned to the system with the array, unlike the heap."""
     return np.ndarray(count, kind, buffer=mmap.mmap(-1, max(1, count * np.dtype(kind).itemsize)))
 
 
 def in_own_pages(values: np.ndarray) -> np.ndarray:
-    """A copy for which the same holds."""
+    """Copy in memory pages of its own; see `own_pages`."""
     found = own_pages(len(values), values.dtype)
     found[:] = values
     return found
@@ -77,16 +76,16 @@ class SampleTable:
         return self._rows
 
     def column(self, name: str) -> Iterator[pa.ChunkedArray]:
-        """The values of one column in order, some thousand rows at a time, however large the shards are."""
+        """Values of one column in order, some thousand rows at a time."""
         for path in self.files:
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(ROWS_AT_ONCE, columns=[name], use_threads=False):
                     values = pa.chunked_array([batch.column(0)])
-                    is_coded = pa.types.is_dictionary(values.type)
-                    yield values.cast(values.type.value_type) if is_coded else values
+                    is_dictionary = pa.types.is_dictionary(values.type)
+                    yield values.cast(values.type.value_type) if is_dictionary else values
 
     def rows_of(self, side: str) -> np.ndarray:
-        """Rows of the table that are of `side`, ascending, in as few bytes as they need."""
+        """Rows of the table that are of `side`, ascending, in the smallest integer type."""
         if side not in self._of_side:
             kind, first, parts = np.uint32 if self._rows < 2**32 else np.int64, 0, []
             for values in self.column("side"):
@@ -110,7 +109,7 @@ class SampleTable:
         return self.of_side("sample_id", side)
 
     def has_image(self) -> np.ndarray:
-        """(rows,) bool. A row group whose statistics settle it is not read, and none is read twice."""
+        """(rows,) bool. Row groups are read once, and only if their statistics do not decide."""
         if self._has_image is None:
             self._has_image = self._find_images()
         return self._has_image
@@ -134,7 +133,7 @@ class SampleTable:
         return table.column("sample_id")[place].as_py(), table.column("image")[place].as_py()
 
     def in_order(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Row groups one after the other, for a pass over everything; `image` is a column of bytes."""
+        """All row groups in order; `image` is a column of bytes."""
         for group in self.groups:
             yield _flat(self._file(group.file).read_row_group(group.place, columns=list(columns), use_threads=False))
 
@@ -148,7 +147,7 @@ class SampleTable:
         return None
 
     def _file(self, number: int) -> pq.ParquetFile:
-        if self._process != os.getpid():  # after a fork: an open file has one place, which two processes would share
+        if self._process != os.getpid():  # after a fork: two processes would share the position of an open file
             self._open, self._process = OrderedDict(), os.getpid()
         if number not in self._open:
             self._open[number] = pq.ParquetFile(self.files[number])
@@ -158,7 +157,7 @@ class SampleTable:
         return self._open[number]
 
     def _group(self, number: int) -> pa.Table:
-        """Ids and images of a row group, kept while there is room."""
+        """Ids and images of a row group; the last ones stay in memory."""
         if number not in self._kept:
             group = self.groups[number]
             columns = ["sample_id", "image"]

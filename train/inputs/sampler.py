@@ -1,8 +1,8 @@
-"""Which rows make up a step, and which random numbers they see, from (seed, step) alone.
+"""Sampling of the rows, views and dropout of a step, keyed by (seed, step).
 
-Why: the rows of an optimiser step are one list for the whole job. Ranks and micro-steps take contiguous pieces of it,
-so one process, two ranks and any gradient accumulation see the same rows, the same views and the same dropout; a
-resumed run needs nothing but the number of the step. A drawn row's dropout is addressed by its place in the step.
+The rows of an optimiser step are one list for the whole job. Ranks and micro-steps take contiguous pieces of it, so one
+process, two ranks and any gradient accumulation use the same rows, views and dropout, and a resumed run needs only the
+number of the step. Dropout of a row is keyed by its position in the step.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class SideRows:
 
 @dataclass(frozen=True)
 class StepRows:
-    """The global batch of one optimiser step."""
+    """Global batch of one optimiser step."""
 
     query: SideRows
     document: SideRows
@@ -37,7 +37,7 @@ class SideSampler:
 
     One round holds every category of the side once when `class_balance` is 1. For a balance b below 1 the share of a
     category is proportional to (sum of its weights)^(1 - b), and a round holds it that often on average (systematic
-    sampling). Rounds, rather than independent draws, make every category come up before one comes up again.
+    sampling). With rounds instead of independent draws, no category is drawn twice before every one was drawn.
 
     Args:
         rows: (M,) rows that may be drawn. labels: (M,) their class index. weights: (M,) above 0.
@@ -48,7 +48,7 @@ class SideSampler:
         self, rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, *, views: int, balance: float, stream: int
     ) -> None:
         order = np.argsort(labels, kind="stable")
-        # Per row are kept: its number, in four bytes where they are enough, and a running sum of weights.
+        # Memory per row: its number, in four bytes if possible, and a running sum of weights.
         self.rows, self.views, self.stream = compact(rows)[order], views, stream
         counts = np.bincount(labels)
         self.categories = np.flatnonzero(counts)
@@ -61,7 +61,7 @@ class SideSampler:
         self._round: tuple[tuple[int, int], np.ndarray] = ((-1, -1), np.empty(0, np.int64))
 
     def draw(self, count: int, *, seed: int, step: int) -> SideRows:
-        """`count` rows of step `step`; the same for equal arguments, whatever was drawn before."""
+        """`count` rows of step `step`; independent of earlier draws."""
         size = len(self.categories)
         places = step * count + np.arange(count)
         chosen = np.empty(count, np.int64)
@@ -77,7 +77,7 @@ class SideSampler:
         return SideRows(rows=self.rows[places].astype(np.int64), views=views, labels=self.categories[chosen])
 
     def _shuffled(self, number: int, *, seed: int) -> np.ndarray:
-        """Places into `categories` of round `number`, shuffled; exactly as many as there are categories."""
+        """Shuffled positions in `categories` of round `number`; as many as there are categories."""
         if self._round[0] != (seed, number):
             size = len(self.categories)
             rng = np.random.default_rng([seed, self.stream, number, 0])
@@ -89,7 +89,7 @@ class SideSampler:
 
 
 def compact(rows: np.ndarray) -> np.ndarray:
-    """Row numbers in four bytes where they are enough."""
+    """Row numbers in four bytes if possible."""
     return rows.astype(np.uint32) if len(rows) and rows.max() < 2**32 else rows
 
 
@@ -114,7 +114,7 @@ class StepSampler:
         self.document = SideSampler(*document, views=document_views, balance=balance, stream=_DOCUMENT)
 
     def compose(self, step: int, *, seed: int, queries: int, documents: int) -> StepRows:
-        """The global batch of step `step`."""
+        """Global batch of step `step`."""
         return StepRows(
             query=self.query.draw(queries, seed=seed, step=step),
             document=self.document.draw(documents, seed=seed, step=step),
@@ -138,8 +138,8 @@ def piece(count: int, part: int, parts: int) -> slice:
 def dropout_scale(rate: float, *, rows: slice, width: int, seed: int, step: int, side: str) -> Tensor:
     """(B, width) float64: 0 where dropped, 1 / (1 - rate) elsewhere, for the rows `rows` of the step's batch.
 
-    The numbers come from the counter-based generator Philox (Salmon et al., SC 2011): the counter is moved to the
-    first row, so that a rank draws only its own piece and gets what a single process gets for those rows.
+    The numbers come from the counter-based generator Philox (Salmon et al., SC 2011): the counter is advanced to the
+    first row, so a rank draws only its own piece, equal to that of a single process.
     """
     count = rows.stop - rows.start
     if rate == 0.0:

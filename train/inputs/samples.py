@@ -1,8 +1,7 @@
-"""The governed folder as training reads it: samples, categories, and which of them are trained on.
+"""Read and check a governed folder: samples, categories and training classes.
 
-Why: everything that can be wrong with the input is said here, before the first image is decoded, naming the table,
-the row and the remedy. Categories of the split "validation" keep their samples (the strength of text is chosen on
-them) but are no classes of the image side.
+Errors in the input are raised here, before the first image is decoded, naming table, row and remedy. Categories of the
+split "validation" keep their samples (the text weight is selected on them) but are no classes of the image stage.
 """
 
 import hashlib
@@ -27,7 +26,7 @@ REMEDY = "write the folder again with `python -m data_governance run`"
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known about the rows of each side, in the order of the samples (Nq queries, Nd documents).
+    """Category and split of the rows of each side, in the order of the samples (Nq queries, Nd documents).
 
     Attributes:
         query, document: (Nq,), (Nd,) category ids, int32 where they fit.
@@ -42,14 +41,14 @@ class Labels:
 
 @dataclass(frozen=True)
 class GovernedSamples:
-    """The governed samples and what the image side needs to know of them.
+    """Governed samples, and what the image stage needs to know about them.
 
     Attributes:
-        table: every sample, where it lies.
+        table: every sample, on disk.
         labels: category and split of every row of each side.
         query_weights, document_weights: (Nq,), (Nd,) float32.
         document_has_image: (Nd,) bool.
-        classes: (C,) ascending category ids that the image side is trained on; its class index is the place here.
+        classes: (C,) ascending category ids of the image stage; the position is the class index.
         num_categories: N, categories in all.
         fingerprint: digest of the category keys and of `classes`: equal tables give equal fingerprints.
         keys, leaves: category_key and coarse category ("" = unknown) by category id.
@@ -78,7 +77,7 @@ def read_samples(folder: Path) -> GovernedSamples:
     """Read and check a governed folder.
 
     Raises:
-        ValueError: the folder, a table, a column or a value is not what governance writes.
+        ValueError: the folder, a table, a column or a value is invalid.
     """
     keys, leaves = _categories(folder)
     table = _sample_table(folder)
@@ -133,7 +132,7 @@ def _categories(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _events(folder: Path) -> tuple[tuple[str | None, str, str | None], ...]:
-    """What became of the categories of the folder before this one."""
+    """Changes of the categories since the previous folder."""
     path = folder / "category_map.parquet"
     if not path.is_file():
         return ()
@@ -167,7 +166,7 @@ def _described(path: Path) -> tuple[list[str], int]:
     """Columns and number of rows."""
     try:
         with pq.ParquetFile(path) as file:
-            # Not `metadata.schema`: the two hold each other, so the footers of all shards would stay for a while.
+            # Not `metadata.schema`: a reference cycle would keep the footers of all shards in memory for a while.
             return file.schema_arrow.names, file.metadata.num_rows
     except pa.ArrowInvalid as error:
         raise ValueError(f"samples/{path.name} cannot be read as Parquet ({error}); {REMEDY}") from error
@@ -192,24 +191,24 @@ class _Facts:
 def _facts(table: SampleTable, *, num_categories: int) -> _Facts:
     """Read and check every column but images and texts, one at a time."""
 
-    def refuse(wrong: np.ndarray, what: str) -> None:
+    def reject_rows(wrong: np.ndarray, what: str) -> None:
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
-            said = f"samples: row {row} ({_name_of(table, row)!r}): {what}; {int(wrong.sum())} such row(s); {REMEDY}"
-            raise ValueError(said)
+            message = f"samples: row {row} ({_name_of(table, row)!r}): {what}; {int(wrong.sum())} such row(s); {REMEDY}"
+            raise ValueError(message)
 
     def one_of(name: str, first: str, second: str) -> np.ndarray:
         is_first, is_second = _equal_to(table, name, first), _equal_to(table, name, second)
-        refuse(~is_first & ~is_second, f"{name} is neither {first!r} nor {second!r}")
+        reject_rows(~is_first & ~is_second, f"{name} is neither {first!r} nor {second!r}")
         return is_first
 
     ids = _numbers(table, "category_id", below=num_categories)
-    refuse(ids < 0, f"category_id lies outside 0 to {num_categories - 1}")
+    reject_rows(ids < 0, f"category_id lies outside 0 to {num_categories - 1}")
     query = one_of("side", *SIDES)
     validation = one_of("split", "validation", "train")
     weights = _numbers(table, "weight")
-    refuse(~np.isfinite(weights) | (weights <= 0), "weight is not a number above 0 that single precision holds")
-    refuse(_comes_twice(table), "sample_id stands there twice")
+    reject_rows(~np.isfinite(weights) | (weights <= 0), "weight is not a number above 0 that single precision holds")
+    reject_rows(_is_duplicate(table), "sample_id is a duplicate")
     return _Facts(query, validation, ids, weights)
 
 
@@ -223,9 +222,9 @@ def _equal_to(table: SampleTable, name: str, value: str) -> np.ndarray:
 
 
 def _numbers(table: SampleTable, name: str, *, below: int | None = None) -> np.ndarray:
-    """(rows,) float32; with `below` whole numbers, int32 where they fit, -1 for what is not from 0 to below that.
+    """(rows,) float32; with `below` whole numbers, int32 if they fit, -1 for values outside 0 to `below` - 1.
 
-    Narrowed shard by shard: no copy of a whole column in more bytes is made on the way.
+    Converted shard by shard, so that no larger copy of the column is made.
     """
     whole = below is not None
     kind = np.float32 if below is None else np.int32 if below <= 2**31 else np.int64
@@ -233,9 +232,9 @@ def _numbers(table: SampleTable, name: str, *, below: int | None = None) -> np.n
     for values in table.column(name):
         is_number = pa.types.is_integer(values.type) or (pa.types.is_floating(values.type) and not whole)
         if not is_number or values.null_count:
-            said = f"{values.type} with {values.null_count} null(s)"
+            description = f"{values.type} with {values.null_count} null(s)"
             what = "whole numbers" if whole else "numbers"
-            raise ValueError(f"samples: {name} must be {what} without nulls, not {said}; {REMEDY}")
+            raise ValueError(f"samples: {name} must be {what} without nulls, not {description}; {REMEDY}")
         part = values.to_numpy()
         if below is not None:
             part = np.where((part >= 0) & (part < below), part, -1)
@@ -244,21 +243,21 @@ def _numbers(table: SampleTable, name: str, *, below: int | None = None) -> np.n
     return found
 
 
-def _comes_twice(table: SampleTable) -> np.ndarray:
-    """(rows,) bool: an earlier row has the same sample id. Hashes say where to look; the ids themselves decide."""
+def _is_duplicate(table: SampleTable) -> np.ndarray:
+    """(rows,) bool: an earlier row has the same sample id. Hashes find candidates; the ids themselves decide."""
     ordered = _hashes(table)
     ordered.sort()
     same = ordered[1:][ordered[1:] == ordered[:-1]]
     del ordered
-    twice = np.zeros(len(table), dtype=bool)
+    duplicate = np.zeros(len(table), dtype=bool)
     if not len(same):
-        return twice
+        return duplicate
     seen: set[str] = set()
     for row in np.flatnonzero(np.isin(_hashes(table), same)):
         name = _name_of(table, int(row))
-        twice[row] = name in seen
+        duplicate[row] = name in seen
         seen.add(name)
-    return twice
+    return duplicate
 
 
 def _hashes(table: SampleTable) -> np.ndarray:

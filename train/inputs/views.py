@@ -1,8 +1,4 @@
-"""Decoded, augmented and processed pixel values of governed samples, read by as many processes as help.
-
-Why apart from the features: this is what costs time on the CPU and what fails on a damaged file. A worker does not
-raise, for its traceback would hide the sample; it hands on the reason and the main process raises.
-
+"""Decode, augment and process images of governed samples in worker processes.
 
 Letters: N rows of a side, B batch, V views, C channels, H height, W width.
 """
@@ -24,7 +20,7 @@ from tqdm import tqdm
 from modeling_oclear.image_processing_oclear import DECODE_ERRORS, split_alpha
 from runtime.threads import available_cores
 from train.inputs import augment
-from train.inputs.composites import PageLayout, made_page, white_pixel
+from train.inputs.composites import CompositeLayout, composite_image, white_pixel
 from train.inputs.sample_table import SampleTable
 
 ROWS_PER_BATCH = 16
@@ -32,7 +28,7 @@ MOST_WORKERS = 4
 
 
 class Side:
-    """Governed rows of one side; ids, texts and images are read when somebody asks for them.
+    """Governed rows of one side; ids, texts and images are read on demand.
 
     Args:
         table: all samples. side: "query" or "document".
@@ -66,15 +62,15 @@ class Side:
 
     @property
     def has_text(self) -> np.ndarray:
-        """(N,) bool; blanks are no text."""
+        """(N,) bool; whitespace is no text."""
         return np.array([bool(text.strip()) for text in self.texts()], dtype=bool)
 
 
 def decode(data: bytes, *, sample_id: str, max_pixels: int) -> Image.Image:
-    """The upright image of a governed sample, RGB, or RGBA where something in it is transparent.
+    """Upright image of a governed sample, RGB, or RGBA if it has transparent pixels.
 
     Raises:
-        ValueError: it cannot be decoded, or is larger than the processor reads.
+        ValueError: it cannot be decoded, or has too many pixels.
     """
     remedy = "replace this image or leave the sample out, and write the governed folder again"
     try:
@@ -92,13 +88,13 @@ def decode(data: bytes, *, sample_id: str, max_pixels: int) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class Refused:
-    """Why a row has no pixel values; raised by the main process, for a worker would wrap it in its traceback."""
+class UnreadableImage:
+    """Error message of an image; the main process raises it, because a worker would add its own traceback."""
 
     reason: str
 
 
-class Views(Dataset[Tensor | Refused]):
+class Views(Dataset[Tensor | UnreadableImage]):
     """Row i -> pixel values (V, 3, H, W): the clean view, then the augmented ones. A missing image is all zero."""
 
     def __init__(self, side: Side, processor: Any, *, views: int, seed: int) -> None:
@@ -108,18 +104,18 @@ class Views(Dataset[Tensor | Refused]):
     def __len__(self) -> int:
         return len(self.side)
 
-    def __getitem__(self, row: int) -> Tensor | Refused:
+    def __getitem__(self, row: int) -> Tensor | UnreadableImage:
         return self.of(row, range(1 + self.views))
 
-    def of(self, row: int, wanted: Sequence[int]) -> Tensor | Refused:
-        """Pixel values (len(wanted), 3, H, W) of some views; each is the same whichever others are asked for."""
+    def of(self, row: int, wanted: Sequence[int]) -> Tensor | UnreadableImage:
+        """Pixel values (len(wanted), 3, H, W) of some views; each is independent of the others."""
         sample_id, data = self.side.image(row)
         if data is None:
             return torch.zeros(len(wanted), 3, self.processor.size, self.processor.size)
         try:
             clean = decode(data, sample_id=sample_id, max_pixels=self.processor.max_image_pixels)
         except ValueError as error:
-            return Refused(str(error))
+            return UnreadableImage(str(error))
         pictures = [
             augment.style_view(clean, augment.keyed_generator(self.seed, sample_id, view)) if view else clean
             for view in wanted
@@ -128,10 +124,10 @@ class Views(Dataset[Tensor | Refused]):
         return pixels
 
 
-class Pages(Dataset[Tensor | Refused]):
-    """Page g -> pixel values (1, 3, H, W) of two documents side by side or one above the other."""
+class CompositeImages(Dataset[Tensor | UnreadableImage]):
+    """Index g -> pixel values (1, 3, H, W) of two documents side by side or one above the other."""
 
-    def __init__(self, documents: Side, layouts: PageLayout, processor: Any) -> None:
+    def __init__(self, documents: Side, layouts: CompositeLayout, processor: Any) -> None:
         self.clean = Views(documents, processor, views=0, seed=0)
         self.layouts = layouts
         self.white_C = white_pixel(processor.image_processor.image_mean, processor.image_processor.image_std)
@@ -139,26 +135,26 @@ class Pages(Dataset[Tensor | Refused]):
     def __len__(self) -> int:
         return len(self.layouts.named)
 
-    def __getitem__(self, page: int) -> Tensor | Refused:
-        named, other = self.clean[int(self.layouts.named[page])], self.clean[int(self.layouts.other[page])]
-        if isinstance(named, Refused):
+    def __getitem__(self, index: int) -> Tensor | UnreadableImage:
+        named, other = self.clean[int(self.layouts.named[index])], self.clean[int(self.layouts.other[index])]
+        if isinstance(named, UnreadableImage):
             return named
-        if isinstance(other, Refused):
+        if isinstance(other, UnreadableImage):
             return other
-        return made_page(named[0], other[0], int(self.layouts.place[page]), white_C=self.white_C)[None]
+        return composite_image(named[0], other[0], int(self.layouts.place[index]), white_C=self.white_C)[None]
 
 
 def decode_workers() -> int:
-    """Processes that decode beside this one: its share of the cores, at most 4; none on one core or without fork."""
+    """Number of decoding processes: this rank's part of the cores, at most 4; 0 on one core or without fork."""
     cores = available_cores()
     cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     can_fork = "fork" in multiprocessing.get_all_start_methods()
     return min(MOST_WORKERS, cores) if cores > 1 and can_fork else 0
 
 
-def _collate(rows: list[Tensor | Refused]) -> Tensor | Refused:
-    refused = [row for row in rows if isinstance(row, Refused)]
-    return refused[0] if refused else default_collate(rows)
+def _collate(rows: list[Tensor | UnreadableImage]) -> Tensor | UnreadableImage:
+    unreadable = [row for row in rows if isinstance(row, UnreadableImage)]
+    return unreadable[0] if unreadable else default_collate(rows)
 
 
 def pixel_batches(data: Any, *, workers: int, title: str) -> Iterator[Tensor]:
@@ -167,7 +163,7 @@ def pixel_batches(data: Any, *, workers: int, title: str) -> Iterator[Tensor]:
     Raises:
         ValueError: an image cannot be decoded; names the sample.
     """
-    # A worker costs more than it gives when there is hardly a batch for each.
+    # With fewer than two batches for each, a worker costs more than it saves.
     count = min(workers, len(data) // (2 * ROWS_PER_BATCH))
     loader = DataLoader(
         data,
@@ -178,7 +174,7 @@ def pixel_batches(data: Any, *, workers: int, title: str) -> Iterator[Tensor]:
     )
     with tqdm(total=len(data), desc=title, unit="image") as bar:
         for batch in loader:
-            if isinstance(batch, Refused):
+            if isinstance(batch, UnreadableImage):
                 raise ValueError(batch.reason)
             yield batch
             bar.update(len(batch))

@@ -1,12 +1,13 @@
-"""The three collectives of the class-sharded loss, each the identity without a process group.
+"""Collectives of the class-sharded loss; identities without a process group.
 
 Every rank scores ALL embeddings of a micro-step against ITS classes and then computes the same loss of the global
-batch. So the gradient of a rank's class rows is already whole, and the gradient of an embedding is the sum over
-ranks. DDP and FSDP average encoder gradients over W ranks; the backward of the gather is therefore
-reduce-scatter(SUM) times W, and the average restores the sum.
+batch. So the gradient of a rank's class rows is complete on that rank, and the gradient of an embedding is the sum over
+ranks.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -16,13 +17,32 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-class Arrivals:
-    """How many collectives of this file this rank has come to: what watchdog.py compares between ranks."""
+@dataclass(eq=False)
+class CollectiveCounter:
+    """Number of collectives of this module that this rank has entered since the counter was opened."""
 
-    count = 0
+    count: int = 0
 
 
-ARRIVALS = Arrivals()
+# Open counters; only `counting` changes the list. It belongs to the module because autograd calls the collectives of a
+# backward pass, on an accelerator from another thread, so no argument can carry a counter.
+_counters: list[CollectiveCounter] = []
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[CollectiveCounter]:
+    """Count the collectives that this process enters inside the block, in whatever thread."""
+    counter = CollectiveCounter()
+    _counters.append(counter)
+    try:
+        yield counter
+    finally:
+        _counters.remove(counter)
+
+
+def _count() -> None:
+    for counter in _counters:
+        counter.count += 1
 
 
 def world_size() -> int:
@@ -38,6 +58,9 @@ def rank() -> int:
 def gather_rows(local_BD: Tensor, counts: Sequence[int]) -> Tensor:
     """Rows of all ranks, in rank order; the backward is reduce-scatter(SUM) times the number of ranks.
 
+    DDP and FSDP average encoder gradients over W ranks. The gradient of an embedding is a sum over ranks, so its
+    backward multiplies by W and the average restores the sum.
+
     Args:
         local_BD: (B, D) rows of this rank; B may differ between ranks.
         counts: rows of every rank; `counts[rank()]` must be B.
@@ -46,7 +69,7 @@ def gather_rows(local_BD: Tensor, counts: Sequence[int]) -> Tensor:
         (sum(counts), D), equal on every rank.
 
     Raises:
-        ValueError: B is not what `counts` says.
+        ValueError: B differs from `counts[rank()]`, or `counts` has not one entry per rank.
     """
     if len(counts) != world_size() or counts[rank()] != len(local_BD):
         raise ValueError(f"{len(local_BD)} rows here, but the plan of {world_size()} ranks says {list(counts)}")
@@ -69,10 +92,10 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def max_over_ranks(value: Tensor) -> Tensor:
-    """Element-wise maximum over ranks; no gradient passes."""
+    """Element-wise maximum over ranks; without gradient."""
     value = value.detach().clone()
     if world_size() > 1:
-        ARRIVALS.count += 1
+        _count()
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return value
 
@@ -80,14 +103,14 @@ def max_over_ranks(value: Tensor) -> Tensor:
 def barrier() -> None:
     """Wait for every rank."""
     if world_size() > 1:
-        ARRIVALS.count += 1
+        _count()
         dist.barrier()
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """Run `function` on rank 0 alone and hand its (picklable) result to every rank.
+    """Run `function` on rank 0 alone and return its (picklable) result on every rank.
 
-    A ValueError of rank 0 is raised on every rank, so that a caller's mistake ends the whole job with its message
+    A ValueError of rank 0 is raised on every rank, so that a mistake of the caller ends the whole job with its message
     instead of leaving the other ranks in a collective.
     """
     outcome: list[Any] = [None, None]
@@ -97,7 +120,7 @@ def on_main(function: Callable[[], T]) -> T:
         except ValueError as error:
             outcome[1] = str(error)
     if world_size() > 1:
-        ARRIVALS.count += 1
+        _count()
         dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise ValueError(outcome[1])
@@ -117,7 +140,7 @@ class _GatherRows(torch.autograd.Function):
         ctx.counts = counts
         longest = max(counts)
         pieces = [local_BD.new_empty(longest, local_BD.shape[1]) for _ in counts]
-        ARRIVALS.count += 1
+        _count()
         dist.all_gather(pieces, _padded(local_BD.detach(), longest))
         return torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
 
@@ -127,7 +150,7 @@ class _GatherRows(torch.autograd.Function):
         longest = max(counts)
         parts = [_padded(part, longest) for part in gradients[0].split(counts)]
         mine = torch.empty_like(parts[0])
-        ARRIVALS.count += 1
+        _count()
         dist.reduce_scatter(mine, parts, op=dist.ReduceOp.SUM)
         return mine[: counts[rank()]] * len(counts), None
 
@@ -136,7 +159,7 @@ class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
         total = value.detach().clone()
-        ARRIVALS.count += 1
+        _count()
         dist.all_reduce(total, op=dist.ReduceOp.SUM)
         return total
 

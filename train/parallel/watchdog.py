@@ -1,14 +1,13 @@
-"""Heartbeats of the ranks, and an end with a name when one of them does not arrive.
+"""Watchdog: heartbeat files of the ranks, and an exit that names a hanging rank.
 
-Why: a rank that is stopped, or stuck in something of its own, leaves all others waiting in a collective, and what they
-hear in the end, if anything, is that a connection timed out. Here each rank has a thread that writes a small file every
-few seconds: the beat, the step, and how many collectives it has come to. When a rank has not moved on for the limit,
-its thread looks at all files twice, says who does not beat any more or has come to fewer collectives, and ends it all;
-`torchrun --max-restarts` then starts all of them again. No clock is compared between machines: a file that does not
-change while one looks is that of a rank that is stopped.
+A rank that is stopped, or that hangs outside a collective, leaves all others waiting in one, until the library reports
+a connection timeout without naming it. Here a thread of each rank writes a small heartbeat file every few seconds:
+number of the heartbeat, step, and collectives entered. When a rank has made no progress for the limit, its thread reads
+all files twice, reports the ranks that write no heartbeats or have entered fewer collectives, and ends the process;
+`torchrun --max-restarts` then starts all of them again.
 
-`OCLEAR_COLLECTIVE_MINUTES` is the limit, of the loop of the image side. It belongs to the machine, not to the recipe.
-The run folder must be one that all ranks share, as checkpoints need it anyway.
+`OCLEAR_COLLECTIVE_MINUTES` is the limit in the loop of the image stage. It belongs to the machine, not to the recipe.
+All ranks must share the run folder, as they must for checkpoints.
 """
 
 import contextlib
@@ -25,20 +24,22 @@ from types import TracebackType
 from typing import Self
 
 from runtime.files import write_json
-from train.parallel.collectives import ARRIVALS, on_main, rank, world_size
+from train.parallel.collectives import CollectiveCounter, counting, on_main, rank, world_size
 
 MINUTES_VARIABLE = "OCLEAR_COLLECTIVE_MINUTES"
 DEFAULT_MINUTES = 30.0
 EXIT_CODE = 3
 SECONDS_BETWEEN_BEATS = 5.0
-BEATS_PER_LIMIT = 8  # at least so many within the limit
+BEATS_PER_LIMIT = 8  # at least so many heartbeats within the limit
 
 
 @dataclasses.dataclass(frozen=True)
 class Beat:
-    """What a rank last wrote: number of the beat, step that it is in, collectives that it has come to.
+    """Last heartbeat of a rank.
 
-    `ended`: its own watchdog has ended it, having waited for others.
+    Attributes:
+        beat: number of the heartbeat. step: current step. arrived: collectives entered.
+        ended: its own watchdog has ended it, after it had waited for others.
     """
 
     beat: int
@@ -48,25 +49,27 @@ class Beat:
 
 
 def limit_minutes() -> float:
-    """How long a rank may stand still before the run ends.
+    """Minutes without progress of a rank after which the run ends.
 
     Raises:
         ValueError: the variable is no number above 0.
     """
-    wish = os.environ.get(MINUTES_VARIABLE)
-    if wish is None:
+    setting = os.environ.get(MINUTES_VARIABLE)
+    if setting is None:
         return DEFAULT_MINUTES
     try:
-        minutes = float(wish)
+        minutes = float(setting)
     except ValueError:
         minutes = 0.0
     if not minutes > 0:
-        raise ValueError(f"{MINUTES_VARIABLE} is {wish!r}; give a number of minutes above 0")
+        raise ValueError(f"{MINUTES_VARIABLE} is {setting!r}; give a number of minutes above 0")
     return minutes
 
 
 class Watchdog:
-    """Beats and watches while the `with` block runs; does nothing in a run of one process.
+    """Writes and checks heartbeats while the `with` block runs; does nothing in a run of one process.
+
+    The caller sets `step` at the start of each step.
 
     Args:
         folder: the run.
@@ -77,71 +80,81 @@ class Watchdog:
         self.seconds = 60 * limit_minutes()
         self.interval = min(SECONDS_BETWEEN_BEATS, self.seconds / BEATS_PER_LIMIT)
         self.step = 0
+        self.collectives = CollectiveCounter()
+        self.counting = contextlib.ExitStack()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
-        on_main(lambda: shutil.rmtree(self.folder, ignore_errors=True))  # of a call that was killed
+        on_main(lambda: shutil.rmtree(self.folder, ignore_errors=True))  # left by a run that was killed
+        self.collectives = self.counting.enter_context(counting())
         if world_size() > 1:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write(0, (self.step, ARRIVALS.count))
+            self._write(0, self._progress())
             self.thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.counting.close()
         if not self.thread.is_alive():
             return
         self.ended.set()
         self.thread.join()
         if error is None:
             file_of(self.folder, rank()).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # the last rank to end finds it empty
+            with contextlib.suppress(OSError):  # only the last rank to end can remove it
                 self.folder.rmdir()
+
+    def _progress(self) -> tuple[int, int]:
+        """(step, collectives entered)."""
+        return self.step, self.collectives.count
 
     def _run(self) -> None:
         number, before, since = 0, (-1, -1), time.monotonic()
         while not self.ended.is_set():
-            now = self.step, ARRIVALS.count
+            now = self._progress()
             if now != before:
                 before, since = now, time.monotonic()
             number += 1
             self._write(number, now)
             if time.monotonic() - since > self.seconds:
-                self._look(number, now)
+                self._check_ranks(number, now)
             self.ended.wait(self.interval)
 
     def _write(self, number: int, now: tuple[int, int], *, ended: bool = False) -> None:
         beat = Beat(beat=number, step=now[0], arrived=now[1], ended=ended)
         write_json(file_of(self.folder, rank()), dataclasses.asdict(beat))
 
-    def _look(self, number: int, now: tuple[int, int]) -> None:
-        """Look at all ranks twice, beating on meanwhile; say who is missing, and end the process."""
+    def _check_ranks(self, number: int, now: tuple[int, int]) -> None:
+        """Read all heartbeats twice, writing own ones meanwhile; report the missing ranks and end the process."""
+        # Clocks of machines are not compared: a file that does not change between the reads is that of a stopped rank.
         first = read_beats(self.folder, world_size())
         for turn in range(1, 4):
             self.ended.wait(self.interval)
             self._write(number + turn, now)
         second = read_beats(self.folder, world_size())
-        if (self.step, ARRIVALS.count) != now or self.ended.is_set():
+        if self._progress() != now or self.ended.is_set():
             return
+        # Printed, not logged: the process ends here, whatever logging is configured.
         print(
             f"error (rank {rank()}): no progress for {self.seconds:g} s in step {now[0]}, the limit of "
-            f"{MINUTES_VARIABLE}: {missing_ranks(first, second)}; this rank ends, go on with --resume",
+            f"{MINUTES_VARIABLE}: {missing_ranks(first, second)}; this rank ends, continue with --resume",
             file=sys.stderr,
             flush=True,
         )
         self._write(number, now, ended=True)
-        os._exit(EXIT_CODE)  # the main thread cannot be called back from a collective
+        os._exit(EXIT_CODE)  # the main thread cannot be interrupted in a collective
 
 
 def file_of(folder: Path, part: int) -> Path:
-    """Where rank `part` beats."""
+    """Heartbeat file of rank `part`."""
     return folder / f"rank-{part:05d}.json"
 
 
 def read_beats(folder: Path, ranks: int) -> list[Beat | None]:
-    """The last beat of every rank; None where there is none."""
+    """Last heartbeat of every rank; None if there is no readable file."""
     found: list[Beat | None] = []
     for part in range(ranks):
         try:
@@ -152,25 +165,25 @@ def read_beats(folder: Path, ranks: int) -> list[Beat | None]:
 
 
 def missing_ranks(first: Sequence[Beat | None], second: Sequence[Beat | None]) -> str:
-    """Who did not arrive, from two looks at the beats, in words.
+    """Message that names the ranks that others wait for, from two reads of the heartbeats.
 
     >>> missing_ranks([Beat(4, 7, 30), Beat(9, 7, 31)], [Beat(4, 7, 30), Beat(12, 7, 31)])
-    'rank 0 did not arrive: it does not beat any more, last in step 7'
+    'rank 0 did not arrive: it writes no heartbeats any more, last in step 7'
     >>> missing_ranks([Beat(4, 7, 30), Beat(9, 7, 31)], [Beat(6, 7, 30), Beat(12, 7, 31)])
-    'rank 0 did not arrive: it lives, in step 7, but has come to 30 collectives of 31'
+    'rank 0 did not arrive: it is running, in step 7, but has entered 30 collectives of 31'
     """
     most = max((beat.arrived for beat in second if beat is not None), default=0)
-    said = []
+    messages = []
     for part, (before, after) in enumerate(zip(first, second, strict=True)):
         if after is None:
-            said.append(f"rank {part} did not arrive: it never beat")
+            messages.append(f"rank {part} did not arrive: it never wrote a heartbeat")
         elif after.ended:
             continue
         elif before is not None and before.beat == after.beat:
-            said.append(f"rank {part} did not arrive: it does not beat any more, last in step {after.step}")
+            messages.append(f"rank {part} did not arrive: it writes no heartbeats any more, last in step {after.step}")
         elif after.arrived < most:
-            said.append(
-                f"rank {part} did not arrive: it lives, in step {after.step}, but has come to {after.arrived} "
+            messages.append(
+                f"rank {part} did not arrive: it is running, in step {after.step}, but has entered {after.arrived} "
                 f"collectives of {most}"
             )
-    return "; ".join(said) or f"every rank lives and has come to {most} collectives: a library's own hangs"
+    return "; ".join(messages) or f"every rank is running and has entered {most} collectives: one of a library hangs"

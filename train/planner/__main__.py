@@ -1,4 +1,4 @@
-"""Command line of `python -m train.planner`: see plan.py."""
+"""Entry point of `python -m train.planner`; see plan.py."""
 
 import sys
 

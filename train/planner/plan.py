@@ -1,11 +1,10 @@
-"""Will it fit, and how fast can it be at best: memory, traffic and the step-time floor of a run, before any machine.
+"""Estimate memory, traffic and a lower bound of the step time of a run on GPUs.
 
     python -m train.planner --classes 100e6 --hidden-size 512 --vision vit-b16 --gpus 64 --gpu h200
 
-Every line is printed with its formula, so that a reader can check it and change it. The optimiser state of the class
-weights is that of the code itself (its tensors are made without storage and measured); what the encoders need is
-counted by plan_encoder.py. Left out: the framework's own memory (about 1 GiB a GPU), fragmentation, data loading.
-
+Every line is printed with its formula. The optimiser state of the class weights is measured on the tensors of the code
+itself, created without storage; the encoders' memory and operations are counted by plan_encoder.py. Not included: the
+framework's own memory (about 1 GiB a GPU), fragmentation, data loading.
 
 Letters: G GPUs, P encoder parameters, A those of adapters, U those of the largest gathered unit, N classes, D width, b
 rows of a rank in one micro-step, B = bG, r sample rate, S = ceil(rN / G) sampled rows of a rank.
@@ -26,7 +25,7 @@ from train.planner.plan_encoder import TEXT, VISION, EncoderCost, text_cost, vis
 GIB = 2**30
 USABLE = 0.92  # of a GPU's memory: the rest goes to the framework and to fragmentation
 HEAD_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-LOGIT_BYTES = 256 * 2**20  # beyond this the logits are computed again in the backward pass
+LOGIT_BYTES = 256 * 2**20  # above this the logits are computed again in the backward pass
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Run:
-    """What is planned; `batch_size` is b, `gpus_per_node` decides whether NVLink or the network limits traffic."""
+    """Planned run; `batch_size` is b, `gpus_per_node` decides whether NVLink or the network limits traffic."""
 
     classes: int
     hidden_size: int
@@ -112,7 +111,7 @@ class Line:
 
 
 def optimizer_bytes(name: str, width: int, *, weight_decay: float = 0.02) -> float:
-    """Bytes of optimiser state for one class row: the code's own tensors, made without storage."""
+    """Bytes of optimiser state for one class row, from the optimiser's own tensors without storage."""
 
     def allocate(tensor: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -123,7 +122,7 @@ def optimizer_bytes(name: str, width: int, *, weight_decay: float = 0.02) -> flo
 
 
 def memory(run: Run) -> list[Line]:
-    """What a rank holds at the peak of a step."""
+    """Memory of a rank at the peak of a step."""
     trained = run.trained / run.gpus
     letter = "A" if run.lora_rank else "P"
     unit = max(encoder.largest_unit for encoder in run.encoders)
@@ -147,7 +146,7 @@ def memory(run: Run) -> list[Line]:
 
 
 def traffic(run: Run) -> list[Line]:
-    """What a rank sends in one step; (G - 1) / G of a ring collective's bytes."""
+    """Bytes that a rank sends in one step; (G - 1) / G of a ring collective's bytes."""
     share, letter = (run.gpus - 1) / run.gpus, "A" if run.lora_rank else "P"
     whole = run.batch_size * run.gpus
     lines = [
@@ -160,7 +159,7 @@ def traffic(run: Run) -> list[Line]:
 
 
 def floor(run: Run) -> list[Line]:
-    """Seconds that no implementation can go below: encoder work or its traffic, whichever is longer, then the head."""
+    """Lower bound of the step time: encoder work or its traffic, whichever is longer, then the head."""
     flops = sum(encoder.flops for encoder in run.encoders) * (4 if run.checkpointing else 3)
     sent = traffic(run)
     wire = run.gpu.link if run.gpus <= run.gpus_per_node else run.gpu.network
@@ -184,7 +183,7 @@ def floor(run: Run) -> list[Line]:
 
 
 def largest_batch(run: Run) -> Line:
-    """The most rows of a rank in one micro-step that fit; 0 when not even one does."""
+    """Largest number of rows of a rank in one micro-step that fits; 0 if not even one does."""
     limit = USABLE * run.gpu.memory_gib * GIB
 
     def needed(rows: int) -> float:
@@ -199,7 +198,7 @@ def largest_batch(run: Run) -> Line:
 
 
 def plan(run: Run) -> list[Line]:
-    """All lines, sums included."""
+    """All lines and their sums."""
     held = memory(run)
     total = Line("memory", "in all", sum(line.value for line in held), "bytes", "sum of the above")
     sent = traffic(run)
@@ -207,8 +206,8 @@ def plan(run: Run) -> list[Line]:
     return [*held, total, *sent, sum_sent, *floor(run), largest_batch(run)]
 
 
-def shown(line: Line) -> str:
-    """One readable row."""
+def format_line(line: Line) -> str:
+    """One row of the printed table."""
     if line.unit == "bytes":
         value = f"{line.value / GIB:10.3f} GiB"
     else:
@@ -216,7 +215,7 @@ def shown(line: Line) -> str:
     return f"{line.group:8s} {line.name:46s} {value}   {line.formula}"
 
 
-def _whole(text: str) -> int:
+def _count(text: str) -> int:
     number = float(text)
     if number < 1 or number != int(number):
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0, such as 100e6")
@@ -229,16 +228,16 @@ def _arguments() -> argparse.ArgumentParser:
         description=__doc__.split("\n")[0],
         epilog="example: python -m train.planner --classes 100e6 --hidden-size 512 --vision vit-b16 --gpus 64",
     )
-    parser.add_argument("--classes", type=_whole, required=True, help="categories, such as 100e6")
-    parser.add_argument("--hidden-size", type=_whole, default=512, help="width of the embedding (default: 512)")
+    parser.add_argument("--classes", type=_count, required=True, help="categories, such as 100e6")
+    parser.add_argument("--hidden-size", type=_count, default=512, help="width of the embedding (default: 512)")
     parser.add_argument("--vision", default="vit-b16", help=f"{', '.join(VISION)}, or a folder (default: vit-b16)")
     parser.add_argument("--text", help=f"{', '.join(TEXT)}, or a folder; left out: the text encoder is not trained")
-    parser.add_argument("--image-size", type=_whole, default=224, help="pixels (default: 224)")
-    parser.add_argument("--tokens", type=_whole, default=32, help="of a text (default: 32)")
-    parser.add_argument("--gpus", type=_whole, default=8)
-    parser.add_argument("--gpus-per-node", type=_whole, default=8)
+    parser.add_argument("--image-size", type=_count, default=224, help="pixels (default: 224)")
+    parser.add_argument("--tokens", type=_count, default=32, help="of a text (default: 32)")
+    parser.add_argument("--gpus", type=_count, default=8)
+    parser.add_argument("--gpus-per-node", type=_count, default=8)
     parser.add_argument("--gpu", choices=GPUS, default="h200")
-    parser.add_argument("--batch-size", type=_whole, default=256, help="rows of a rank in a micro-step (default: 256)")
+    parser.add_argument("--batch-size", type=_count, default=256, help="rows of a rank in a micro-step (default: 256)")
     parser.add_argument("--sample-rate", type=float, default=0.1, help="share of the classes in a step (default: 0.1)")
     parser.add_argument("--optimizer", choices=ROW_OPTIMIZERS, default="rowwise_adagrad", help="of the class weights")
     parser.add_argument("--head-dtype", choices=HEAD_DTYPES, default="bfloat16", help="of the class weights")
@@ -250,39 +249,39 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def read_run(words: list[str]) -> tuple[Run, bool]:
-    """The planned run, and whether JSON was asked for.
+    """The planned run, and whether to print JSON.
 
     Raises:
         ValueError: a rate outside (0, 1], or an unknown encoder.
     """
-    said = _arguments().parse_args(words)
-    if not 0 < said.sample_rate <= 1:
-        raise ValueError(f"--sample-rate is {said.sample_rate}; it must be above 0 and at most 1 (every class)")
+    options = _arguments().parse_args(words)
+    if not 0 < options.sample_rate <= 1:
+        raise ValueError(f"--sample-rate is {options.sample_rate}; it must be above 0 and at most 1 (every class)")
     run = Run(
-        classes=said.classes,
-        hidden_size=said.hidden_size,
-        vision=vision_cost(said.vision, image_size=said.image_size),
-        text=text_cost(said.text, tokens=said.tokens) if said.text else None,
-        gpus=said.gpus,
-        gpu=GPUS[said.gpu],
-        batch_size=said.batch_size,
-        sample_rate=said.sample_rate,
-        optimizer=said.optimizer,
-        head_dtype=said.head_dtype,
-        checkpointing=said.checkpointing,
-        gpus_per_node=said.gpus_per_node,
-        lora_rank=said.lora_rank,
-        average=said.average,
+        classes=options.classes,
+        hidden_size=options.hidden_size,
+        vision=vision_cost(options.vision, image_size=options.image_size),
+        text=text_cost(options.text, tokens=options.tokens) if options.text else None,
+        gpus=options.gpus,
+        gpu=GPUS[options.gpu],
+        batch_size=options.batch_size,
+        sample_rate=options.sample_rate,
+        optimizer=options.optimizer,
+        head_dtype=options.head_dtype,
+        checkpointing=options.checkpointing,
+        gpus_per_node=options.gpus_per_node,
+        lora_rank=options.lora_rank,
+        average=options.average,
     )
     if run.lora_rank < 0 or (run.lora_rank and not all(encoder.adapted_width for encoder in run.encoders)):
         raise ValueError(
             f"--lora-rank is {run.lora_rank}; give 0 or more, and 0 for an encoder without query and value projections"
         )
-    return run, said.json
+    return run, options.json
 
 
 def main(words: list[str] | None = None) -> int:
-    """The command; 2 after a mistake of the caller."""
+    """Run the command line; return 2 and print one line for a mistake of the caller."""
     try:
         run, as_json = read_run(sys.argv[1:] if words is None else words)
     except ValueError as error:
@@ -293,7 +292,7 @@ def main(words: list[str] | None = None) -> int:
         print(json.dumps([dataclasses.asdict(line) for line in lines], indent=1))
         return 0
     for line in lines:
-        print(shown(line))
+        print(format_line(line))
     fits = next(line.value for line in lines if line.group == "batch") >= run.batch_size
     print(f"batch size {run.batch_size} {'fits' if fits else 'DOES NOT FIT'} in {run.gpu.memory_gib:.0f} GiB")
     return 0

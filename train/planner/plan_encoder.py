@@ -1,8 +1,8 @@
-"""What one sample costs in an image or text encoder: counted on tensors without storage, not estimated.
+"""Count memory and operations of one sample in an image or text encoder.
 
-Why counted: formulas for activations go stale with every attention kernel. PyTorch's fake tensors run the real model
-code with shapes alone. So what autograd would keep, and how many operations would run, is counted in a second on any
-machine, for any backbone of transformers that can be built without looking at a number (ConvNext cannot).
+Formulas for activations become wrong with every new attention kernel. PyTorch's fake tensors run the real model code
+with shapes only, so the tensors that autograd keeps and the operations are counted in a second on any machine, for any
+backbone of transformers whose construction reads no tensor values (ConvNext cannot be counted).
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from modeling_oclear.configuration_efficientnet_lite_oclear import EfficientNetL
 from modeling_oclear.modeling_efficientnet_lite_oclear import EfficientNetLiteModel
 from train.encoders.lora import ATTENTION
 
-SAMPLES = 2  # counted at once, so that nothing is left out for being of size 1
+SAMPLES = 2  # counted at once: tensors of batch size 1 may be treated differently
 
 VISION: dict[str, Callable[[], Any]] = {
     "efficientnet-lite0": EfficientNetLiteConfig,
@@ -46,15 +46,15 @@ TEXT: dict[str, Callable[[], Any]] = {
 
 @dataclass(frozen=True)
 class EncoderCost:
-    """What an encoder needs.
+    """Cost of an encoder.
 
     Attributes:
         parameters: numbers in the whole encoder.
         largest_unit: parameters of the largest module that FSDP gathers at once (a block of `_no_split_modules`, or
-            what lies outside of all blocks).
+            the parameters outside of all blocks).
         activations: bytes that autograd keeps for one sample, at `bytes_per_number`.
         block_inputs: bytes kept for one sample with activation checkpointing: the input of every block, and what one
-            block keeps while it is computed again.
+            block keeps while it is recomputed.
         flops: multiplications and additions of the forward pass of one sample in matrix products and convolutions (a
             fused attention kernel is not counted: 4% of ViT-B/16).
         adapted_width: inputs + outputs of all query and value projections: an adapter of rank r trains r times that.
@@ -93,15 +93,15 @@ def text_cost(name: str, *, tokens: int = 32, dtype: torch.dtype = torch.bfloat1
     return _cost(_config(name, TEXT), inputs, dtype)
 
 
-def _config(name: str, known: dict[str, Callable[[], Any]], *, image_size: int | None = None) -> Any:
-    if name in known:
-        config = known[name]()
+def _config(name: str, presets: dict[str, Callable[[], Any]], *, image_size: int | None = None) -> Any:
+    if name in presets:
+        config = presets[name]()
     else:
         try:
             config = AutoConfig.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"no encoder is called {name!r} here; choose one of {', '.join(known)}, or give a folder with a "
+                f"no encoder is called {name!r} here; choose one of {', '.join(presets)}, or give a folder with a "
                 "config.json"
             ) from error
     config = getattr(config, "vision_config", config) if image_size is not None else config
@@ -123,7 +123,7 @@ def _cost(config: Any, inputs: Callable[[], dict[str, torch.Tensor]], dtype: tor
 
 
 def measure(model: Any, inputs: dict[str, torch.Tensor]) -> EncoderCost:
-    """Count one forward pass of `model` over a batch; works on fake and on real tensors alike."""
+    """Count one forward pass of `model` over a batch; works on fake and on real tensors."""
     blocks = _blocks(model)
     with FlopCounterMode(display=False) as counter:
         kept, inside, entering = _kept_bytes(model, inputs, blocks)
@@ -146,7 +146,7 @@ def _adapted_width(model: Any) -> int:
 
 
 def _blocks(model: Any) -> list[Any]:
-    """The modules that FSDP wraps and checkpointing computes again: transformers' `_no_split_modules`, outermost."""
+    """Modules that FSDP wraps and checkpointing recomputes: transformers' `_no_split_modules`, outermost only."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     found: list[Any] = []
     for module in model.modules():
@@ -157,12 +157,12 @@ def _blocks(model: Any) -> list[Any]:
 
 
 def _kept_bytes(model: Any, inputs: dict[str, torch.Tensor], blocks: list[Any]) -> tuple[int, list[int], list[int]]:
-    """Bytes that autograd keeps: in all, within each block, and of the inputs of each block."""
+    """Bytes that autograd keeps: total, within each block, and of the inputs of each block."""
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, tuple[int, int | None]] = {}
     entering = [0] * len(blocks)
     current: list[int] = []
-    alive = []  # a storage that is freed would hand its address to the next
+    alive = []  # keeps storages: a freed one could share its address with the next
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -179,11 +179,11 @@ def _kept_bytes(model: Any, inputs: dict[str, torch.Tensor], blocks: list[Any]) 
 
         return hook
 
-    def leave(module: Any, positional: Any, result: Any) -> None:
+    def leave_block(module: Any, positional: Any, result: Any) -> None:
         current.pop()
 
     handles = [block.register_forward_pre_hook(enter(n), with_kwargs=True) for n, block in enumerate(blocks)]
-    handles += [block.register_forward_hook(leave) for block in blocks]
+    handles += [block.register_forward_hook(leave_block) for block in blocks]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = model(**inputs)
     for handle in handles:

@@ -42,12 +42,12 @@ def train_attention(
     trained = [value for name, value in fusion.named_parameters() if name.split(".")[0] in TRAINED_PARTS]
     optimizer = torch.optim.AdamW(trained, lr=ATTENTION_RATE, weight_decay=0.01)
     generator = np.random.default_rng([seed, 13])
-    half_GP = torch.from_numpy(half_weight(cache.page_layouts.place, cache.grid)).float()
+    half_GP = torch.from_numpy(half_weight(cache.composite_layouts.place, cache.grid)).float()
     for step in tqdm(range(ATTENTION_STEPS), desc="text-to-image attention", unit="step"):
         for group in optimizer.param_groups:
             group["lr"] = ATTENTION_RATE * half_cosine(step, steps=ATTENTION_STEPS)
         composites = generator.choice(composite_rows, min(COMPOSITES_PER_STEP, len(composite_rows)), replace=False)
-        concepts_BCD = concepts_ND[cache.page_layouts.named[composites]][:, None].expand(
+        concepts_BCD = concepts_ND[cache.composite_layouts.named[composites]][:, None].expand(
             -1, fusion.config.num_concepts, -1
         )
         _, attention_BCP = fusion.read_evidence(
@@ -62,11 +62,11 @@ def train_attention(
 @torch.no_grad()
 def mass_in_named_half(fusion: Any, cache: FeatureCache, composite_rows: np.ndarray) -> float:
     """Mean attention mass inside the named half of composites (chance .5), the text through the published map."""
-    half_GP = torch.from_numpy(half_weight(cache.page_layouts.place, cache.grid)).float()
+    half_GP = torch.from_numpy(half_weight(cache.composite_layouts.place, cache.grid)).float()
     inside = []
     for start in range(0, len(composite_rows), 256):
         composites = composite_rows[start : start + 256]
-        named = cache.page_layouts.named[composites]
+        named = cache.composite_layouts.named[composites]
         mask = torch.from_numpy(np.array(cache.document_mask[named]))
         tokens = fusion.project_tokens(torch.from_numpy(np.array(cache.document_tokens[named])).float(), mask)
         cells = torch.from_numpy(np.array(cache.page_cells[composites])).float()

@@ -137,7 +137,7 @@ def _fit_parts(
     gate = fit_gate(fusion, images_ND[seen], concepts[seen], labels_N[seen], seed=seed)
     is_trained = np.zeros(len(images_ND), dtype=bool)
     is_trained[rows.rows] = True
-    is_trained_composite = is_trained[cache.page_layouts.named]
+    is_trained_composite = is_trained[cache.composite_layouts.named]
     composites = {"trained": np.flatnonzero(is_trained_composite), "held_out": np.flatnonzero(~is_trained_composite)}
     if len(composites["trained"]):
         train_attention(fusion, cache, concepts, composites["trained"], seed=seed)

@@ -9,7 +9,6 @@ repeats what it was made from. Kernel ridge regression on a subset of regressors
 
 Every training text is a slot as long as there are enough; then it is plain kernel ridge regression.
 
-
 Letters: R documents with text, K slots, H token width, D width.
 """
 
@@ -19,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MEMORY_SLOTS = 2048
 RIDGE = 3.0  # variance of the noise in units of that of a text by itself
 LOUDNESS = 10.0  # mean length of what is recalled: the linear map, of length 1, only breaks ties
 JITTER = 1e-6

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.training.throughput import main
 from tests.support.commands import reset_accelerator
-from train.class_weights.shard import ClassShard
+from train.class_weights.shard import ClassShard, ShardSettings
 
 SMALL = ["--image-size", "32", "--layers", "1", "--width", "16", "--hidden-size", "12", "--classes", "300"]
 
@@ -31,12 +31,8 @@ def test_encoder_head_and_both_are_timed_beside_the_plan(tmp_path: Path) -> None
 
 def test_more_classes_add_their_rows_their_state_and_the_sampled_tenth_to_the_planned_bytes(tmp_path: Path) -> None:
     few, many = (result(tmp_path / f"{count}.json", "--steps", "1", "--classes", count) for count in ("300", "3000"))
-    rows = [
-        ClassShard(
-            count, 12, dtype=torch.float32, weight_decay=0.02, device=torch.device("cpu"), optimizer="rowwise_adagrad"
-        ).state()
-        for count in (300, 3000)
-    ]
+    settings = ShardSettings(dtype=torch.float32, weight_decay=0.02, optimizer="rowwise_adagrad")
+    rows = [ClassShard(count, 12, settings, device=torch.device("cpu")).state() for count in (300, 3000)]
     held = [sum(tensor.numel() * tensor.element_size() for tensor in state.values()) for state in rows]
     sampled = 2 * 4 * 270 * 12 + 4 * 270 * 9  # weights and gradient of a tenth of 2,700 rows, logits of 9 samples
     assert many["planned_bytes"] - few["planned_bytes"] == held[1] - held[0] + sampled

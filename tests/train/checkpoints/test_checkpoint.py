@@ -1,4 +1,4 @@
-"""Checkpoints are whole or passed over, of this run or refused, and a resumed run is the uninterrupted one."""
+"""Checkpoints: resumed runs equal uninterrupted ones; incomplete or foreign checkpoints are rejected."""
 
 import itertools
 import json
@@ -39,7 +39,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
     assert lines("cut") == lines("whole")
 
 
-def test_an_image_side_is_taken_over_where_only_the_text_differs(tmp_path: Path) -> None:
+def test_image_stage_is_reused_if_only_the_text_settings_differ(tmp_path: Path) -> None:
     whole = train_small(small_recipe(), tmp_path / "whole")
     other = small_recipe({"name": "no_text", "text.max_tokens": 5})
     taken = train_small(other, tmp_path / "taken", trained=tmp_path / "whole")
@@ -52,16 +52,16 @@ def test_an_image_side_is_taken_over_where_only_the_text_differs(tmp_path: Path)
         train_small(small_recipe({"head.loss.margin_value": 0.4}), tmp_path / "a", trained=tmp_path / "whole")
     with pytest.raises(ValueError, match="did 12 of 6 steps"):
         train_small(other, tmp_path / "b", trained=tmp_path / "whole", max_steps=6)
-    with pytest.raises(ValueError, match="holds no whole checkpoint"):
+    with pytest.raises(ValueError, match="holds no complete checkpoint"):
         train_small(other, tmp_path / "c", trained=tmp_path / "nowhere")
 
 
-def test_checkpoints_come_every_n_steps_and_at_the_end_and_the_newest_two_stay(tmp_path: Path) -> None:
+def test_checkpoints_every_n_steps_and_at_the_end_of_which_two_are_kept(tmp_path: Path) -> None:
     train_small(small_recipe(), tmp_path)
     assert steps_of(tmp_path) == ["step-00000010", "step-00000012"]
 
 
-def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
+def test_incomplete_checkpoint_is_skipped(tmp_path: Path) -> None:
     train_small(small_recipe(), tmp_path)
     folder = tmp_path / "checkpoints"
     newest = folder / "step-00000012"
@@ -76,7 +76,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path: Path) -> None:
+def test_checkpoint_of_another_run_is_rejected_with_the_difference(tmp_path: Path) -> None:
     recipe = small_recipe({"image.steps": 3})
     train_small(recipe, tmp_path)
     with pytest.raises(ValueError, match="recipe differs .image.steps: 4 here, 3 there.*another --out"):
@@ -101,9 +101,7 @@ def equal_runs(ours: ImageResult, theirs: ImageResult) -> bool:
     )
 
 
-def test_a_checkpoint_written_while_training_goes_on_holds_the_weights_of_its_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_background_checkpoint_has_the_weights_of_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
     original = FileSystemWriter.write_data
 
@@ -126,9 +124,7 @@ def test_a_checkpoint_written_while_training_goes_on_holds_the_weights_of_its_st
     assert equal_runs(train_small(small_recipe(), tmp_path / "async", resume=True), whole)
 
 
-def test_a_checkpoint_comes_every_n_minutes_too_and_is_no_part_of_what_is_learnt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoints_every_n_minutes_do_not_change_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(step=20.0)
     with monkeypatch.context() as patched:
         patched.setattr("train.checkpoints.writer.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
@@ -142,7 +138,7 @@ def test_a_checkpoint_comes_every_n_minutes_too_and_is_no_part_of_what_is_learnt
     assert train_small(small_recipe({"image.checkpoint_every": 1000}), tmp_path / "minutes", resume=True).steps == 12
 
 
-def test_a_checkpoint_between_two_indexes_of_hard_classes_resumes_bit_equal(
+def test_resume_between_two_indexes_of_hard_classes_is_bit_equal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[int] = []
@@ -173,7 +169,7 @@ def test_a_checkpoint_between_two_indexes_of_hard_classes_resumes_bit_equal(
     assert equal_runs(train_small(recipe, tmp_path, resume=True), whole)
 
 
-def test_a_checkpoint_of_another_image_encoder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_of_another_image_encoder_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_small(small_recipe({"image.steps": 3}), tmp_path)
     other = synthetic_run.small_model(small_recipe({"image.steps": 3}))
     with torch.no_grad():
@@ -195,6 +191,6 @@ def test_a_checkpoint_of_another_image_encoder_is_refused(tmp_path: Path, monkey
         ({"runtime.checkpoint_async": "yes"}, "checkpoint_async is 'yes'; choose one of False, True"),
     ],
 )
-def test_settings_of_checkpoints_that_cannot_be_honoured_are_refused(changes: dict[str, Any], said: str) -> None:
+def test_invalid_checkpoint_settings_are_rejected(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         small_recipe(changes)

@@ -1,6 +1,7 @@
-"""Which checkpoint is whole, which is the best, which stay, and what a torn one lacks: questions about files."""
+"""Checkpoint folders: complete and incomplete, newest and best, and pruning."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from tests.support.synthetic_run import small_recipe, train_small
 from train.checkpoints.folder import (
     best_checkpoint,
     checkpoint_to_resume,
-    clear,
+    clear_partial,
+    incomplete_reason,
     newest_checkpoint,
-    put_in_place,
-    torn_by,
+    publish_checkpoint,
 )
 from train.context import RunContext
 from train.publish.run_folder import open_run
@@ -23,9 +24,9 @@ from train.recipes.recipe import Recipe
 
 def written(folder: Path, step: int, *, figure: float | None = None, keep: int = 2) -> Path:
     partial = folder / f".step-{step:08d}.partial"
-    clear(partial)
+    clear_partial(partial)
     (partial / "rows.distcp").write_bytes(b"0123456789")
-    put_in_place(partial, folder / f"step-{step:08d}", {"step": step, "figure": figure}, keep=keep)
+    publish_checkpoint(partial, folder / f"step-{step:08d}", {"step": step, "figure": figure}, keep=keep)
     return folder / f"step-{step:08d}"
 
 
@@ -33,7 +34,7 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(path.name.split("-")[1]) for path in folder.iterdir())
 
 
-def test_the_newest_stay_and_the_best_beside_them(tmp_path: Path) -> None:
+def test_newest_and_best_checkpoints_are_kept(tmp_path: Path) -> None:
     for step, figure in ((1, None), (2, 0.5), (3, 0.7), (4, 0.7), (5, None), (6, 0.6)):
         written(tmp_path, step, figure=figure)
     assert steps_in(tmp_path) == [3, 5, 6]
@@ -42,13 +43,13 @@ def test_the_newest_stay_and_the_best_beside_them(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == [7]
 
 
-def test_without_a_figure_there_is_no_best(tmp_path: Path) -> None:
+def test_no_best_checkpoint_without_a_metric(tmp_path: Path) -> None:
     written(tmp_path, 1)
     assert best_checkpoint(tmp_path) is None
     assert best_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_a_torn_one_does_not_count_among_those_that_stay(tmp_path: Path) -> None:
+def test_incomplete_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
     (written(tmp_path, 9) / "rows.distcp").unlink()
     for step in (1, 2, 3):
         written(tmp_path, step)
@@ -56,11 +57,11 @@ def test_a_torn_one_does_not_count_among_those_that_stay(tmp_path: Path) -> None
     assert newest_checkpoint(tmp_path) == tmp_path / "step-00000003"
 
 
-def test_writing_the_same_step_again_replaces_it_and_leftovers_of_killed_calls_go(tmp_path: Path) -> None:
+def test_rewriting_a_step_replaces_it_and_removes_leftovers(tmp_path: Path) -> None:
     old = written(tmp_path, 4)
     (old / "rows.distcp").write_bytes(b"")
     shutil.copytree(old, tmp_path / ".step-00000002.removed")
-    assert torn_by(written(tmp_path, 4)) is None
+    assert incomplete_reason(written(tmp_path, 4)) is None
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
 
 
@@ -77,7 +78,7 @@ def files_of(checkpoint: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("how", ["missing", "cut"])
-def test_every_file_in_turn_missing_or_cut_makes_it_torn_by_name(trained: Path, tmp_path: Path, how: str) -> None:
+def test_any_missing_or_truncated_file_makes_a_checkpoint_incomplete(trained: Path, tmp_path: Path, how: str) -> None:
     names = files_of(trained / "step-00000012")
     assert len(names) >= 4
     for name in names:
@@ -88,32 +89,37 @@ def test_every_file_in_turn_missing_or_cut_makes_it_torn_by_name(trained: Path, 
             file.unlink()
         else:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        said = torn_by(folder / "step-00000012")
-        assert said is not None
-        assert said.startswith(name)
+        reason = incomplete_reason(folder / "step-00000012")
+        assert reason is not None
+        assert reason.startswith(name)
         assert newest_checkpoint(folder) == folder / "step-00000010"
 
 
-def test_resuming_says_what_it_passes_over(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_reports_skipped_checkpoints(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.copytree(trained, tmp_path / "checkpoints")
     lost = next((tmp_path / "checkpoints" / "step-00000012").glob("*.distcp"))
     lost.unlink()
-    train_small(small_recipe(), tmp_path, resume=True)
-    said = capsys.readouterr().out
-    assert f"checkpoint step-00000012 is passed over: {lost.name} is missing" in said
-    assert "resumed from step-00000010: 10 steps done" in said
+    with caplog.at_level(logging.INFO):
+        train_small(small_recipe(), tmp_path, resume=True)
+    output = caplog.text + capsys.readouterr().out
+    assert f"checkpoint step-00000012 is skipped: {lost.name} is missing" in output
+    assert "resumed from step-00000010: 10 steps done" in output
 
 
-def test_a_folder_with_torn_ones_alone_is_refused_naming_the_files(trained: Path, tmp_path: Path) -> None:
+def test_folder_with_only_incomplete_checkpoints_is_rejected(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "checkpoints")
     for path in (tmp_path / "checkpoints").iterdir():
         (path / ".metadata").unlink()
-    with pytest.raises(ValueError, match=r"no whole checkpoint .step-00000012: .metadata is missing; step-00000010: "):
+    with pytest.raises(
+        ValueError, match=r"no complete checkpoint .step-00000012: .metadata is missing; step-00000010: "
+    ):
         train_small(small_recipe(), tmp_path, resume=True)
     assert checkpoint_to_resume(tmp_path / "nowhere") is None
 
 
-def test_a_state_of_an_older_version_counts_as_todays_defaults(trained: Path, tmp_path: Path) -> None:
+def test_missing_fields_of_an_older_version_have_current_defaults(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "checkpoints")
     for path in (tmp_path / "checkpoints").iterdir():
         state = json.loads((path / "state.json").read_text())

@@ -1,4 +1,4 @@
-"""bf16 autocast and torch.compile: what they touch, how far they move the numbers, and what they leave alone."""
+"""bf16 autocast and torch.compile: numerical differences and unchanged names and types."""
 
 import importlib
 import shutil
@@ -23,7 +23,7 @@ ONES = torch.ones(4, 6)
 def embedded(precision: str) -> tuple[torch.Tensor, torch.dtype, EncoderPair]:
     """Query rows, the type of what a block hands on, and the encoders after a backward pass."""
     model = small_model(small_recipe())
-    encoders = EncoderPair(model, frozen_stages=1, mixed_precision=precision).eval()
+    encoders = EncoderPair.for_training(model, frozen_stages=1, mixed_precision=precision).eval()
     seen: list[torch.dtype] = []
     conv: Any = model.vision_model.stages[1][0].project.conv
     conv.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
@@ -32,7 +32,7 @@ def embedded(precision: str) -> tuple[torch.Tensor, torch.dtype, EncoderPair]:
     return query, seen[0], encoders
 
 
-def test_bf16_is_inside_the_encoders_and_nowhere_else() -> None:
+def test_bf16_is_used_only_inside_the_encoders() -> None:
     plain, plain_type, _ = embedded("no")
     rows, inner_type, encoders = embedded("bf16")
     assert (plain_type, inner_type) == (torch.float32, torch.bfloat16)
@@ -46,7 +46,7 @@ def test_bf16_is_inside_the_encoders_and_nowhere_else() -> None:
     )
 
 
-def test_a_run_in_bf16_learns_and_is_not_the_run_in_float32(tmp_path: Path) -> None:
+def test_bf16_run_learns_and_differs_from_float32(tmp_path: Path) -> None:
     plain = train_small(small_recipe({"model.dtype": "float32", "image.steps": 6}), tmp_path / "plain")
     rounded = train_small(
         small_recipe({"model.dtype": "float32", "image.steps": 6, "model.mixed_precision": "bf16"}), tmp_path / "bf16"
@@ -57,7 +57,7 @@ def test_a_run_in_bf16_learns_and_is_not_the_run_in_float32(tmp_path: Path) -> N
     assert 0 < gap < 6 * 5e-4 * 2  # AdamW moves a weight by at most about its rate in a step
 
 
-def test_double_precision_and_a_launch_that_says_otherwise_are_refused(tmp_path: Path) -> None:
+def test_float64_and_contradicting_launch_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mixed_precision is bf16 with dtype float64"):
         small_recipe({"model.mixed_precision": "bf16"})
     with pytest.raises(ValueError, match="mixed_precision is 'fp16'; choose one of no, bf16"):
@@ -69,7 +69,7 @@ def test_double_precision_and_a_launch_that_says_otherwise_are_refused(tmp_path:
         train_image_stage(context, small_model(recipe), small_cache(), small_samples())
 
 
-def test_a_compiled_backbone_with_recomputed_blocks_keeps_its_numbers_and_names(
+def test_compiled_backbone_with_recomputed_blocks_keeps_results_and_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced and differentiated as ever, but run by torch's own kernels: generating code for it takes minutes."""
@@ -96,7 +96,7 @@ def test_a_compiled_backbone_with_recomputed_blocks_keeps_its_numbers_and_names(
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch generates C++ here, and there is no compiler for it")
-def test_generated_code_of_the_image_head_computes_the_same(tmp_path: Path) -> None:
+def test_compiled_image_head_gives_the_same_results(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     cache = types.SimpleNamespace(query_inputs=rng.normal(size=(28, 2, 7)), document_inputs=rng.normal(size=(21, 2, 7)))
     plain = train_small(small_recipe({"image.steps": 3, "model.frozen_stages": None}), tmp_path / "plain", cache=cache)

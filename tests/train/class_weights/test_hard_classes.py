@@ -1,4 +1,4 @@
-"""Hard classes: the nearest prototypes or the classes of the same leaf, the same for any number of ranks."""
+"""Hard classes: nearest prototypes or classes of the same leaf, equal for any number of ranks."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def by_hand(rows: ClassShard, positives: torch.Tensor, count: int) -> list[int]:
     return sorted(found)
 
 
-def test_below_the_limit_the_nearest_classes_are_exact() -> None:
+def test_search_in_few_classes_is_exact() -> None:
     rows = shard(40, 6)
     positives = torch.tensor([3, 17, 30])
     found = nearest(rows).find(positives, step=0)
@@ -36,7 +36,7 @@ def test_below_the_limit_the_nearest_classes_are_exact() -> None:
     assert found.draws is None
 
 
-def test_the_index_is_new_every_few_steps_and_at_every_checkpoint() -> None:
+def test_index_is_rebuilt_every_few_steps_and_at_every_checkpoint() -> None:
     rows = shard(40, 6)
     positives = torch.tensor([3])
     hard = nearest(rows, refresh_every=4, also_every=6)
@@ -50,7 +50,7 @@ def test_the_index_is_new_every_few_steps_and_at_every_checkpoint() -> None:
         assert (farthest in found) == (step == 6)
 
 
-def test_the_coarse_index_finds_planted_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_approximate_index_finds_planted_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.class_weights.hard_classes.EXACT_BELOW", 10)
     faiss.omp_set_num_threads(1)
     rows = shard(3000, 16)
@@ -67,7 +67,7 @@ def test_the_coarse_index_finds_planted_neighbours(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("width", [7, 16, 66])
-def test_with_every_cell_looked_at_the_coarse_index_is_the_exact_search(
+def test_approximate_index_that_probes_every_cell_equals_exact_search(
     monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
     monkeypatch.setattr("train.class_weights.hard_classes.EXACT_BELOW", 10)
@@ -85,7 +85,7 @@ def test_with_every_cell_looked_at_the_coarse_index_is_the_exact_search(
     assert 5 in hard.find(positives, step=1).class_ids.tolist()
 
 
-def test_a_row_lies_in_the_nearest_cell_of_its_nearest_coarse_centre() -> None:
+def test_row_is_in_the_nearest_cell_of_its_nearest_coarse_centre() -> None:
     generator = torch.Generator().manual_seed(0)
     row_ND, fine_ABD = torch.randn(50, 6, generator=generator), torch.randn(4, 3, 6, generator=generator)
     coarse_AD = fine_ABD.mean(dim=1)
@@ -100,7 +100,7 @@ def test_a_row_lies_in_the_nearest_cell_of_its_nearest_coarse_centre() -> None:
 
 
 @pytest.mark.parametrize("exact_below", [10, 20_000])
-def test_two_ranks_merge_to_what_one_finds(monkeypatch: pytest.MonkeyPatch, exact_below: int) -> None:
+def test_merged_results_of_two_ranks_equal_those_of_one(monkeypatch: pytest.MonkeyPatch, exact_below: int) -> None:
     monkeypatch.setattr("train.class_weights.hard_classes.EXACT_BELOW", exact_below)
     faiss.omp_set_num_threads(1)
     whole = shard(301, 8)
@@ -126,7 +126,7 @@ def test_two_ranks_merge_to_what_one_finds(monkeypatch: pytest.MonkeyPatch, exac
     assert torch.equal(one.find(positives, step=1).class_ids, expected)
 
 
-def test_classes_of_the_same_leaf_are_drawn_and_unknown_leaves_have_none() -> None:
+def test_classes_of_the_same_leaf_are_drawn_and_none_for_unknown_leaves() -> None:
     hard = LeafClasses(["cup", "", "hat", "cup", "", "hat", "cup"], per_positive=2)
     found = hard.find(torch.tensor([0, 1]), step=0)
     assert found.class_ids.tolist() == [0, 3, 6]

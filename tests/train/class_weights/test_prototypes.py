@@ -1,4 +1,4 @@
-"""Prototype folders: named shards, streamed; nearest categories; what does not fit is refused."""
+"""Export of prototypes: sharded files, streamed reading, nearest categories, rejected folders."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "prototypes"
 
 
-def test_an_export_is_unit_rows_in_named_shards_with_their_table(folder: Path) -> None:
+def test_export_has_unit_rows_in_shards_and_a_table(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
     shards = [f"prototypes-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
     assert names == ["categories.jsonl", *shards, "prototypes.json"]
@@ -35,7 +35,7 @@ def test_an_export_is_unit_rows_in_named_shards_with_their_table(folder: Path) -
     assert torch.equal(torch.cat([rows for _, rows in blocks]), whole)
 
 
-def test_an_export_holds_rows_as_a_dense_optimiser_would_have_left_them(tmp_path: Path) -> None:
+def test_exported_rows_equal_those_of_a_dense_optimiser(tmp_path: Path) -> None:
     rows = shard(5, 4, optimizer="momentum", decay=0.5)
     for number in range(4):
         step(rows, torch.tensor([number]), torch.ones(1, 4, dtype=torch.float64), learning_rate=0.1)
@@ -50,7 +50,7 @@ def test_an_export_holds_rows_as_a_dense_optimiser_would_have_left_them(tmp_path
 
 
 @pytest.mark.parametrize("rows_at_once", [2, 100])
-def test_the_nearest_categories_are_those_of_the_whole_matrix(folder: Path, rows_at_once: int) -> None:
+def test_nearest_categories_equal_those_of_the_full_matrix(folder: Path, rows_at_once: int) -> None:
     embeds = torch.nn.functional.normalize(torch.randn(7, 6, generator=torch.Generator().manual_seed(5)), dim=1)
     whole = torch.nn.functional.normalize(shard(11, 6).weight.float(), dim=1)
     score, place = (embeds @ whole.T).topk(5, dim=1)
@@ -61,7 +61,7 @@ def test_the_nearest_categories_are_those_of_the_whole_matrix(folder: Path, rows
     assert len(nearest_categories(embeds, folder, 50)[0]) == 11
 
 
-def test_sub_centres_are_published_as_their_mean_direction(tmp_path: Path) -> None:
+def test_sub_centres_are_exported_as_their_mean_direction(tmp_path: Path) -> None:
     rows = shard(3, 4, sub_centres=2)
     export_prototypes(tmp_path / "p", rows, lines(3), dtype="float16")
     found = next(PrototypeFolder.open(tmp_path / "p").blocks())[1]
@@ -69,7 +69,7 @@ def test_sub_centres_are_published_as_their_mean_direction(tmp_path: Path) -> No
     torch.testing.assert_close(found, torch.nn.functional.normalize(parts, dim=1), atol=1e-3, rtol=0)
 
 
-def test_another_width_table_or_file_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_wrong_width_table_or_file_is_rejected(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"shape \(2, 5\), but the prototypes of .* are 6 wide"):
         nearest_categories(torch.ones(2, 5), folder, 1)
     with pytest.raises(ValueError, match="k is 0"):

@@ -1,4 +1,4 @@
-"""Class rows saved by two ranks go on under one and under three, with optimiser state and past learning rates."""
+"""Class rows saved by two ranks continue on one and three, with optimiser state and rate history."""
 
 import os
 from pathlib import Path
@@ -66,7 +66,7 @@ def loaded(rows: ClassShard, path: Path) -> ClassShard:
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{name}-{dtype}" for name, dtype in CASES])
 @pytest.mark.parametrize("parts", [1, 3])
-def test_the_next_steps_are_those_of_the_uninterrupted_run(
+def test_steps_after_resharding_equal_the_uninterrupted_run(
     two_ranks: Path, monkeypatch: pytest.MonkeyPatch, case: int, parts: int
 ) -> None:
     whole = made(*CASES[case])
@@ -85,7 +85,7 @@ def test_the_next_steps_are_those_of_the_uninterrupted_run(
         torch.testing.assert_close(torch.cat([state[name] for state in found]), value, rtol=0, atol=1e-13)
 
 
-def test_rows_of_another_width_type_or_optimiser_are_refused_before_anything_changes(two_ranks: Path) -> None:
+def test_rows_of_another_width_type_or_optimiser_are_rejected_without_change(two_ranks: Path) -> None:
     path = two_ranks / str([name for name, _ in CASES].index("adamw"))
     for rows, said in (
         (shard(CLASSES, 5), r"weight are \(11, 4\) in torch.float64, this run needs \(11, 5\)"),

@@ -1,4 +1,4 @@
-"""Stochastic rounding: to a neighbour, right on average, the same for any number of ranks; training never stalls."""
+"""Stochastic rounding to bfloat16: unbiased, keyed, and training does not stall."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def rounded(value: torch.Tensor, *, seed: int = 0, step: int = 0, first: int = 0
     return round_to_bfloat16(value.clone(), keys, column_factors(value.shape[1], device=CPU))
 
 
-def test_the_mixer_is_the_published_one() -> None:
+def test_mixer_equals_the_published_one() -> None:
     # First outputs of SplitMix64 with seed 1234567, as published with its reference code.
     expected = np.array([6457827717110365317, 3203168211198807973], np.uint64).view(np.int64)
     # Our mixer multiplies before mixing; the generator adds. Undo that with the inverse of the multiplier.
@@ -26,7 +26,7 @@ def test_the_mixer_is_the_published_one() -> None:
         assert int(mixed(state)) == int(value)
 
 
-def test_a_value_goes_to_one_of_its_neighbours_and_stays_where_bfloat16_holds_it() -> None:
+def test_value_is_rounded_to_a_neighbour_and_bfloat16_values_do_not_change() -> None:
     value = torch.randn(40, 9, generator=torch.Generator().manual_seed(0))
     found = rounded(value).float()
     exact = value.bfloat16().float()
@@ -40,7 +40,7 @@ def test_a_value_goes_to_one_of_its_neighbours_and_stays_where_bfloat16_holds_it
 
 
 @pytest.mark.parametrize("fraction", [0.03, 0.5, 0.9])
-def test_the_mean_over_steps_and_over_rows_is_the_value(fraction: float) -> None:
+def test_mean_over_steps_and_rows_is_the_value(fraction: float) -> None:
     value = torch.full((50, 8), 1 + fraction * 2**-7)
     draws = torch.stack([rounded(value, step=number).float() for number in range(400)])
     up = (draws > 1).double()
@@ -54,7 +54,7 @@ def test_the_mean_over_steps_and_over_rows_is_the_value(fraction: float) -> None
     assert float(correlation.square().mean()) == pytest.approx(1 / 400, rel=0.1)
 
 
-def test_the_noise_follows_seed_step_class_and_column_alone() -> None:
+def test_noise_depends_only_on_seed_step_class_and_column() -> None:
     value = torch.randn(12, 8, generator=torch.Generator().manual_seed(1))
     whole = rounded(value)
     assert torch.equal(whole[5:], rounded(value[5:], first=5))
@@ -63,7 +63,7 @@ def test_the_noise_follows_seed_step_class_and_column_alone() -> None:
     assert not torch.equal(whole, rounded(value, first=1))
 
 
-def test_steps_far_below_the_last_bit_still_move_bfloat16_weights() -> None:
+def test_updates_below_the_last_bit_change_bfloat16_weights() -> None:
     rows = shard(200, 16, 0.0, dtype=torch.bfloat16, optimizer="sgd")
     rows.weight.fill_(1.0)
     for _ in range(64):

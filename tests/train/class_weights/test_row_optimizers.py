@@ -1,4 +1,4 @@
-"""Row optimisers against their dense twins: torch's own, or a loop over every row in every step."""
+"""Row optimisers against dense reference implementations: those of torch, or a loop over all rows."""
 
 import math
 
@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from tests.train.class_weights.test_shard import CPU, shard, step
-from train.class_weights.rate_history import RateHistory
-from train.class_weights.row_optimizers import BETAS, EPSILON
-from train.class_weights.shard import ClassShard
+from train.class_weights.row_optimizers import BETAS, EPSILON, RateHistory
+from train.class_weights.shard import ClassShard, ShardSettings
 
 CLASSES, WIDTH, STEPS = 7, 5, 60
 TWINS = ["sgd", "momentum", "adagrad", "rowwise_adagrad"]
@@ -32,7 +31,7 @@ def gradients(rows: torch.Tensor, number: int) -> torch.Tensor:
     return noise + 3 * rows
 
 
-class DenseTwin:
+class DenseReference:
     """The method applied to every row in every step, with decoupled decay."""
 
     def __init__(self, name: str, weight: torch.Tensor, *, decay: float) -> None:
@@ -54,9 +53,9 @@ class DenseTwin:
 
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 @pytest.mark.parametrize("name", TWINS)
-def test_a_method_on_touched_rows_equals_its_dense_twin(name: str, decay: float) -> None:
+def test_row_optimiser_equals_its_dense_reference(name: str, decay: float) -> None:
     rows = shard(CLASSES, WIDTH, decay, optimizer=name)
-    twin = DenseTwin(name, rows.weight, decay=decay)
+    twin = DenseReference(name, rows.weight, decay=decay)
     for number in range(STEPS):
         ids = touched(number)
         gathered = rows.gather(ids, torch.zeros(len(ids)))
@@ -76,7 +75,7 @@ def test_a_method_on_touched_rows_equals_its_dense_twin(name: str, decay: float)
 
 
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adagrad"])
-def test_without_decay_a_method_is_that_of_torch(name: str) -> None:
+def test_row_optimiser_without_decay_equals_torch(name: str) -> None:
     rows = shard(CLASSES, WIDTH, 0.0, optimizer=name)
     dense = torch.nn.Parameter(rows.weight.clone())
     made: dict[str, torch.optim.Optimizer] = {
@@ -96,7 +95,7 @@ def test_without_decay_a_method_is_that_of_torch(name: str) -> None:
     torch.testing.assert_close(rows.weight, dense.detach(), rtol=0, atol=1e-12)
 
 
-def test_with_every_row_touched_the_row_optimiser_is_adamw() -> None:
+def test_adamw_on_all_rows_equals_torch() -> None:
     rows = shard()
     dense = torch.nn.Parameter(rows.weight.clone())
     twin = torch.optim.AdamW([dense], lr=0.01, weight_decay=0.1)
@@ -108,7 +107,7 @@ def test_with_every_row_touched_the_row_optimiser_is_adamw() -> None:
         torch.testing.assert_close(rows.weight, dense.detach(), rtol=0, atol=1e-14)
 
 
-def test_a_row_moves_as_adamw_that_saw_only_its_own_updates() -> None:
+def test_adamw_row_depends_only_on_its_own_updates() -> None:
     rows = shard()
     lone = torch.nn.Parameter(rows.weight[3:4].clone())
     twin = torch.optim.AdamW([lone], lr=0.01, weight_decay=0.1)
@@ -122,7 +121,7 @@ def test_a_row_moves_as_adamw_that_saw_only_its_own_updates() -> None:
     torch.testing.assert_close(rows.weight[3:4], lone.detach(), rtol=0, atol=1e-14)
 
 
-def test_row_wise_adam_is_its_formula_on_the_steps_of_a_row() -> None:
+def test_rowwise_adam_equals_its_formula() -> None:
     rows = shard(optimizer="rowwise_adam")
     weight, mean, square = rows.weight[1].clone(), torch.zeros(WIDTH, dtype=torch.float64), 0.0
     count = 0
@@ -140,7 +139,7 @@ def test_row_wise_adam_is_its_formula_on_the_steps_of_a_row() -> None:
     assert rows.optimizer.tensors["exp_avg_sq"].shape == (CLASSES,)
 
 
-def test_the_past_of_a_row_is_that_of_the_loop_whatever_its_age() -> None:
+def test_rate_history_equals_the_loop_for_every_age_of_a_row() -> None:
     history = RateHistory(momentum=0.8, weight_decay=0.4)
     rates = [rate(number) for number in range(700)]
     for value in rates:
@@ -156,9 +155,10 @@ def test_the_past_of_a_row_is_that_of_the_loop_whatever_its_age() -> None:
         assert float(history.momentum_left(last)[place]) * 0.7 == pytest.approx(moved, rel=1e-11, abs=1e-300)
 
 
-def test_only_the_methods_that_need_it_keep_a_step_per_row() -> None:
+def test_only_optimisers_that_need_it_store_the_last_step_of_a_row() -> None:
     def held(name: str, decay: float) -> set[str]:
-        return set(ClassShard(3, 2, dtype=torch.float32, weight_decay=decay, device=CPU, optimizer=name).state())
+        settings = ShardSettings(dtype=torch.float32, weight_decay=decay, optimizer=name)
+        return set(ClassShard(3, 2, settings, device=CPU).state())
 
     assert held("sgd", 0.0) == {"weight"}
     assert held("sgd", 0.1) == {"weight", "last_step"}
@@ -167,7 +167,7 @@ def test_only_the_methods_that_need_it_keep_a_step_per_row() -> None:
     assert held("adamw", 0.1) == {"weight", "exp_avg", "exp_avg_sq", "row_steps"}
 
 
-def test_momentum_and_decay_out_of_range_are_refused() -> None:
+def test_momentum_and_decay_out_of_range_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"momentum is 1\.0; it must be above 0 and below 1"):
         shard(optimizer="momentum", momentum=1.0)
     with pytest.raises(ValueError, match="weight_decay is -1"):

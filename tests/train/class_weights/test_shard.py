@@ -1,4 +1,4 @@
-"""Class weights: ranges, start, gathering, clipping, where rows live; rows never touched."""
+"""Class weights: ranges, initial rows, gathering, clipping, storage and rows that are not scored."""
 
 from pathlib import Path
 from typing import Any
@@ -8,18 +8,22 @@ import pytest
 import torch
 
 from train.class_weights.row_optimizers import ROW_OPTIMIZERS
-from train.class_weights.shard import ClassShard, class_range
+from train.class_weights.shard import ClassShard, ShardSettings, class_range
 from train.class_weights.storage import ClassStorage, page_runs
 
 CPU = torch.device("cpu")
 
 
 def shard(classes: int = 7, width: int = 5, decay: float = 0.1, **options: Any) -> ClassShard:
-    made = ClassShard(
-        classes, width, weight_decay=decay, device=CPU, **{"dtype": torch.float64, "optimizer": "adamw", **options}
-    )
-    made.start_random()
-    return made
+    """Shard with random rows; `options` are fields of `ShardSettings`, or `device` and `storage` of the shard."""
+    places: dict[str, Any] = {
+        "device": CPU,
+        **{name: options.pop(name) for name in ("device", "storage") if name in options},
+    }
+    fields: dict[str, Any] = {"dtype": torch.float64, "weight_decay": decay, **options}
+    rows = ClassShard(classes, width, ShardSettings(**fields), **places)
+    rows.start_random()
+    return rows
 
 
 def step(rows: ClassShard, ids: torch.Tensor, gradient: torch.Tensor, **options: float | None) -> float:
@@ -37,7 +41,7 @@ def test_ranges_cover_every_class_once_like_a_dtensor(classes: int, parts: int) 
 
 
 @pytest.mark.parametrize("optimizer", ROW_OPTIMIZERS)
-def test_rows_never_touched_stay_bit_identical(optimizer: str) -> None:
+def test_rows_that_are_never_scored_stay_bit_identical(optimizer: str) -> None:
     for dtype in (torch.float64, torch.bfloat16):
         rows = shard(optimizer=optimizer, dtype=dtype, decay=0.0)
         before = {name: value.clone() for name, value in rows.state().items()}
@@ -49,7 +53,7 @@ def test_rows_never_touched_stay_bit_identical(optimizer: str) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ROW_OPTIMIZERS)
-def test_clipping_scales_the_gradient_and_reports_the_norm_before(optimizer: str) -> None:
+def test_clipping_scales_the_gradient_and_returns_the_norm_before(optimizer: str) -> None:
     clipped, scaled = shard(optimizer=optimizer), shard(optimizer=optimizer)
     gradient = torch.full((2, 5), 2.0, dtype=torch.float64)
     norm = step(clipped, torch.tensor([0, 1]), gradient, most=1.0)
@@ -59,7 +63,7 @@ def test_clipping_scales_the_gradient_and_reports_the_norm_before(optimizer: str
         torch.testing.assert_close(value, scaled.state()[name], rtol=1e-12, atol=0)
 
 
-def test_a_row_without_gradient_decays_and_an_empty_step_only_counts() -> None:
+def test_row_without_gradient_decays_and_empty_step_only_counts() -> None:
     rows = shard(optimizer="sgd")
     start = rows.weight.clone()
     gathered = rows.gather(torch.tensor([1]), torch.zeros(1))
@@ -72,7 +76,7 @@ def test_a_row_without_gradient_decays_and_an_empty_step_only_counts() -> None:
     torch.testing.assert_close(rows.weight, start * 0.95**2, rtol=1e-14, atol=0)
 
 
-def test_sub_centres_of_a_class_are_gathered_one_after_the_other() -> None:
+def test_sub_centres_of_a_class_are_gathered_in_order() -> None:
     rows = shard(sub_centres=3, width=4)
     gathered = rows.gather(torch.tensor([2, 5]), torch.zeros(2))
     assert gathered.weight_SD.shape == (6, 4)
@@ -85,7 +89,7 @@ def test_sub_centres_of_a_class_are_gathered_one_after_the_other() -> None:
     torch.testing.assert_close(rows.weight[5, :4], before[5, :4] * 0.999, rtol=1e-14, atol=0)
 
 
-def test_the_start_is_keyed_by_class_and_has_the_length_of_a_unit_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_initial_rows_are_keyed_by_class_and_have_unit_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.class_weights.shard.CLASSES_PER_BLOCK", 8)
     whole = shard(21, 16)
     for part in range(3):
@@ -100,7 +104,7 @@ def test_the_start_is_keyed_by_class_and_has_the_length_of_a_unit_row(monkeypatc
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "rowwise_adagrad", "adamw"])
-def test_rows_on_disk_are_the_rows_in_memory(tmp_path: Path, optimizer: str) -> None:
+def test_rows_on_disk_equal_rows_in_memory(tmp_path: Path, optimizer: str) -> None:
     places = [ClassStorage("memory"), ClassStorage("disk", folder=tmp_path / "rows", part=3), None]
     held = [shard(dtype=torch.bfloat16, optimizer=optimizer, storage=place) for place in places]
     generator = torch.Generator().manual_seed(0)
@@ -115,7 +119,7 @@ def test_rows_on_disk_are_the_rows_in_memory(tmp_path: Path, optimizer: str) -> 
     assert torch.equal(torch.from_file(str(file), size=35, dtype=torch.bfloat16).view(7, 5), held[0].weight)
 
 
-def test_files_of_rows_never_written_take_no_space(tmp_path: Path) -> None:
+def test_files_of_unwritten_rows_take_no_space(tmp_path: Path) -> None:
     place = ClassStorage("disk", folder=tmp_path)
     place.zeros("weight", (1_000_000, 16), torch.float32)[5] = 1.0
     file = tmp_path / "part-00000.weight.rows"
@@ -125,7 +129,7 @@ def test_files_of_rows_never_written_take_no_space(tmp_path: Path) -> None:
     assert float(place.zeros("weight", (2, 2), torch.float32).sum()) == 0  # an earlier run's file is not taken over
 
 
-def test_the_pages_of_a_step_are_those_that_hold_its_rows(tmp_path: Path) -> None:
+def test_requested_pages_are_those_of_the_rows(tmp_path: Path) -> None:
     stream = np.random.default_rng(0)
     for row_bytes, page in ((8, 16), (24, 16), (4096, 4096), (10_000, 4096), (3, 4096)):
         places = np.sort(stream.choice(5000, 300, replace=False))
@@ -141,7 +145,7 @@ def test_the_pages_of_a_step_are_those_that_hold_its_rows(tmp_path: Path) -> Non
     assert rows[[4999, 0, 2500], 0].tolist() == [4999, 0, 2500]
 
 
-def test_what_cannot_be_a_shard_or_a_step_is_refused() -> None:
+def test_invalid_shards_and_steps_are_rejected() -> None:
     with pytest.raises(ValueError, match="use float32, float64 or bfloat16"):
         shard(dtype=torch.float16)
     with pytest.raises(ValueError, match="0 classes of 1 rows of width 5"):

@@ -1,4 +1,4 @@
-"""Adapters: on which layers, how few parameters, what a run with them hands on, and the two published forms."""
+"""Adapters: adapted layers, number of parameters, trained results and both published forms."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,14 +40,14 @@ def vit() -> Any:
     )
 
 
-def test_adapters_sit_on_pointwise_convolutions_behind_the_frozen_stages_or_on_query_and_value() -> None:
+def test_adapters_are_on_pointwise_convolutions_behind_frozen_stages_or_on_query_and_value() -> None:
     assert adapter_layers(small_model(small_recipe()).vision_model, small_lora()) == LAYERS
     found = adapter_layers(vit(), small_lora({"model.frozen_stages": 0}))
     assert len(found) == 4
     assert {name.rpartition(".")[2] for name in found} <= {"q_proj", "v_proj", "query", "value"}
 
 
-def test_layers_can_be_named_and_a_name_that_fits_nothing_is_refused() -> None:
+def test_layers_can_be_named_and_unknown_names_are_rejected() -> None:
     vision = small_model(small_recipe()).vision_model
     assert adapter_layers(vision, small_lora({"image.lora.targets": ("project.conv", "head.conv")})) == LAYERS[1:]
     with pytest.raises(ValueError, match="'q_proj', which is the end of no trained layer's name in EfficientNetLite"):
@@ -63,7 +63,7 @@ def test_less_than_a_twentieth_of_efficientnet_lite0_is_trained() -> None:
     model = OclearModel.from_encoders(
         EfficientNetLiteModel(EfficientNetLiteConfig()), hidden_size=recipe.model.hidden_size
     )
-    encoders = EncoderPair(model, frozen_stages=recipe.model.frozen_stages)
+    encoders = EncoderPair.for_training(model, frozen_stages=recipe.model.frozen_stages)
     tuned, _ = trained_and_all(model.vision_model)
     add_adapters(model.vision_model, recipe, seed=0)
     trained, total = trained_and_all(model.vision_model)
@@ -75,7 +75,7 @@ def test_less_than_a_twentieth_of_efficientnet_lite0_is_trained() -> None:
     assert said in trained_share(encoders)
 
 
-def test_a_model_with_new_adapters_computes_what_it_did_equally_on_every_rank() -> None:
+def test_new_adapters_do_not_change_the_output_and_are_equal_on_every_rank() -> None:
     inputs = torch.randn(2, 5, 3, 3)
     plain, first, second, other = (small_model(small_recipe()).vision_model for _ in range(4))
     before = torch.get_rng_state()
@@ -91,7 +91,7 @@ def test_a_model_with_new_adapters_computes_what_it_did_equally_on_every_rank() 
     assert not torch.equal(first.state_dict()[name], other.state_dict()[name])
 
 
-def test_a_run_trains_adapters_and_head_alone_and_merging_adds_their_product(tmp_path: Path) -> None:
+def test_run_trains_only_adapters_and_head_and_merging_adds_their_product(tmp_path: Path) -> None:
     recipe = small_lora({"image.steps": 4})
     start = small_model(recipe).vision_model.state_dict()
     found = train_small(recipe, tmp_path).weights
@@ -111,7 +111,7 @@ def test_a_run_trains_adapters_and_head_alone_and_merging_adds_their_product(tmp
         assert not torch.equal(result[name], value)
 
 
-def test_a_resumed_run_with_adapters_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+def test_resumed_run_with_adapters_is_bit_equal(tmp_path: Path) -> None:
     recipe = small_lora({"image.ema_decay": 0.9, "image.layer_decay": 0.7, "runtime.activation_checkpointing": True})
     whole = train_small(recipe, tmp_path / "whole")
     train_small(recipe, tmp_path / "cut", max_steps=7)
@@ -122,7 +122,7 @@ def test_a_resumed_run_with_adapters_is_the_uninterrupted_one_bit_for_bit(tmp_pa
 # peft 0.21 reads this attribute of transformers 5.23 under its old name.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("text", ["tiny", None])
-def test_the_published_adapter_is_the_merged_model(
+def test_published_adapter_equals_the_merged_model(
     tmp_path: Path, text: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from peft import AutoPeftModelForFeatureExtraction, PeftModel
@@ -163,7 +163,7 @@ def test_the_published_adapter_is_the_merged_model(
         torch.testing.assert_close(plain.get_query_embeds(pixels), model.get_query_embeds(pixels), rtol=1e-5, atol=1e-5)
 
 
-def test_something_else_than_the_adapter_holds_is_not_published(tmp_path: Path) -> None:
+def test_changes_outside_the_adapter_are_not_published(tmp_path: Path) -> None:
     recipe = recipe_by_name("tiny").with_changes({"image.lora.rank": 2})
     base, processor = build_model(recipe, seed=0)
     model, _ = build_model(recipe, seed=0)
@@ -172,7 +172,7 @@ def test_something_else_than_the_adapter_holds_is_not_published(tmp_path: Path) 
         export_adapter(tmp_path, base=base, model=model, processor=processor, weights={}, recipe=recipe)
 
 
-def test_unkeyed_dropout_and_adapters_that_do_not_count_are_refused() -> None:
+def test_unkeyed_dropout_and_unused_adapter_settings_are_rejected() -> None:
     with pytest.raises(ValueError, match="lora_dropout is gone"):
         recipe_from_flat({"name": "x", "vision": "tiny", "text": None, "lora_dropout": 0.1})
     with pytest.raises(ValueError, match="lora.alpha is 0; it must be above 0, or null"):

@@ -1,4 +1,4 @@
-"""The average that is published is the one of the definition, survives a resume, and leaves training as it is."""
+"""The weight average equals its definition, survives a resume, and does not change training."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def by_definition(weights: list[torch.Tensor], decay: float) -> torch.Tensor:
     return torch.stack(terms).sum(0) / (1 - decay**count)
 
 
-def test_the_running_form_is_the_definition() -> None:
+def test_recursion_equals_the_definition() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(3, 2).double()
     layer.bias.requires_grad_(False)
@@ -28,24 +28,24 @@ def test_the_running_form_is_the_definition() -> None:
             layer.weight.normal_()
         average.update(step)
         seen.append(layer.weight.detach().clone())
-        torch.testing.assert_close(average.whole()["weight"], by_definition(seen, 0.8), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(average.gathered()["weight"], by_definition(seen, 0.8), rtol=1e-12, atol=1e-12)
 
 
-def test_without_decay_it_is_the_last_step_and_before_any_step_the_start() -> None:
+def test_average_without_decay_is_the_last_step_and_before_any_step_the_start() -> None:
     layer = nn.Linear(3, 2)
     average = WeightAverage(layer, decay=0.0)
-    assert torch.equal(average.whole()["weight"], layer.weight)
+    assert torch.equal(average.gathered()["weight"], layer.weight)
     for step in range(3):
         with torch.no_grad():
             layer.weight.normal_()
         average.update(step)
-    assert torch.equal(average.whole()["weight"], layer.weight)
+    assert torch.equal(average.gathered()["weight"], layer.weight)
 
 
-def test_the_encoders_compute_with_the_average_inside_and_with_their_own_weights_after() -> None:
+def test_encoders_use_the_average_inside_the_block_and_their_own_weights_after() -> None:
     layer = nn.Linear(3, 2)
     average = WeightAverage(layer, decay=0.5)
-    before, kept = layer.weight.detach().clone(), average.whole()["weight"]
+    before, kept = layer.weight.detach().clone(), average.gathered()["weight"]
     with torch.no_grad():
         layer.weight.add_(1)
     inside = []
@@ -59,10 +59,10 @@ def test_the_encoders_compute_with_the_average_inside_and_with_their_own_weights
         fail()
     assert torch.equal(inside[0], before)
     assert torch.equal(layer.weight, before + 1)
-    assert torch.equal(average.whole()["weight"], kept)
+    assert torch.equal(average.gathered()["weight"], kept)
 
 
-def test_a_run_hands_on_the_average_of_its_steps_and_learns_as_without(tmp_path: Path) -> None:
+def test_run_returns_the_average_and_trains_as_without_it(tmp_path: Path) -> None:
     steps = [train_small(small_recipe(), tmp_path / str(count), max_steps=count) for count in (1, 2, 3)]
     averaged = train_small(small_recipe({"image.ema_decay": 0.7}), tmp_path / "averaged", max_steps=3)
     assert torch.equal(averaged.class_weights, steps[-1].class_weights)
@@ -74,7 +74,7 @@ def test_a_run_hands_on_the_average_of_its_steps_and_learns_as_without(tmp_path:
     assert torch.equal(averaged.weights[frozen], steps[0].weights[frozen])
 
 
-def test_a_resumed_average_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+def test_resumed_average_is_bit_equal(tmp_path: Path) -> None:
     recipe = small_recipe({"image.ema_decay": 0.9})
     whole = train_small(recipe, tmp_path / "whole")
     train_small(recipe, tmp_path / "cut", max_steps=7)
@@ -83,7 +83,7 @@ def test_a_resumed_average_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("value", [1.0, -0.1])
-def test_a_decay_out_of_range_is_refused(value: float) -> None:
+def test_decay_out_of_range_is_rejected(value: float) -> None:
     with pytest.raises(ValueError, match="ema_decay is .*at least 0 and below 1"):
         small_recipe({"image.ema_decay": value})
     with pytest.raises(ValueError, match="at least 0 and below 1"):

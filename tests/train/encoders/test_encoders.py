@@ -1,4 +1,4 @@
-"""The data-parallel half: what it standardises, where its projection starts, what it freezes, where dropout acts."""
+"""The encoder pair: standardisation, initial projection, frozen stages and dropout."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from train.image_stage.loop import trained_rows
 def started(projection: str = "pca", **changes: Any) -> EncoderPair:
     recipe = small_recipe({"image.projection": projection, **changes})
     cache, rows = small_cache(), trained_rows(small_samples())
-    encoders = EncoderPair(small_model(recipe), frozen_stages=recipe.model.frozen_stages).double()
+    encoders = EncoderPair.for_training(small_model(recipe), frozen_stages=recipe.model.frozen_stages).double()
     start_image_head(
         encoders,
         inputs={"query": cache.query_inputs, "document": cache.document_inputs},
@@ -45,7 +45,7 @@ def test_each_side_is_standardised_by_its_own_training_rows() -> None:
         )
 
 
-def test_pca_keeps_the_most_of_the_standardised_features_that_six_directions_can() -> None:
+def test_pca_keeps_the_maximal_variance_of_the_standardised_features() -> None:
     encoders = started()
     head = encoders.image_head
     features = torch.cat(
@@ -59,7 +59,7 @@ def test_pca_keeps_the_most_of_the_standardised_features_that_six_directions_can
     torch.testing.assert_close(kept.detach(), best)
 
 
-def test_identity_hands_on_the_standardised_features() -> None:
+def test_identity_projection_keeps_the_standardised_features() -> None:
     encoders = started("identity", hidden_size=7)
     side = "query"
     features = pooled(encoders, side)
@@ -68,16 +68,16 @@ def test_identity_hands_on_the_standardised_features() -> None:
     torch.testing.assert_close(head(features, side=side).detach(), expected)
 
 
-def test_a_projection_that_does_not_fit_is_refused() -> None:
+def test_projection_of_wrong_width_is_rejected() -> None:
     with pytest.raises(ValueError, match="needs hidden_size equal to the features' width 7, not 6"):
         started("identity")
     with pytest.raises(ValueError, match="cannot widen 7 features to hidden_size 8"):
         started("pca", hidden_size=8)
 
 
-def test_only_what_is_behind_the_frozen_stages_is_trained_each_once() -> None:
+def test_only_parameters_behind_frozen_stages_are_trained_each_once() -> None:
     recipe = small_recipe()
-    encoders = EncoderPair(small_model(recipe), frozen_stages=1)
+    encoders = EncoderPair.for_training(small_model(recipe), frozen_stages=1)
     groups = parameter_groups(encoders, recipe)
     grouped = [value for group in groups for value in group["params"]]
     trained = [value for value in encoders.parameters() if value.requires_grad]
@@ -92,17 +92,17 @@ def test_only_what_is_behind_the_frozen_stages_is_trained_each_once() -> None:
         assert (group["weight_decay"] == 0) == (group["params"][0].ndim == 1)
 
 
-def test_a_frozen_backbone_leaves_the_head_alone_to_train() -> None:
-    encoders = EncoderPair(small_model(small_recipe()), frozen_stages=None)
+def test_frozen_backbone_leaves_only_the_head_to_train() -> None:
+    encoders = EncoderPair.for_training(small_model(small_recipe()), frozen_stages=None)
     assert all(name.startswith("image_head.") for name, _ in encoders.named_parameters())
 
 
-def test_too_many_frozen_stages_are_refused() -> None:
+def test_too_many_frozen_stages_are_rejected() -> None:
     with pytest.raises(ValueError, match="frozen_stages is 3, but the backbone has 2"):
         EncoderPair(small_model(small_recipe()), frozen_stages=3)
 
 
-def test_dropout_factors_act_on_the_projected_embedding_of_their_side_alone() -> None:
+def test_dropout_factors_act_only_on_the_projected_embedding_of_their_side() -> None:
     encoders = started()
     query, document = torch.randn(2, 5, 3, 3).double(), torch.randn(3, 5, 3, 3).double()
     ones = torch.ones(3, 6).double()
@@ -116,7 +116,7 @@ def test_dropout_factors_act_on_the_projected_embedding_of_their_side_alone() ->
     assert not torch.allclose(dropped, encoders.embed(query, side="query"))
 
 
-def test_the_blocks_that_fsdp_gathers_one_by_one_are_those_that_the_backbone_names_and_has() -> None:
+def test_fsdp_units_are_the_listed_blocks_that_the_backbone_contains() -> None:
     assert started()._no_split_modules == ["EfficientNetLiteBlock"]
     vit = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
     assert sharded_units(vit) == sorted(set(vit._no_split_modules or ()))

@@ -1,4 +1,4 @@
-"""Learning rates of the encoders: one for the backbone, or one per layer that falls towards the input."""
+"""Learning rates of the encoders: one for the backbone, or one per layer."""
 
 from typing import Any
 
@@ -21,8 +21,9 @@ def rates(encoders: EncoderPair, **changes: Any) -> dict[str, float]:
     return {name: by_id[id(value)] for name, value in encoders.named_parameters() if value.requires_grad}
 
 
-def test_each_layer_learns_at_a_share_of_the_rate_above_it() -> None:
-    found = rates(EncoderPair(small_model(small_recipe()), frozen_stages=0), layer_decay=0.5, encoder_learning_rate=0.8)
+def test_rate_of_each_layer_is_a_fraction_of_that_above() -> None:
+    encoders = EncoderPair.for_training(small_model(small_recipe()), frozen_stages=0)
+    found = rates(encoders, layer_decay=0.5, encoder_learning_rate=0.8)
     expected = {
         "vision.head": 0.8,
         "vision.stages.1": 0.4,
@@ -36,7 +37,7 @@ def test_each_layer_learns_at_a_share_of_the_rate_above_it() -> None:
         assert set(mine.values()) == {rate}, start
 
 
-def test_a_transformer_is_cut_into_embeddings_layers_and_what_is_behind() -> None:
+def test_transformer_is_split_into_embeddings_layers_and_the_rest() -> None:
     config = ViTConfig(
         hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=12, image_size=16, patch_size=8
     )
@@ -47,14 +48,14 @@ def test_a_transformer_is_cut_into_embeddings_layers_and_what_is_behind() -> Non
     assert {order[name] for name in names if name.startswith("embeddings")} == {0}
     assert order["layernorm.weight"] == 4
     assert {order[name] for name in names if ".1." in name} == {2}
-    encoders = EncoderPair(model, frozen_stages=0)
+    encoders = EncoderPair.for_training(model, frozen_stages=0)
     found = rates(encoders, layer_decay=0.1, encoder_learning_rate=1.0)
     assert found["vision.layernorm.weight"] == 1.0
     assert found["vision.embeddings.cls_token"] == pytest.approx(1e-4)
 
 
-def test_vectors_of_a_layer_have_no_weight_decay_and_no_layer_decay_is_two_groups_a_part() -> None:
-    encoders = EncoderPair(small_model(small_recipe()), frozen_stages=1)
+def test_vectors_have_no_weight_decay_and_each_part_two_groups_without_layer_decay() -> None:
+    encoders = EncoderPair.for_training(small_model(small_recipe()), frozen_stages=1)
     for recipe in (small_recipe({"image.layer_decay": 0.5}), small_recipe()):
         for group in parameter_groups(encoders, recipe):
             assert all((value.ndim > 1) == (group["weight_decay"] > 0) for value in group["params"])
@@ -64,18 +65,18 @@ def test_vectors_of_a_layer_have_no_weight_decay_and_no_layer_decay_is_two_group
     assert plain == whole
 
 
-def test_a_backbone_without_layers_is_refused() -> None:
+def test_backbone_without_layers_is_rejected() -> None:
     with pytest.raises(ValueError, match="needs a backbone with a list of layers, which Linear does not have"):
         layer_order(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.01, float("nan")])
-def test_a_decay_out_of_range_is_refused(value: float) -> None:
+def test_decay_out_of_range_is_rejected(value: float) -> None:
     with pytest.raises(ValueError, match="layer_decay is .*above 0 and at most 1"):
         small_recipe({"image.layer_decay": value})
 
 
-def test_the_rates_reach_the_optimiser_through_the_schedule() -> None:
-    encoders = EncoderPair(small_model(small_recipe()), frozen_stages=1)
+def test_schedule_scales_the_rates_of_the_optimiser() -> None:
+    encoders = EncoderPair.for_training(small_model(small_recipe()), frozen_stages=1)
     optimizer = torch.optim.AdamW(parameter_groups(encoders, small_recipe({"image.layer_decay": 0.5})))
     assert sorted({group["initial_lr"] for group in optimizer.param_groups}) == [2.5e-4, 5e-4, 2e-3]

@@ -1,4 +1,4 @@
-"""Activation checkpointing changes memory alone: values, gradients and whole runs are the same bit for bit."""
+"""Activation checkpointing changes only memory: values, gradients and runs are bit-equal."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def vit_model() -> Any:
 
 def gradients(model: Any, inputs: torch.Tensor, *, frozen: int, again: bool) -> tuple[dict[str, torch.Tensor], int]:
     """Gradients of a loss by name, and how often the last block's own layers ran."""
-    encoders = EncoderPair(model, frozen_stages=frozen).double().eval()
+    encoders = EncoderPair.for_training(model, frozen_stages=frozen).double().eval()
     if again:
         assert recompute_blocks(model.vision_model) == 2 - frozen
     runs = 0
@@ -58,7 +58,7 @@ def test_gradients_are_equal_and_the_blocks_run_twice(kind: str) -> None:
     assert all(torch.equal(found[name], value) for name, value in plain.items())
 
 
-def test_a_run_and_its_checkpoints_are_the_same_with_and_without(tmp_path: Path) -> None:
+def test_run_and_checkpoints_are_equal_with_and_without(tmp_path: Path) -> None:
     plain = train_small(small_recipe({"image.steps": 3}), tmp_path / "plain")
     recipe = small_recipe({"image.steps": 3, "runtime.activation_checkpointing": True})
     found = train_small(recipe, tmp_path / "again", max_steps=2)
@@ -68,15 +68,15 @@ def test_a_run_and_its_checkpoints_are_the_same_with_and_without(tmp_path: Path)
     assert all(torch.equal(resumed.weights[name], value) for name, value in plain.weights.items())
 
 
-def test_a_backbone_that_trains_no_block_is_refused() -> None:
+def test_backbone_without_trained_blocks_is_rejected() -> None:
     model = small_model(small_recipe())
-    EncoderPair(model, frozen_stages=2)
-    with pytest.raises(ValueError, match="has 2 blocks that can be computed again and trains none"):
+    EncoderPair.for_training(model, frozen_stages=2)
+    with pytest.raises(ValueError, match="has 2 blocks that can be recomputed and trains none"):
         recompute_blocks(model.vision_model)
 
 
 @pytest.mark.parametrize("field", ["runtime.activation_checkpointing", "image.layer_decay", "image.lora.rank"])
-def test_what_acts_on_trained_stages_is_refused_where_none_is_trained(field: str) -> None:
+def test_settings_of_trained_stages_are_rejected_if_none_is_trained(field: str) -> None:
     recipe = small_recipe({"model.frozen_stages": None, **{field: True if field.startswith("runtime") else 1}})
     with pytest.raises(ValueError, match=f"recipe.{field} is .*frozen_stages null"):
         check_layout(recipe, processes=1)

@@ -1,4 +1,4 @@
-"""Augmented views depend on their key alone, keep size and handedness, and see transparency as the processor does."""
+"""Augmented views are keyed, keep size and orientation, and treat transparency like the processor."""
 
 from typing import Any
 
@@ -36,18 +36,18 @@ def view(seed: int, sample_id: str, number: int) -> bytes:
     return style_view(drawing(), keyed_generator(seed, sample_id, number)).tobytes()
 
 
-def test_a_view_depends_on_seed_sample_and_number_alone() -> None:
+def test_view_depends_only_on_seed_sample_and_number() -> None:
     assert view(3, "a", 1) == view(3, "a", 1)
     others = [view(4, "a", 1), view(3, "b", 1), view(3, "a", 2)]
     assert len({view(3, "a", 1), *others}) == 4
 
 
-def test_no_two_keys_run_together() -> None:
+def test_keys_do_not_collide() -> None:
     draws = {keyed_generator(*key).random() for key in ((1, "2", 3), (12, "", 3), (1, "23", 0), (1, "2/3", 0))}
     assert len(draws) == 4
 
 
-def test_a_view_has_the_size_of_its_image_and_is_rgb() -> None:
+def test_view_is_rgb_and_has_the_size_of_its_image() -> None:
     for number in range(40):
         made = style_view(drawing(), keyed_generator(0, "size", number))
         assert (made.size, made.mode) == ((41, 37), "RGB")
@@ -69,7 +69,7 @@ def test_no_view_is_mirrored_or_upside_down() -> None:
         assert (weight * rows).sum() / weight.sum() < 18, number
 
 
-def test_transparent_pixels_are_white_whatever_colour_lies_beneath() -> None:
+def test_transparent_pixels_become_white() -> None:
     clear = Image.new("RGBA", (9, 9), (0, 0, 0, 0))
     clear.putpixel((4, 4), (10, 20, 30, 255))
     assert on_white(clear).getpixel((0, 0)) == (255, 255, 255)
@@ -78,7 +78,7 @@ def test_transparent_pixels_are_white_whatever_colour_lies_beneath() -> None:
     assert made.tobytes() == expected.tobytes()
 
 
-def test_no_turn_no_shear_no_shift_and_scale_one_change_nothing() -> None:
+def test_identity_transform_changes_nothing() -> None:
     class Neutral(Fixed):
         def uniform(self, low: float, high: float, size: int | None = None) -> Any:
             neutral = 1.0 if (low, high) == (0.8, 1.1) else 0.0
@@ -88,7 +88,7 @@ def test_no_turn_no_shear_no_shift_and_scale_one_change_nothing() -> None:
     assert affine(drawing(), rng).tobytes() == drawing().tobytes()
 
 
-def test_what_the_geometry_uncovers_has_the_border_colour() -> None:
+def test_uncovered_area_has_the_border_colour() -> None:
     class Shrunk(Fixed):
         def uniform(self, low: float, high: float, size: int | None = None) -> Any:
             small = 0.8 if (low, high) == (0.8, 1.1) else 0.0
@@ -99,7 +99,7 @@ def test_what_the_geometry_uncovers_has_the_border_colour() -> None:
     assert affine(filled, rng).getcolors() == [(400, (7, 8, 9))]
 
 
-def test_the_hue_circle_closes() -> None:
+def test_hue_wraps_around() -> None:
     back: Any = Fixed(-13)
     red, green, blue = hue_shift(Image.new("RGB", (2, 2), (255, 0, 0)), back).getpixel((0, 0))  # type: ignore[misc]
     assert red == 255
@@ -107,7 +107,7 @@ def test_the_hue_circle_closes() -> None:
     assert 60 <= blue <= 90  # 18 degrees back from red: magenta lies at 60 degrees with 255
 
 
-def test_lines_lie_at_the_edges_of_the_mark_alone() -> None:
+def test_line_mask_is_only_at_edges() -> None:
     thin: Any = Fixed(0.9)
     ink = np.asarray(line_mask(drawing(), thin))
     assert ink[8:14, 5:8].max() == 255

@@ -1,4 +1,4 @@
-"""The rows of a step depend on (seed, step) alone, and pieces of it are pieces of the same numbers."""
+"""Rows of a step depend only on (seed, step), and pieces of a step have the same numbers."""
 
 import collections
 
@@ -17,7 +17,7 @@ def sampler(balance: float = 1.0, views: int = 2) -> SideSampler:
     return SideSampler(rows, labels, weights, views=views, balance=balance, stream=1)
 
 
-def test_a_step_is_the_same_whatever_was_drawn_before() -> None:
+def test_step_is_independent_of_earlier_draws() -> None:
     fresh, used = sampler(), sampler()
     for step in range(5):
         used.draw(4, seed=3, step=step)
@@ -30,19 +30,19 @@ def test_another_seed_and_another_step_draw_other_rows() -> None:
     assert len(draws) == 4
 
 
-def test_every_category_comes_up_before_one_comes_up_again() -> None:
+def test_every_category_is_drawn_before_any_is_drawn_again() -> None:
     labels = np.concatenate([sampler().draw(4, seed=0, step=step).labels for step in range(3)])
     for start in range(0, 12, 3):
         assert sorted(labels[start : start + 3]) == [2, 7, 9]
 
 
-def test_a_row_carries_the_label_of_its_category() -> None:
+def test_row_has_the_label_of_its_category() -> None:
     drawn = sampler().draw(50, seed=1, step=0)
     of = {10: 9, 11: 7, 12: 2, 13: 9, 14: 2, 15: 9}
     assert [of[row] for row in drawn.rows.tolist()] == drawn.labels.tolist()
 
 
-def test_rows_of_a_category_come_in_proportion_to_their_weights() -> None:
+def test_rows_of_a_category_are_drawn_by_weight() -> None:
     drawn = sampler().draw(15000, seed=0, step=0)
     counts = collections.Counter(drawn.rows.tolist())
     assert counts[15] / 5000 == pytest.approx(3 / 5, abs=0.03)
@@ -50,7 +50,7 @@ def test_rows_of_a_category_come_in_proportion_to_their_weights() -> None:
     assert sorted(set(drawn.views.tolist())) == [0, 1, 2]
 
 
-def test_without_balance_categories_come_in_proportion_to_their_weights() -> None:
+def test_categories_are_drawn_by_weight_without_balance() -> None:
     drawn = sampler(balance=0.0).draw(16000, seed=0, step=0)
     shares = {label: float((drawn.labels == label).mean()) for label in (2, 7, 9)}
     assert shares == pytest.approx({2: 2 / 8, 7: 1 / 8, 9: 5 / 8}, abs=0.02)
@@ -64,12 +64,12 @@ def test_pieces_cover_the_rows_once_and_differ_by_one_at_most(count: int, parts:
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_more_pieces_than_rows_are_refused() -> None:
+def test_more_pieces_than_rows_are_rejected() -> None:
     with pytest.raises(ValueError, match="raise queries_per_step"):
         piece(3, 0, 4)
 
 
-def test_dropout_of_a_piece_is_the_piece_of_the_dropout() -> None:
+def test_dropout_of_a_piece_is_a_piece_of_the_dropout() -> None:
     whole = dropout_scale(0.3, rows=slice(0, 9), width=7, seed=5, step=11, side="query")
     for start, end in ((0, 4), (4, 9), (8, 9)):
         part = dropout_scale(0.3, rows=slice(start, end), width=7, seed=5, step=11, side="query")

@@ -1,5 +1,6 @@
-"""Several processes fill one file: every row once, nothing computed again after a kill, one run at a time."""
+"""Several processes fill one file: each row once, resumed after a kill, one run at a time."""
 
+import logging
 import resource
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from train.inputs import feature_files
-from train.inputs.feature_files import Crew, Progress, RowFile, fill_rows, locked
+from train.inputs.feature_files import Progress, RowFile, WorkerGroup, fill_rows, locked
 
 ROWS, BATCH = 53, 3
 
@@ -18,10 +19,10 @@ ROWS, BATCH = 53, 3
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_files, "ROWS_PER_BLOCK", 2 * BATCH)
-    monkeypatch.setattr(feature_files, "SECONDS_BETWEEN_LOOKS", 0.005)
+    monkeypatch.setattr(feature_files, "SECONDS_BETWEEN_CHECKS", 0.005)
 
 
-class ThreadCrew(Crew):
+class ThreadGroup(WorkerGroup):
     """Ranks as threads: the main one's answer reaches all, as a broadcast would bring it."""
 
     def __init__(self, rank: int, size: int, meeting: threading.Barrier, answers: list[Any]) -> None:
@@ -60,7 +61,7 @@ def fill(folder: Path, ranks: int, *, rows: int = ROWS, fail_at: int | None = No
                 computed[rank].extend(part.tolist())
                 yield {"a": value_of(part), "b": part % 5 == 0}
 
-        fill_rows(files, progress, crew=ThreadCrew(rank, ranks, meeting, answers), batches=batches)
+        fill_rows(files, progress, group=ThreadGroup(rank, ranks, meeting, answers), batches=batches)
 
     threads = [threading.Thread(target=one, args=(rank,)) for rank in range(1, ranks)]
     for thread in threads:
@@ -78,7 +79,7 @@ def whole(folder: Path, rows: int = ROWS) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("rows", [ROWS, 6, 1])
-def test_every_row_is_computed_by_one_rank_and_no_rank_has_gaps(tmp_path: Path, ranks: int, rows: int) -> None:
+def test_every_row_is_computed_by_one_rank_without_gaps(tmp_path: Path, ranks: int, rows: int) -> None:
     computed = fill(tmp_path, ranks, rows=rows)
     assert sorted(row for part in computed for row in part) == list(range(rows))
     assert all(part == list(range(part[0], part[-1] + 1)) for part in computed if part)
@@ -87,7 +88,7 @@ def test_every_row_is_computed_by_one_rank_and_no_rank_has_gaps(tmp_path: Path, 
     whole(tmp_path, rows)
 
 
-def test_what_a_killed_run_finished_is_not_computed_again_by_another_number_of_ranks(tmp_path: Path) -> None:
+def test_rows_of_a_killed_run_are_not_computed_again_by_another_number_of_ranks(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         fill(tmp_path, 1, fail_at=20)
     left = sorted(row for part in fill(tmp_path, 3) for row in part)
@@ -95,25 +96,25 @@ def test_what_a_killed_run_finished_is_not_computed_again_by_another_number_of_r
     whole(tmp_path)
 
 
-def test_a_file_that_is_gone_is_computed_from_the_beginning(tmp_path: Path) -> None:
+def test_deleted_file_is_computed_from_the_beginning(tmp_path: Path) -> None:
     fill(tmp_path, 1)
     (tmp_path / "b.npy").unlink()
     assert fill(tmp_path, 1) == [list(range(ROWS))]
     whole(tmp_path)
 
 
-def test_no_row_no_width_leaves_an_empty_array(tmp_path: Path) -> None:
+def test_zero_rows_or_width_give_an_empty_array(tmp_path: Path) -> None:
     file = RowFile(tmp_path / "a.npy", (4, 0, 3), np.float16)
     fill_rows(
         {"a": file},
         Progress(tmp_path / "a.progress", 4),
-        crew=Crew(together=False),
+        group=WorkerGroup(together=False),
         batches=lambda rows: iter([{"a": np.zeros((len(rows), 0, 3))}]),
     )
     assert np.load(tmp_path / "a.npy").shape == (4, 0, 3)
 
 
-def test_a_disk_that_refuses_is_told_in_one_line_and_what_was_written_stays_unmarked(tmp_path: Path) -> None:
+def test_full_disk_is_reported_in_one_line_and_unfinished_blocks_stay_unmarked(tmp_path: Path) -> None:
     fill(tmp_path, 1, rows=6)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     folder = tmp_path / "full"
@@ -128,18 +129,19 @@ def test_a_disk_that_refuses_is_told_in_one_line_and_what_was_written_stays_unma
     whole(folder)
 
 
-def test_a_second_run_waits_until_the_first_has_let_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_second_run_waits_for_the_lock(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="train.inputs.feature_files")
     order: list[str] = []
 
     def second() -> None:
-        with locked(tmp_path / "images", crew=Crew(together=False)):
+        with locked(tmp_path / "images", group=WorkerGroup(together=False)):
             order.append("second")
 
     thread = threading.Thread(target=second)
-    with locked(tmp_path / "images", crew=Crew(together=False)):
+    with locked(tmp_path / "images", group=WorkerGroup(together=False)):
         thread.start()
         thread.join(0.2)
         order.append("first")
     thread.join(20)
     assert order == ["first", "second"]
-    assert capsys.readouterr().out == "another run fills images; waiting for it\n"
+    assert caplog.messages == ["another run fills images; waiting for it"]

@@ -1,4 +1,4 @@
-"""Streamed inputs are the numbers of the cache, are decoded a step ahead, and leave no process behind."""
+"""Streamed inputs equal the cache, are decoded one step ahead, and leave no process behind."""
 
 import multiprocessing
 import os
@@ -13,10 +13,10 @@ import pytest
 from tests.support.synthetic_governed import rows, write_categories, write_governed, write_samples
 from train.encoders.backbones import build_model
 from train.inputs.cache import FeatureCache, cache_features
-from train.inputs.feature_stream import Decoder, LookAhead, StreamedInputs, looking_ahead, stream_features
+from train.inputs.feature_stream import Decoder, LookAhead, StreamedInputs, stream_features, with_look_ahead
 from train.inputs.sampler import StepSampler
 from train.inputs.samples import GovernedSamples, read_samples
-from train.inputs.views import Refused
+from train.inputs.views import UnreadableImage
 from train.recipes.emoji import tiny
 from train.recipes.recipe import Recipe
 
@@ -45,7 +45,7 @@ def cached(samples: GovernedSamples, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.parametrize("workers", [0, 2] if CAN_FORK else [0])
-def test_streamed_rows_are_those_of_the_cache(
+def test_streamed_rows_equal_cached_rows(
     samples: GovernedSamples, cached: FeatureCache, tmp_path: Path, workers: int
 ) -> None:
     found = streamed(samples, tmp_path, workers=workers)
@@ -80,7 +80,7 @@ class Recorder:
         self.calls.append([(side, part.tolist()) for side, part, _ in wanted])
 
 
-def test_the_rows_of_the_next_step_are_announced_micro_step_by_micro_step() -> None:
+def test_rows_of_the_next_step_are_announced_by_micro_step() -> None:
     recipe = RECIPE.with_changes({"image.steps": 3, "image.gradient_accumulation": 2})
     decoder = Recorder()
     ahead = LookAhead(sampler(), decoder, recipe)  # type: ignore[arg-type]
@@ -98,14 +98,14 @@ def test_the_rows_of_the_next_step_are_announced_micro_step_by_micro_step() -> N
 
 def test_a_cache_needs_no_look_ahead(cached: FeatureCache) -> None:
     plain = sampler()
-    assert looking_ahead(plain, cached, RECIPE) is plain
+    assert with_look_ahead(plain, cached, RECIPE) is plain
 
 
 class Slow:
     """Views of a side that say who decoded them."""
 
     def of(self, row: int, wanted: list[int]) -> Any:
-        return Refused(f"row {row} by {os.getpid()}") if row < 0 else Numbers(row, wanted[0])
+        return UnreadableImage(f"row {row} by {os.getpid()}") if row < 0 else Numbers(row, wanted[0])
 
 
 class Numbers:
@@ -119,7 +119,7 @@ class Numbers:
 
 
 @pytest.mark.skipif(not CAN_FORK, reason="needs fork")
-def test_what_was_announced_is_taken_in_its_order_from_workers_and_the_rest_is_forgotten() -> None:
+def test_announced_rows_come_from_workers_in_order_and_others_are_cancelled() -> None:
     decoder = Decoder({"query": Slow()}, workers=1)  # type: ignore[dict-item]
     rows, views = np.arange(40), np.arange(40) % 3
     decoder.announce([("query", rows, views), ("query", rows + 1, views)])
@@ -127,16 +127,16 @@ def test_what_was_announced_is_taken_in_its_order_from_workers_and_the_rest_is_f
     assert (found[:, 0].numpy() == rows).all()
     assert (found[:, 1].numpy() == views).all()
     assert os.getpid() not in found[:, 2].tolist()
-    assert len(decoder._announced) == 1
+    assert len(decoder._pending) == 1
     decoder.announce([("query", rows[:4], views[:4])])
-    assert len(decoder._announced) == 1
+    assert len(decoder._pending) == 1
     with pytest.raises(ValueError, match="row -2 by"):
         decoder.take("query", np.array([3, -2]), np.array([0, 0]))
 
 
 @pytest.mark.skipif(not CAN_FORK, reason="needs fork")
 def test_workers_end_with_a_killed_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.inputs.feature_stream.SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr("train.inputs.feature_stream.SECONDS_BETWEEN_CHECKS", 0.05)
     here, there = multiprocessing.Pipe()
 
     def parent() -> None:
@@ -159,7 +159,7 @@ def test_workers_end_with_a_killed_parent(monkeypatch: pytest.MonkeyPatch) -> No
     assert not Path(f"/proc/{worker}").exists()
 
 
-def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+def test_error_names_the_undecodable_image(tmp_path: Path) -> None:
     made: list[Any] = rows()
     made[5]["image"] = {"bytes": b"no image", "path": None}
     write_samples(tmp_path, made)

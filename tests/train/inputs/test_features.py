@@ -1,4 +1,4 @@
-"""Cached features: what every row holds, when the cache is read again and when it is not, what is refused."""
+"""Cached features: content of every row, when the cache is reused, and rejected inputs."""
 
 import dataclasses
 import io
@@ -23,7 +23,7 @@ from tests.support.synthetic_governed import FEATURES, rows
 from train.encoders.backbones import build_model
 from train.inputs.augment import keyed_generator, style_view
 from train.inputs.cache import FeatureCache, cache_features
-from train.inputs.composites import made_page, white_pixel
+from train.inputs.composites import composite_image, white_pixel
 from train.inputs.feature_keys import cache_keys
 from train.inputs.sample_table import SampleTable
 from train.inputs.views import Views, decode, decode_workers
@@ -89,7 +89,7 @@ def close(found: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=2e-3, atol=1e-3)
 
 
-def test_rows_follow_the_samples_and_hold_each_view_of_their_own_image(start: Any, cache: FeatureCache) -> None:
+def test_rows_follow_the_samples_and_have_every_view(start: Any, cache: FeatureCache) -> None:
     assert cache.query_inputs.shape[:2] == (48, 2)
     assert cache.document_inputs.shape[:2] == (36, 3)
     for name, row in (("query", 17), ("query", 47), ("document", 5), ("document", 35)):
@@ -105,14 +105,14 @@ def test_rows_follow_the_samples_and_hold_each_view_of_their_own_image(start: An
             close(cache.document_cells[row], cells[0])
 
 
-def test_a_missing_image_is_zeros_and_said_so(cache: FeatureCache) -> None:
+def test_missing_image_is_zeros_and_marked(cache: FeatureCache) -> None:
     assert np.flatnonzero(~cache.document_has_image).tolist() == [NO_IMAGE]
     assert not cache.document_inputs[NO_IMAGE].any()
     assert not cache.document_cells[NO_IMAGE].any()
     assert all(cache.document_inputs[row].any() for row in range(36) if row != NO_IMAGE)
 
 
-def test_a_text_is_read_as_it_would_be_alone_and_none_masks_all_tokens(start: Any, cache: FeatureCache) -> None:
+def test_text_features_equal_those_of_one_text_and_missing_text_is_masked(start: Any, cache: FeatureCache) -> None:
     assert not cache.document_mask[NO_TEXT : NO_TEXT + 12].any()
     assert cache.document_mask[:NO_TEXT].any(1).all()
     for row in (0, NO_IMAGE, 23):
@@ -124,8 +124,8 @@ def test_a_text_is_read_as_it_would_be_alone_and_none_masks_all_tokens(start: An
         close(cache.document_tokens[row, :length], tokens[0, :length].numpy())
 
 
-def test_pages_are_made_of_the_two_documents_of_their_layout(start: Any, cache: FeatureCache) -> None:
-    layouts = cache.page_layouts
+def test_composites_combine_the_two_documents_of_their_layout(start: Any, cache: FeatureCache) -> None:
+    layouts = cache.composite_layouts
     assert len(cache.page_cells) == len(layouts.named) == 23
     assert not {NO_IMAGE, *range(NO_TEXT, 36)} & set(layouts.named.tolist())
     images = start.processor.image_processor
@@ -135,13 +135,13 @@ def test_pages_are_made_of_the_two_documents_of_their_layout(start: Any, cache: 
             images(Image.open(io.BytesIO(side("document")[row]["image"]["bytes"])))["pixel_values"][0]
             for row in (layouts.named[page], layouts.other[page])
         ]
-        expected = made_page(pixels[0], pixels[1], int(layouts.place[page]), white_C=white)[None]
+        expected = composite_image(pixels[0], pixels[1], int(layouts.place[page]), white_C=white)[None]
         close(cache.page_cells[page], trunk(start, expected)[1][0])
     assert cache.grid == (10, 10)
     assert cache.page_cells.shape[1] == 100
 
 
-def test_a_second_call_reads_what_is_there(start: Any, tmp_path: Path) -> None:
+def test_second_call_reuses_the_cache(start: Any, tmp_path: Path) -> None:
     first = compute(start, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
     again = compute(start, tmp_path)
@@ -158,7 +158,7 @@ def test_worker_processes_compute_the_same(start: Any, cache: FeatureCache, tmp_
 
 
 @pytest.mark.parametrize(("name", "field"), [("query_inputs", "query_inputs"), ("tokens", "document_tokens")])
-def test_a_folder_that_was_not_finished_is_computed_again(start: Any, tmp_path: Path, name: str, field: str) -> None:
+def test_incomplete_folder_is_computed_again(start: Any, tmp_path: Path, name: str, field: str) -> None:
     recipe = RECIPE.with_changes({"image.query_views": 0, "image.document_views": 0})
     true = np.array(getattr(compute(start, tmp_path, recipe=recipe), field))
     (path,) = tmp_path.glob(f"*/{name}.npy")
@@ -192,13 +192,11 @@ def changed(first: tuple[str, str], second: tuple[str, str]) -> str:
         ({"image.steps": 9, "image.projection_learning_rate": 0.5}, ""),
     ],
 )
-def test_the_keys_follow_what_of_the_recipe_the_features_depend_on(
-    start: Any, changes: dict[str, Any], expected: str
-) -> None:
+def test_keys_depend_on_the_relevant_recipe_fields(start: Any, changes: dict[str, Any], expected: str) -> None:
     assert changed(keys(start), keys(start, **changes)) == expected
 
 
-def test_another_seed_or_image_size_has_other_keys(start: Any) -> None:
+def test_changed_seed_or_image_size_changes_the_keys(start: Any) -> None:
     other = cache_keys(start.model, start.processor, start.table, recipe=RECIPE, seed=SEED + 1)
     assert changed(keys(start), other) == "images texts"
     model, processor = build_model(RECIPE.with_changes({"model.image_size": 38}), seed=0)
@@ -210,7 +208,7 @@ def test_another_seed_or_image_size_has_other_keys(start: Any) -> None:
     ("part", "expected"),
     [("vision_model", "images texts"), ("text_model", "texts"), ("fusion", ""), ("image_head", "")],
 )
-def test_one_changed_weight_of_an_encoder_has_another_key(start: Any, part: str, expected: str) -> None:
+def test_changed_encoder_weight_changes_the_key(start: Any, part: str, expected: str) -> None:
     model, processor = build_model(RECIPE, seed=0)
     with torch.no_grad():
         next(getattr(model, part).parameters()).view(-1)[0] += 1e-3
@@ -228,7 +226,7 @@ def test_one_changed_weight_of_an_encoder_has_another_key(start: Any, part: str,
         ("order", "images texts"),
     ],
 )
-def test_other_samples_have_other_keys(start: Any, change: str, expected: str) -> None:
+def test_changed_samples_change_the_keys(start: Any, change: str, expected: str) -> None:
     samples: list[Any] = rows()
     if change == "order":
         samples[60], samples[61] = samples[61], samples[60]
@@ -240,9 +238,7 @@ def test_other_samples_have_other_keys(start: Any, change: str, expected: str) -
     assert changed(keys(start), keys(there)) == expected
 
 
-def test_a_recipe_without_text_shares_the_images_of_one_with_text(
-    start: Any, folder: Path, cache: FeatureCache
-) -> None:
+def test_recipe_without_text_shares_the_images_of_one_with_text(start: Any, folder: Path, cache: FeatureCache) -> None:
     recipe = RECIPE.with_changes({"text.encoder": None})
     model, processor = build_model(recipe, seed=0)
     there = types.SimpleNamespace(model=model, processor=processor, table=start.table)
@@ -254,7 +250,7 @@ def test_a_recipe_without_text_shares_the_images_of_one_with_text(
 
 
 @pytest.mark.parametrize("stage", [None, 7])
-def test_cells_of_a_stage_that_is_trained_are_refused(start: Any, tmp_path: Path, stage: int | None) -> None:
+def test_patches_of_a_trained_stage_are_rejected(start: Any, tmp_path: Path, stage: int | None) -> None:
     recipe = RECIPE.with_changes({"model.vision_feature_stage": stage})
     model, processor = build_model(recipe, seed=0)
     start = types.SimpleNamespace(model=model, processor=processor, table=start.table)
@@ -278,15 +274,13 @@ def generic(start: Any) -> Any:
     return types.SimpleNamespace(model=model, processor=start.processor, table=start.table)
 
 
-def test_a_backbone_that_cannot_be_cut_is_frozen_whole_or_trained_whole(start: Any, tmp_path: Path) -> None:
+def test_backbone_without_stages_is_frozen_or_trained_completely(start: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="frozen_stages is 3, but ViTModel cannot be cut into stages; use None"):
         compute(generic(start), tmp_path, recipe=RECIPE.with_changes({"model.frozen_stages": 3}))
 
 
 @pytest.mark.parametrize("kind", ["vit", "efficientnet"])
-def test_a_backbone_that_is_trained_whole_keeps_pixel_values_and_no_cells(
-    start: Any, tmp_path: Path, kind: str
-) -> None:
+def test_completely_trained_backbone_caches_pixels_and_no_patches(start: Any, tmp_path: Path, kind: str) -> None:
     there = generic(start) if kind == "vit" else start
     found = compute(there, tmp_path, recipe=RECIPE.with_changes({"model.frozen_stages": 0}))
     assert found.query_inputs.shape == (48, 2, 3, 37, 37)
@@ -296,7 +290,7 @@ def test_a_backbone_that_is_trained_whole_keeps_pixel_values_and_no_cells(
     assert len(found.page_cells) == 0
 
 
-def test_a_generic_backbone_that_is_frozen_keeps_pooled_features_and_cells(start: Any, tmp_path: Path) -> None:
+def test_frozen_generic_backbone_caches_pooled_features_and_patches(start: Any, tmp_path: Path) -> None:
     there = generic(start)
     found = compute(there, tmp_path, recipe=RECIPE.with_changes({"model.frozen_stages": None}))
     assert found.query_inputs.shape == (48, 2, 16)
@@ -309,7 +303,7 @@ def test_a_generic_backbone_that_is_frozen_keeps_pooled_features_and_cells(start
     assert not found.document_inputs[NO_IMAGE].any()
 
 
-def test_a_model_without_text_has_one_masked_token_and_no_pages(start: Any, tmp_path: Path) -> None:
+def test_model_without_text_has_one_masked_token_and_no_composites(start: Any, tmp_path: Path) -> None:
     recipe = RECIPE.with_changes({"text.encoder": None, "image.query_views": 0, "image.document_views": 0})
     model, processor = build_model(recipe, seed=0)
     there = types.SimpleNamespace(model=model, processor=processor, table=start.table)
@@ -321,9 +315,7 @@ def test_a_model_without_text_has_one_masked_token_and_no_pages(start: Any, tmp_
 
 @pytest.mark.parametrize("workers", [0, 2] if "fork" in multiprocessing.get_all_start_methods() else [0])
 @pytest.mark.parametrize("damage", ["not an image", "cut off"])
-def test_an_image_that_cannot_be_decoded_is_named_in_one_line(
-    start: Any, tmp_path: Path, workers: int, damage: str
-) -> None:
+def test_error_names_the_undecodable_image_in_one_line(start: Any, tmp_path: Path, workers: int, damage: str) -> None:
     samples: list[Any] = rows()
     data = samples[40]["image"]["bytes"]
     samples[40]["image"] = {"bytes": b"no image" if damage == "not an image" else data[: len(data) // 2], "path": None}
@@ -359,7 +351,7 @@ def test_transparency_is_kept_and_sixteen_bits_are_not_clipped() -> None:
     assert decode(encode(grey), sample_id="a", max_pixels=99).getpixel((0, 0)) == (64, 64, 64)
 
 
-def test_as_many_workers_as_cores_up_to_four_and_none_where_they_do_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_workers_is_that_of_cores_up_to_four_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for cores in (1, 2, 3, 64):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))

@@ -1,4 +1,4 @@
-"""Samples over several shards and row groups: columns, sides and images by row, with little in memory."""
+"""Samples over several shards and row groups: columns, sides and images by row, in little memory."""
 
 import io
 import multiprocessing
@@ -49,7 +49,7 @@ def write(folder: Path, *, statistics: bool = True, plain: bool = False, coded: 
 
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("statistics", [False, True])
-def test_images_and_what_is_missing_are_found_by_row(tmp_path: Path, plain: bool, statistics: bool) -> None:
+def test_images_and_missing_images_are_found_by_row(tmp_path: Path, plain: bool, statistics: bool) -> None:
     table = write(tmp_path, plain=plain, statistics=statistics)
     assert len(table) == ROWS
     assert [group.first for group in table.groups] == [0, 4, 8, 12, 13, 17, 21]
@@ -58,7 +58,7 @@ def test_images_and_what_is_missing_are_found_by_row(tmp_path: Path, plain: bool
     assert table.has_image().tolist() == [data_of(row) is not None for row in range(ROWS)]
 
 
-def test_a_row_group_that_statistics_settle_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_group_decided_by_statistics_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = write(tmp_path)
     read: list[int] = []
     group = SampleTable._group
@@ -84,7 +84,7 @@ def test_columns_of_a_side_follow_the_rows(tmp_path: Path, coded: bool) -> None:
     assert passed == [f"s{row}" for row in range(ROWS)]
 
 
-def test_only_the_last_row_groups_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_last_row_groups_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample_table, "BYTES_KEPT", 3000)
     monkeypatch.setattr(sample_table, "FILES_KEPT", 1)
     table = write(tmp_path)
@@ -96,7 +96,7 @@ def test_only_the_last_row_groups_are_kept(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
-def test_a_forked_process_opens_the_files_anew(tmp_path: Path) -> None:
+def test_forked_process_reopens_the_files(tmp_path: Path) -> None:
     table = write(tmp_path)
     table.image(0)
     opened = dict(table._open)
@@ -111,7 +111,7 @@ def test_a_forked_process_opens_the_files_anew(tmp_path: Path) -> None:
     process.join(20)
 
 
-def test_the_first_rows_of_every_class_are_taken() -> None:
+def test_first_rows_of_every_class_are_selected() -> None:
     rows, labels = np.array([2, 3, 5, 7, 8, 9]), np.array([1, 0, 1, 1, 0, 2])
     part = SideRowsOfClass(rows, labels, rows / 2)
     assert first_rows(part, most=None) is part

@@ -1,4 +1,4 @@
-"""The governed folder is read once and checked whole; each fault names table, row and remedy."""
+"""The governed folder is read once and checked; each error names table, row and remedy."""
 
 import shutil
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ def test_other_keys_or_other_training_categories_give_another_fingerprint(tmp_pa
     assert read_samples(folder).fingerprint != first
 
 
-def test_keys_leaves_and_the_story_of_the_categories_are_read(tmp_path: Path) -> None:
+def test_keys_leaves_and_category_changes_are_read(tmp_path: Path) -> None:
     folder = write_governed(tmp_path / "governed")
     first = read_samples(folder)
     assert first.keys == tuple(f"key{number}" for number in range(CATEGORIES))
@@ -75,11 +75,11 @@ def test_keys_leaves_and_the_story_of_the_categories_are_read(tmp_path: Path) ->
         ("split", "test", r"split is neither"),
         ("weight", float("nan"), r"weight is not a number above 0"),
         ("weight", -1.0, r"weight is not a number above 0"),
-        ("sample_id", "q0x0", r"row 5 .*stands there twice"),
+        ("sample_id", "q0x0", r"row 5 .*is a duplicate"),
         ("image", None, r"query 'q0x5' has no image"),
     ],
 )
-def test_a_wrong_value_is_named_with_its_row(tmp_path: Path, column: str, value: object, said: str) -> None:
+def test_error_names_the_wrong_value_and_its_row(tmp_path: Path, column: str, value: object, said: str) -> None:
     folder = write_governed(tmp_path / "governed")
     samples = rows()
     samples[5][column] = value
@@ -88,7 +88,7 @@ def test_a_wrong_value_is_named_with_its_row(tmp_path: Path, column: str, value:
         read_samples(folder)
 
 
-def test_a_missing_folder_table_or_column_is_named(tmp_path: Path) -> None:
+def test_error_names_the_missing_folder_table_or_column(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a folder.*data_governance run"):
         read_samples(tmp_path / "nowhere")
     folder = write_governed(tmp_path / "governed")
@@ -108,7 +108,7 @@ def test_a_missing_folder_table_or_column_is_named(tmp_path: Path) -> None:
         read_samples(folder)
 
 
-def test_empty_samples_and_a_side_without_rows_are_refused(tmp_path: Path) -> None:
+def test_empty_samples_and_a_side_without_rows_are_rejected(tmp_path: Path) -> None:
     folder = write_governed(tmp_path / "governed")
     write_samples(folder, [row for row in rows() if row["side"] == "query"])
     with pytest.raises(ValueError, match="needs queries and documents"):

@@ -1,4 +1,4 @@
-"""Several ranks: uneven rows, gradients of the gather, checkpoints moved to another number of ranks, fp32 rounding."""
+"""Collectives on three ranks: uneven rows, gradients, resharded checkpoints, fp32 rounding."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.support.commands import reset_accelerator
 from tests.support.curves import FLOOR, assert_same_curve, assert_same_weights, read_curve, reordered_recipe
 from tests.support.synthetic_run import small_recipe, train_small
 from tests.train.class_weights.test_shard import shard
-from train.class_weights.prototypes import whole_prototypes
+from train.class_weights.prototypes import gathered_prototypes
 from train.class_weights.shard import ClassShard
 from train.parallel.collectives import gather_rows, max_over_ranks, on_main, rank, sum_over_ranks
 
@@ -31,7 +31,7 @@ def _on_rank(part: int, parts: int, port: int, folder: str) -> None:
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # every rank is a client of the parent's store
     Accelerator(cpu=True)
     _check_gather()
-    _check_whole_prototypes()
+    _check_gathered_prototypes()
     train_small(small_recipe({"head.sample_rate": 0.4}), Path(folder) / "double", max_steps=7)
     train_small(small_recipe({"head.sample_rate": 0.4, "model.dtype": "float32"}), Path(folder) / "single")
     torch.distributed.destroy_process_group()
@@ -77,11 +77,11 @@ def _check_gather() -> None:
         on_main(_refuse)
 
 
-def _check_whole_prototypes() -> None:
+def _check_gathered_prototypes() -> None:
     """Seven classes on three ranks, the last of which has one, in pieces of one row a rank and all at once."""
     rows = shard(7, 4)
     for rows_at_once in (1, 7, 1000):
-        found = whole_prototypes(rows, rows_at_once=rows_at_once)
+        found = gathered_prototypes(rows, rows_at_once=rows_at_once)
         expected = torch.nn.functional.normalize(torch.from_numpy(_all_rows(rows)), dim=1)
         assert len(found) == (7 if rank() == 0 else 0)
         torch.testing.assert_close(found, expected[: len(found)])
@@ -97,7 +97,7 @@ def _refuse() -> None:
     raise ValueError("only rank 0 knows")
 
 
-def test_three_ranks_gather_uneven_rows_with_the_gradient_that_averaging_needs(three_ranks: Path) -> None:
+def test_gather_of_uneven_rows_has_the_gradient_for_averaging(three_ranks: Path) -> None:
     # `_check_gather` asserts on every rank, before anything is trained.
     assert (three_ranks / "double" / "train.jsonl").exists()
 
@@ -112,12 +112,12 @@ def _fresh_state() -> None:
     reset_accelerator()
 
 
-def test_the_prototypes_of_three_ranks_come_to_the_main_one_in_pieces(three_ranks: Path) -> None:
-    # `_check_whole_prototypes` asserts on every rank, before anything is trained.
+def test_prototypes_are_gathered_on_the_main_rank_in_pieces(three_ranks: Path) -> None:
+    # `_check_gathered_prototypes` asserts on every rank, before anything is trained.
     assert (three_ranks / "double" / "train.jsonl").exists()
 
 
-def test_saved_by_three_ranks_and_continued_by_one_is_the_uninterrupted_run(three_ranks: Path, tmp_path: Path) -> None:
+def test_checkpoint_of_three_ranks_resumed_by_one_equals_uninterrupted_run(three_ranks: Path, tmp_path: Path) -> None:
     recipe = small_recipe({"head.sample_rate": 0.4})
     assert len(list((three_ranks / "double" / "checkpoints" / "step-00000007").glob("*.distcp"))) == 3
     continued = train_small(recipe, three_ranks / "double", resume=True)
@@ -129,7 +129,7 @@ def test_saved_by_three_ranks_and_continued_by_one_is_the_uninterrupted_run(thre
     assert_same_weights(ours, theirs, reordered=[twin], floor=FLOOR)
 
 
-def test_in_single_precision_three_ranks_stay_within_three_times_the_gap_of_a_reordered_sum(
+def test_float32_on_three_ranks_stays_within_three_times_the_reordering_error(
     three_ranks: Path, tmp_path: Path
 ) -> None:
     for pieces in (1, 2, 4, 8):
@@ -142,7 +142,7 @@ def test_in_single_precision_three_ranks_stay_within_three_times_the_gap_of_a_re
     assert 0 < np.abs(curve(three_ranks / "single") - one).max() <= 3 * reordered
 
 
-def test_without_a_group_every_collective_is_the_identity() -> None:
+def test_collectives_without_a_group_are_identities() -> None:
     rows = _whole()
     assert gather_rows(rows, [6]) is rows
     assert sum_over_ranks(rows) is rows

@@ -1,4 +1,4 @@
-"""Adapters, averaged weights, layer rates and recomputed blocks at once: the same run in any layout, through run.py."""
+"""Adapters, weight average, layer decay and recomputation together equal one process in any layout."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def test_two_data_parallel_ranks_equal_one_process(base: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_fsdp2_ranks_equal_one_process_which_goes_on_from_their_checkpoint(base: Path) -> None:
+def test_two_fsdp2_ranks_equal_one_process_which_resumes_their_checkpoint(base: Path) -> None:
     run(base, "fsdp2", ranks=2, fsdp=True)
     assert_run_of_one_process(base, "fsdp2")
     shutil.rmtree(base / "fsdp2" / "checkpoints" / "step-00000012")
@@ -69,7 +69,7 @@ def test_two_fsdp2_ranks_equal_one_process_which_goes_on_from_their_checkpoint(b
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_the_adapter_of_a_run_is_its_hub_folder_and_holds_no_weight_of_the_backbone(
+def test_published_adapter_equals_hub_folder_without_backbone_weights(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from peft import AutoPeftModelForFeatureExtraction

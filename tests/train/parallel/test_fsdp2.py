@@ -1,4 +1,4 @@
-"""FSDP2 and hybrid sharding are the computation of one process, through train/run.py; any layout resumes any other."""
+"""FSDP2 and hybrid sharding equal one process, and any layout resumes the checkpoints of any other."""
 
 import json
 import shutil
@@ -73,7 +73,7 @@ def test_two_times_two_hybrid_ranks_equal_one_process(folder: Path, reordered_ti
 
 
 @pytest.mark.slow
-def test_each_layer_of_a_transformer_is_a_unit_of_its_own_and_its_training_that_of_one_process(folder: Path) -> None:
+def test_each_transformer_layer_is_an_fsdp_unit_and_training_equals_one_process(folder: Path) -> None:
     torch.manual_seed(0)
     dinov2(folder / "dinov2")
     recipe = recipe_by_name("tiny").with_changes(
@@ -113,7 +113,7 @@ def governed_anew(folder: Path, story: list[tuple[str | None, str, str | None]])
 
 
 @pytest.mark.slow
-def test_a_category_map_lets_sharded_ranks_go_on_as_one_process_would(folder: Path) -> None:
+def test_sharded_ranks_resume_with_changed_categories_like_one_process(folder: Path) -> None:
     kept: list[tuple[str | None, str, str | None]] = [
         (f"key{number}", "kept", f"key{number}") for number in range(CATEGORIES) if number != 1
     ]
@@ -130,7 +130,7 @@ def test_a_category_map_lets_sharded_ranks_go_on_as_one_process_would(folder: Pa
     assert_same_run(folder / "before_fsdp2", folder / "before", reordered=[])
 
 
-def test_the_hybrid_launch_file_asks_for_what_it_says() -> None:
+def test_hybrid_launch_file_requests_hybrid_sharding() -> None:
     path = ROOT / "train" / "launch" / "hsdp.yaml"
     settings = load_config_from_file(str(path))
     assert settings.distributed_type == DistributedType.FSDP

@@ -1,4 +1,4 @@
-"""One command of torchrun or accelerate survives a killed rank by itself: no outer loop, the curve does not show it."""
+"""One command of torchrun or accelerate survives a killed rank and reaches the same result."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""A run saved on two ranks goes on with one, three and four, optimiser state included: the curve does not show it."""
+"""A run saved on two ranks continues on one, three and four with the same curve."""
 
 import shutil
 from pathlib import Path

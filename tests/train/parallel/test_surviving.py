@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, on any rank, or that finds the disk full, ends as the uninterrupted one does."""
+"""Runs that are killed at any moment, or find the disk full, end like the uninterrupted run."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from tests.support import curves
 from tests.support.curves import Curve, assert_same_curve, read_curve
 from tests.support.ranks import Job, finished, steps_done
 from tests.support.synthetic_governed import write_governed
-from train.checkpoints.folder import newest_checkpoint, torn_by
+from train.checkpoints.folder import incomplete_reason, newest_checkpoint
 from train.recipes.registry import recipe_by_name
 
 FIGURES = ("step", *curves.FIGURES)
@@ -72,9 +72,9 @@ def assert_same_rows(ours: Path, theirs: Path) -> None:
     assert trajectory == whole
 
 
-def assert_no_checkpoint_is_torn(run: Path) -> None:
+def assert_every_checkpoint_is_complete(run: Path) -> None:
     for path in (run / "checkpoints").glob("step-*"):
-        assert torn_by(path) is None, path.name
+        assert incomplete_reason(path) is None, path.name
 
 
 def kill_at_a_random_moment(job: Job, out: Path, rng: np.random.Generator, *, part: int | None) -> None:
@@ -92,13 +92,13 @@ def kill_at_a_random_moment(job: Job, out: Path, rng: np.random.Generator, *, pa
 
 
 @pytest.mark.parametrize("kills", [pytest.param(4, id="4"), pytest.param(20, id="20", marks=pytest.mark.distributed)])
-def test_one_process_killed_at_random_moments_ends_bit_equal_with_every_row_seen_once(base: Path, kills: int) -> None:
+def test_killed_process_resumes_bit_equal_with_every_row_used_once(base: Path, kills: int) -> None:
     out, rows, rng = base / f"killed{kills}", base / f"rows{kills}.jsonl", np.random.default_rng(kills)
     words = [*words_for(base, out.name), "--resume"]
     for _ in range(kills):
         with Job(*words, log=base / "log", rows=rows) as job:
             kill_at_a_random_moment(job, out, rng, part=None)
-        assert_no_checkpoint_is_torn(out)
+        assert_every_checkpoint_is_complete(out)
     finished(*words, log=base / "log", rows=rows)
     ours, whole = (read_curve(run, FIGURES) for run in (out, base / "whole"))
     assert all((ours[name] == whole[name]).all() for name in FIGURES)
@@ -117,7 +117,7 @@ def test_two_ranks_of_which_one_is_killed_end_by_themselves_and_go_on(base: Path
             (other,) = job.codes(but=number % 2)
             # Rank 1 has nothing more to do once the image side is trained; until then it cannot go on alone.
             assert other != 0 or steps_done(out) == 50
-        assert_no_checkpoint_is_torn(out)
+        assert_every_checkpoint_is_complete(out)
     finished(*words, ranks=2, log=base / "log", rows=rows)
     assert_same_curve(read_curve(out, FIGURES), read_curve(base / "whole", FIGURES), reordered=[reordered])
     assert_same_rows(rows, base / "whole_rows.jsonl")
@@ -139,12 +139,12 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_before_it_intact(
     assert "error: the checkpoint step-00000009 cannot be written: [Errno 27] File too large" in said
     assert "make room, then go on with --resume" in said
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
-    assert_no_checkpoint_is_torn(out)
+    assert_every_checkpoint_is_complete(out)
     assert "resumed from step-00000006" in finished(*words, "--resume", ranks=ranks, log=base / "log")
     assert_same_curve(read_curve(out, FIGURES), read_curve(base / "whole", FIGURES), reordered=[reordered])
 
 
-def test_the_seconds_of_a_run_are_those_of_all_its_calls(base: Path) -> None:
+def test_seconds_of_a_run_are_the_sum_over_its_calls(base: Path) -> None:
     out = base / "calls"
     shutil.copytree(base / "whole", out)
     shutil.rmtree(newest_checkpoint(out / "checkpoints") or out)

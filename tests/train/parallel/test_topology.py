@@ -1,4 +1,4 @@
-"""What the launcher was asked for is read from its own words; what torch gets is what the machine has free."""
+"""The requested launch is read from the launcher's arguments; torch gets the idle cores of the machine."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from train.parallel.topology import Asked, arguments_of_launch, asked_for, set_threads
+from train.parallel.topology import RequestedLaunch, arguments_of_launch, requested_launch, set_threads
 
 LAUNCH = Path(__file__).parents[3] / "train" / "launch"
 
@@ -22,13 +22,13 @@ LAUNCH = Path(__file__).parents[3] / "train" / "launch"
         (f"--config_file {LAUNCH / 'one_process.yaml'} train/run.py", 1),
     ],
 )
-def test_the_number_of_processes_is_read_from_the_launchers_words(words: str, processes: int) -> None:
-    assert asked_for(words.split(), environment={}) == Asked(num_processes=processes, fsdp=False)
+def test_number_of_processes_is_read_from_launcher_arguments(words: str, processes: int) -> None:
+    assert requested_launch(words.split(), environment={}) == RequestedLaunch(num_processes=processes, fsdp=False)
 
 
-def test_fsdp_is_read_from_the_file_and_from_the_environment() -> None:
-    assert asked_for(["--config_file", str(LAUNCH / "fsdp2.yaml"), "train/run.py"], environment={}).fsdp
-    assert asked_for([], environment={"ACCELERATE_USE_FSDP": "true"}).fsdp
+def test_fsdp_is_read_from_configuration_file_and_environment() -> None:
+    assert requested_launch(["--config_file", str(LAUNCH / "fsdp2.yaml"), "train/run.py"], environment={}).fsdp
+    assert requested_launch([], environment={"ACCELERATE_USE_FSDP": "true"}).fsdp
 
 
 @pytest.mark.parametrize(
@@ -42,26 +42,27 @@ def test_fsdp_is_read_from_the_file_and_from_the_environment() -> None:
         ("torchrun --nproc_per_node 2 train/run.py", ""),
     ],
 )
-def test_every_form_of_the_launcher_is_recognised(command: str, arguments: str) -> None:
+def test_every_form_of_the_launch_command_is_recognised(command: str, arguments: str) -> None:
     assert arguments_of_launch(command.split()) == arguments.split()
 
 
-def test_nothing_is_asked_for_without_a_launcher() -> None:
-    assert asked_for([], environment={}) == Asked(num_processes=None, fsdp=False)
+def test_no_launcher_requests_nothing() -> None:
+    assert requested_launch([], environment={}) == RequestedLaunch(num_processes=None, fsdp=False)
 
 
-def test_a_wish_for_threads_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thread_count_must_be_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCLEAR_THREADS", "many")
     with pytest.raises(ValueError, match="OCLEAR_THREADS is 'many'"):
         set_threads()
 
 
-@pytest.mark.parametrize(("ranks", "said"), [("1", "last words\ntaken apart\n"), ("2", "last words\n")])
-def test_one_rank_of_several_ends_with_its_code_and_words_before_the_interpreter_is_taken_apart(
-    ranks: str, said: str
+@pytest.mark.parametrize(("ranks", "output"), [("1", "last words\ninterpreter shutdown\n"), ("2", "last words\n")])
+def test_rank_of_several_exits_with_its_code_and_output_but_without_interpreter_shutdown(
+    ranks: str, output: str
 ) -> None:
-    words = "import atexit; atexit.register(print, 'taken apart'); from train.parallel.topology import leave"
-    words += "; print('last words'); leave(3)"
+    code = "import atexit; atexit.register(print, 'interpreter shutdown')"
+    code += "; from train.parallel.topology import exit_process"
+    code += "; print('last words'); exit_process(3)"
     environment = {**os.environ, "WORLD_SIZE": ranks}
-    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, env=environment, check=False)
-    assert (done.returncode, done.stdout) == (3, said)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (3, output)

@@ -1,4 +1,4 @@
-"""A rank that does not arrive is named by those that wait for it, whether it is stopped or busy with something else."""
+"""The watchdog names the rank that others wait for, whether it is stopped or busy elsewhere."""
 
 import signal
 import time
@@ -14,31 +14,31 @@ from train.parallel.watchdog import EXIT_CODE, Beat, Watchdog, limit_minutes, mi
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "said"),
+    ("first", "second", "message"),
     [
         (
             [Beat(4, 7, 30), Beat(9, 7, 31), Beat(9, 7, 31)],
             [Beat(4, 7, 30), Beat(12, 7, 31), Beat(9, 7, 31, ended=True)],
-            "rank 0 did not arrive: it does not beat any more, last in step 7",
+            "rank 0 did not arrive: it writes no heartbeats any more, last in step 7",
         ),
         (
             [Beat(4, 7, 31), Beat(9, 7, 30)],
             [Beat(6, 7, 31), Beat(12, 7, 30)],
-            "rank 1 did not arrive: it lives, in step 7, but has come to 30 collectives of 31",
+            "rank 1 did not arrive: it is running, in step 7, but has entered 30 collectives of 31",
         ),
-        ([Beat(4, 7, 31), None], [Beat(6, 7, 31), None], "rank 1 did not arrive: it never beat"),
+        ([Beat(4, 7, 31), None], [Beat(6, 7, 31), None], "rank 1 did not arrive: it never wrote a heartbeat"),
         (
             [Beat(4, 7, 31), Beat(9, 7, 31)],
             [Beat(6, 7, 31), Beat(12, 7, 31)],
-            "every rank lives and has come to 31 collectives: a library's own hangs",
+            "every rank is running and has entered 31 collectives: one of a library hangs",
         ),
     ],
 )
-def test_who_is_missing_is_read_from_two_looks(first: list[Beat | None], second: list[Beat | None], said: str) -> None:
-    assert missing_ranks(first, second) == said
+def test_missing_ranks_follow_from_two_reads(first: list[Beat | None], second: list[Beat | None], message: str) -> None:
+    assert missing_ranks(first, second) == message
 
 
-def test_the_limit_is_a_number_of_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_must_be_a_number_of_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OCLEAR_COLLECTIVE_MINUTES", raising=False)
     assert limit_minutes() == 30
     assert group_timeout().total_seconds() == 7200
@@ -50,7 +50,7 @@ def test_the_limit_is_a_number_of_minutes(monkeypatch: pytest.MonkeyPatch) -> No
             limit_minutes()
 
 
-def test_a_rank_that_stands_still_says_who_is_missing_and_ends(
+def test_rank_without_progress_names_the_missing_rank_and_exits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OCLEAR_COLLECTIVE_MINUTES", "0.002")
@@ -69,12 +69,12 @@ def test_a_rank_that_stands_still_says_who_is_missing_and_ends(
         while not codes and time.monotonic() < deadline:
             time.sleep(0.01)
     assert codes == [EXIT_CODE]
-    said = capsys.readouterr().err
-    assert "error (rank 0): no progress for 0.12 s in step 5, the limit of OCLEAR_COLLECTIVE_MINUTES" in said
-    assert "rank 1 did not arrive: it never beat" in said
+    error = capsys.readouterr().err
+    assert "error (rank 0): no progress for 0.12 s in step 5, the limit of OCLEAR_COLLECTIVE_MINUTES" in error
+    assert "rank 1 did not arrive: it never wrote a heartbeat" in error
 
 
-def test_nothing_is_left_behind_by_a_good_end_nor_written_by_one_process(
+def test_no_heartbeat_is_left_after_a_normal_end_or_written_by_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Watchdog(tmp_path):
@@ -89,7 +89,7 @@ def test_nothing_is_left_behind_by_a_good_end_nor_written_by_one_process(
 
 
 @pytest.mark.distributed
-def test_two_ranks_name_the_third_that_is_stopped_and_the_run_goes_on_afterwards(tmp_path: Path) -> None:
+def test_two_ranks_name_the_stopped_third_and_the_run_can_be_resumed(tmp_path: Path) -> None:
     write_governed(tmp_path / "governed")
     words = ["--data", tmp_path / "governed", "--out", tmp_path / "run", "--recipe", "tiny", "--resume"]
     limit = {"OCLEAR_COLLECTIVE_MINUTES": "0.25"}
@@ -103,6 +103,6 @@ def test_two_ranks_name_the_third_that_is_stopped_and_the_run_goes_on_afterwards
     assert 0 not in codes
     assert said
     for line in said:
-        assert "rank 1 did not arrive: it does not beat any more, last in step" in line
+        assert "rank 1 did not arrive: it writes no heartbeats any more, last in step" in line
     finished(*words, ranks=3, log=tmp_path / "log")
     assert not (tmp_path / "run" / "heartbeats").exists()

@@ -1,4 +1,4 @@
-"""The planner's bytes are those of real tensors, its sums are right, and mistakes end in one line."""
+"""The planner's bytes equal those of real tensors, and mistakes end in one line."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 from transformers.initialization import no_init_weights
 
 from train.class_weights.row_optimizers import ROW_OPTIMIZERS
-from train.class_weights.shard import ClassShard
+from train.class_weights.shard import ClassShard, ShardSettings
 from train.encoders.ema import WeightAverage
 from train.encoders.lora import ATTENTION
 from train.encoders.recompute import recompute_blocks
@@ -35,7 +35,7 @@ def value(run: Run, name: str) -> float:
 
 
 @pytest.mark.parametrize(("model_class", "config"), [(ViTModel, SMALL_VIT), (BertModel, SMALL_BERT)])
-def test_activations_counted_without_storage_are_those_of_a_real_forward(model_class: Any, config: Any) -> None:
+def test_counted_activations_equal_those_of_a_real_forward_pass(model_class: Any, config: Any) -> None:
     def inputs() -> dict[str, torch.Tensor]:
         if model_class is ViTModel:
             return {"pixel_values": torch.zeros(3, 3, 24, 24)}
@@ -53,8 +53,9 @@ def test_activations_counted_without_storage_are_those_of_a_real_forward(model_c
 
 @pytest.mark.parametrize("name", sorted(ROW_OPTIMIZERS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_class_bytes_are_those_of_a_real_shard(name: str, dtype: torch.dtype) -> None:
-    shard = ClassShard(250, 8, dtype=dtype, weight_decay=0.02, device=torch.device("cpu"), optimizer=name)
+def test_class_bytes_equal_those_of_a_real_shard(name: str, dtype: torch.dtype) -> None:
+    settings = ShardSettings(dtype=dtype, weight_decay=0.02, optimizer=name)
+    shard = ClassShard(250, 8, settings, device=torch.device("cpu"))
     held = {key: tensor.numel() * tensor.element_size() for key, tensor in shard.state().items() if tensor.ndim}
     run = small_run(optimizer=name, head_dtype=str(dtype).removeprefix("torch."))
     assert value(run, "class weights") == held.pop("weight")
@@ -62,7 +63,7 @@ def test_class_bytes_are_those_of_a_real_shard(name: str, dtype: torch.dtype) ->
     assert value(run, "class optimiser state") == pytest.approx(sum(rows.values()), rel=1e-6)
 
 
-def test_encoder_bytes_are_those_of_a_real_step() -> None:
+def test_encoder_bytes_equal_those_of_a_real_step() -> None:
     model = ViTModel(SMALL_VIT)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.zeros(2, 3, 24, 24)).last_hidden_state.sum().backward()
@@ -77,7 +78,7 @@ def test_encoder_bytes_are_those_of_a_real_step() -> None:
 
 
 @pytest.mark.parametrize(("rank", "average"), [(0, True), (3, False), (3, True)])
-def test_bytes_of_adapters_and_averages_are_those_of_a_real_step(rank: int, average: bool) -> None:
+def test_bytes_of_adapters_and_averages_equal_those_of_a_real_step(rank: int, average: bool) -> None:
     from peft import LoraConfig, LoraModel
 
     model = ViTModel(SMALL_VIT)
@@ -98,7 +99,7 @@ def test_bytes_of_adapters_and_averages_are_those_of_a_real_step(rank: int, aver
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_recomputed_blocks_keep_what_is_planned(dtype: torch.dtype) -> None:
+def test_recomputed_blocks_keep_the_planned_bytes(dtype: torch.dtype) -> None:
     model: Any = ViTModel(SMALL_VIT).eval()
     model = model.to(dtype)
     planned = measure(model, {"pixel_values": torch.zeros(4, 3, 24, 24, dtype=dtype)})
@@ -151,7 +152,7 @@ def test_checkpointing_saves_memory_and_costs_time() -> None:
     assert value(saving, "encoders") == pytest.approx(value(plain, "encoders") * 4 / 3)
 
 
-def test_momentum_needs_a_row_more() -> None:
+def test_momentum_needs_one_more_row() -> None:
     assert optimizer_bytes("momentum", 64) == 64 * 4 + 4
     assert optimizer_bytes("rowwise_adagrad", 64) == 8
     assert optimizer_bytes("rowwise_adagrad", 64, weight_decay=0.0) == 4

@@ -85,7 +85,7 @@ def test_beyond_the_limit_nothing_is_gathered_and_the_shards_hold_what_hub_would
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = run(tmp_path / "whole", small())
-    monkeypatch.delattr("train.image_stage.loop.whole_prototypes")
+    monkeypatch.delattr("train.image_stage.loop.gathered_prototypes")
     monkeypatch.delattr("train.pipeline.category_prototypes")
     beside = run(tmp_path / "beside", small(BEYOND))
     assert f"published folder: {beside / 'hub'}; prototypes: {beside / 'prototypes'}" in capsys.readouterr().out

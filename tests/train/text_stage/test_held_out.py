@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from train.inputs.cache import FeatureCache
-from train.inputs.composites import PageLayout
+from train.inputs.composites import CompositeLayout
 from train.inputs.samples import Labels
 from train.text_stage.weight import METRICS, ValidationGallery, held_out_metrics, with_neighbours_shift
 
@@ -122,7 +122,7 @@ def test_the_gallery_asks_with_held_out_queries_and_calibrates_with_the_others()
         document_tokens=nowhere,
         document_mask=mask,
         page_cells=nowhere,
-        page_layouts=PageLayout(none, none, none),
+        composite_layouts=CompositeLayout(none, none, none),
     )
     found = ValidationGallery.of(labels, queries=torch.eye(4), images=torch.eye(3, 4), cache=cache)
     assert torch.equal(found.queries, torch.eye(4)[[0, 2]])

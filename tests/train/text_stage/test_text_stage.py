@@ -22,7 +22,7 @@ from train.encoders.pair import EncoderPair
 from train.image_stage.category_prototypes import category_prototypes
 from train.image_stage.loop import train_image_stage
 from train.inputs.cache import FeatureCache
-from train.inputs.composites import PageLayout, half_weight
+from train.inputs.composites import CompositeLayout, half_weight
 from train.inputs.feature_stream import StreamedInputs
 from train.inputs.features import features_of
 from train.inputs.samples import GovernedSamples, Labels, read_samples
@@ -41,7 +41,7 @@ from train.text_stage.sentence_map import (
 from train.text_stage.weight import ValidationGallery
 
 CELL_WIDTH, TOKEN_WIDTH, WIDTH = 10, 12, 20  # of the tiny recipe
-NO_PAGES = PageLayout(*(np.zeros(0, dtype=int) for _ in range(3)))
+NO_PAGES = CompositeLayout(*(np.zeros(0, dtype=int) for _ in range(3)))
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -65,7 +65,7 @@ def made_cache(tokens_NTH: Tensor, **changes: Any) -> FeatureCache:
         "document_tokens": tokens_NTH.numpy().astype(np.float16),
         "document_mask": np.ones(tokens_NTH.shape[:2], dtype=bool),
         "page_cells": np.zeros((0, 4, CELL_WIDTH), np.float16),
-        "page_layouts": NO_PAGES,
+        "composite_layouts": NO_PAGES,
     }
     return FeatureCache(**{**values, **changes})
 
@@ -202,7 +202,7 @@ def test_attention_learns_to_point_at_the_half_that_the_text_names() -> None:
         torch.zeros(8, 1, TOKEN_WIDTH),
         grid=(4, 4),
         page_cells=cells.astype(np.float16),
-        page_layouts=PageLayout(named, other, places),
+        composite_layouts=CompositeLayout(named, other, places),
     )
     concepts = torch.from_numpy(said).float()
     still = {name: value.clone() for name, value in model.fusion.state_dict().items()}
@@ -224,7 +224,7 @@ def test_the_mass_in_the_named_half_is_the_mean_over_pages_and_concepts(monkeypa
         torch.ones(2, 1, TOKEN_WIDTH),
         grid=(2, 2),
         page_cells=np.zeros((2, 4, CELL_WIDTH), np.float16),
-        page_layouts=PageLayout(np.array([0, 1]), np.array([1, 0]), np.array([0, 3])),  # left; bottom
+        composite_layouts=CompositeLayout(np.array([0, 1]), np.array([1, 0]), np.array([0, 3])),  # left; bottom
     )
     attention = torch.zeros(2, 4, 4)
     attention[0, :, 0] = 1.0  # upper left cell: inside the left half
