@@ -1,7 +1,7 @@
-"""The command line of `train/run.py`: small on purpose, frozen by a test.
+"""The command line of `train/run.py`.
 
-Why: what to learn is a recipe, where to run is the accelerate YAML. What is left is where the data lie and where the
-run goes.
+The recipe says what to learn and the accelerate YAML where to run; the flags say where the data are and where the run
+is written. A test freezes the list of flags.
 """
 
 import argparse
@@ -26,7 +26,7 @@ TRACKERS = ("none", "tensorboard")
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for on the command line."""
+    """Parsed options."""
 
     data: Path
     out: Path
@@ -57,10 +57,10 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-steps", type=int, help="stop after so many steps of the recipe's schedule, of the student too"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint in --out")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest complete checkpoint in --out")
     parser.add_argument("--features", type=Path, help="folder of cached features, to share; default OUT/features")
     parser.add_argument(
-        "--image-side", type=Path, metavar="RUN", help="take the trained image side of this run; fit the text side only"
+        "--image-side", type=Path, metavar="RUN", help="reuse the trained image stage of this run; fit the text stage only"
     )
     parser.add_argument("--tracker", choices=TRACKERS, default="none", help="also log there; default %(default)s")
     parser.add_argument("--list-recipes", action="store_true", help="print the recipes and stop")
@@ -68,34 +68,34 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def read_options(words: list[str]) -> Options | None:
-    """The options, or None when the answer was printed already (`--list-recipes`).
+    """The options, or None after `--list-recipes` has printed its list.
 
     Raises:
         ValueError: `--data` or `--out` is missing, or a number is out of range.
     """
-    said = argument_parser().parse_args(words)
-    if said.list_recipes:
+    parsed = argument_parser().parse_args(words)
+    if parsed.list_recipes:
         for name, recipe in RECIPES.items():
             print(f"{name:18} {(recipe.__doc__ or '').splitlines()[0]}")
         return None
-    if said.data is None:
+    if parsed.data is None:
         raise ValueError(NO_DATA)
-    if said.out is None:
+    if parsed.out is None:
         raise ValueError("no --out: name the folder of the run, such as --out runs/demo")
-    if said.max_steps is not None and said.max_steps < 1:
-        raise ValueError(f"--max-steps is {said.max_steps}; it must be at least 1")
-    if not 0 <= said.seed < 2**32:
-        raise ValueError(f"--seed is {said.seed}; it must be from 0 to {2**32 - 1}")
-    if said.image_side is not None and said.resume:
-        raise ValueError("--image-side takes a trained image side as it is: leave --resume out")
+    if parsed.max_steps is not None and parsed.max_steps < 1:
+        raise ValueError(f"--max-steps is {parsed.max_steps}; it must be at least 1")
+    if not 0 <= parsed.seed < 2**32:
+        raise ValueError(f"--seed is {parsed.seed}; it must be from 0 to {2**32 - 1}")
+    if parsed.image_side is not None and parsed.resume:
+        raise ValueError("--image-side reuses a trained image stage as it is: leave --resume out")
     return Options(
-        data=said.data,
-        out=said.out,
-        recipe=said.recipe,
-        seed=said.seed,
-        max_steps=said.max_steps,
-        resume=said.resume,
-        features=said.features or said.out / "features",
-        image_side=said.image_side,
-        tracker=said.tracker,
+        data=parsed.data,
+        out=parsed.out,
+        recipe=parsed.recipe,
+        seed=parsed.seed,
+        max_steps=parsed.max_steps,
+        resume=parsed.resume,
+        features=parsed.features or parsed.out / "features",
+        image_side=parsed.image_side,
+        tracker=parsed.tracker,
     )

@@ -1,17 +1,15 @@
-"""Ensemble distillation: one model that answers as several together do.
+"""Ensemble distillation: one student learns the summed embeddings of several models.
 
-Why: image sides that were trained from one start with other draws err differently on categories that none of them has
-seen, and the sum of their embeddings is right far more often than any of them; but it costs as many encoders to keep
-and to run. One student learns that sum (Hinton et al. 2015, 1503.02531), and nothing of labels:
+Models trained from one start with other draws err differently on unseen categories, and the sum of their embeddings is
+right far more often than any of them, at several times the cost. The student learns that sum (Hinton et al. 2015,
+1503.02531), without labels:
 
     target = unit(sum_m u_m),  loss = mean over both sides of 1 - <u, target>
 
-On the images that they were trained on, the teachers agree, so there is little to learn there. Between two images they
-do not: inputs are mixed at the cached stage with a uniform share (mixup, Zhang et al. 2018, 1710.09412; between
-hidden maps, Verma et al. 2019, 1806.05236), and the teachers answer for the mixture itself (Beyer et al. 2022,
-2106.05237). The student starts as the mean of the teachers' weights (soup.py) and is trained as a whole behind the
-frozen stages.
-
+The teachers agree on their training images, so those teach little. Inputs are therefore mixed at the cached stage with
+a uniform share (mixup, Zhang et al. 2018, 1710.09412; of hidden maps, Verma et al. 2019, 1806.05236), and the teachers
+embed the mixture itself (Beyer et al. 2022, 2106.05237). The student starts as the mean of the teachers' weights and
+all of it behind the frozen stages is trained.
 
 Letters: B batch, D width.
 """
@@ -37,7 +35,7 @@ _DISTIL = 19  # keeps these draws apart from those of training
 
 @dataclass(frozen=True)
 class DistilRows:
-    """What the student sees: `inputs` and training `rows` of each side, by "query" and "document"."""
+    """Inputs and training rows of each side, by "query" and "document"."""
 
     inputs: dict[str, Any]
     rows: dict[str, np.ndarray]
@@ -52,9 +50,9 @@ def distil(
         ValueError: the loss is not finite.
     """
     student.requires_grad_(False)
-    groups = [_opened(student.image_head, recipe.image.projection_learning_rate)]
+    groups = [_trainable_group(student.image_head, recipe.image.projection_learning_rate)]
     if student.vision is not None:
-        groups.append(_opened(_trained_part(student), recipe.ensemble.distil_learning_rate))
+        groups.append(_trainable_group(_trained_part(student), recipe.ensemble.distil_learning_rate))
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     losses = []
     for step in tqdm(range(recipe.ensemble.distil_steps), desc="distillation", unit="step"):
@@ -79,7 +77,7 @@ def cut_short(recipe: Recipe, max_steps: int | None) -> Recipe:
 
 
 def distil_loss(student: EncoderPair, teachers: Sequence[EncoderPair], mixed: dict[str, Tensor]) -> Tensor:
-    """The loss at the top of this file, for (B, ...) inputs of each side."""
+    """The loss defined at the top of this file, for (B, ...) inputs of each side."""
     parts = []
     for side, inputs in mixed.items():
         with torch.no_grad():
@@ -100,7 +98,7 @@ def _mixed(seen: DistilRows, side: str, student: EncoderPair, *, recipe: Recipe,
     return share * inputs + (1 - share) * inputs[torch.from_numpy(rng.permutation(count)).to(inputs.device)]
 
 
-def _opened(module: nn.Module, rate: float) -> dict[str, Any]:
+def _trainable_group(module: nn.Module, rate: float) -> dict[str, Any]:
     """A group of the optimiser with all parameters of a module, which learn from now on."""
     values = list(module.requires_grad_(True).parameters())
     return {"params": values, "lr": rate, "initial_lr": rate}

@@ -1,12 +1,12 @@
-"""Evaluation while the image side trains: held-out queries against every governed document, on all ranks.
+"""Evaluates held-out queries against all documents by image, while the image stage trains.
 
-Why: the loss is over classes that are trained on; what counts is retrieval of categories that are not. The figures are
-those that the published folder would get from an index of its images without calibration: the definitions and the order
-of ties of retrieval/evaluation/metrics.py (ranks are computed here, on the device of the embeddings).
+The loss is over trained classes; what counts is retrieval of unseen categories. The metrics are those that the
+published folder would reach with an index of its images, without calibration: definitions and order of ties as in
+retrieval/evaluation/metrics.py, computed on the device of the embeddings.
 
-Every rank embeds an equal number of rows through the forward of the prepared encoders, so that DDP and FSDP run the
-same number of calls everywhere; the rows are gathered, and the main process ranks. Best step and patience are read off
-the lines of evaluation.jsonl, which a resumed run cuts back to its start: they need no state of their own.
+Every rank embeds an equal number of rows, so that DDP and FSDP run the same number of forward calls everywhere; the
+main process ranks. Best step and patience are derived from the lines of evaluation.jsonl, which a resumed run truncates
+to its start.
 
 Letters: Q queries, N documents, D width, R rows of a rank.
 """
@@ -35,13 +35,13 @@ from train.inputs.samples import GovernedSamples
 from train.parallel.collectives import gather_rows, on_main, rank, world_size
 
 EVALUATION_FILE = "evaluation.jsonl"
-DECIDES = "mrr_at_10"  # finer than recall at the sizes where it matters, and it rewards the first place most
+DECIDING_METRIC = "mrr_at_10"  # finer than recall on few queries, with most weight on the first place
 SCORES_AT_ONCE = 2**25
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is judged: rows into the arrays of each side, and their categories.
+    """Rows of held-out queries and of all documents, with their categories.
 
     Attributes:
         query_rows, query_labels: (Q,) held-out queries that have a relevant document.
@@ -77,12 +77,12 @@ class HeldOut:
         return cls(rows, labels.query[rows], documents, labels.document[documents], int((~able).sum()))
 
 
-def ranking_figures(
+def ranking_metrics(
     queries_QD: Tensor, documents_ND: Tensor, query_labels: np.ndarray, document_labels: np.ndarray
 ) -> dict[str, float]:
-    """recall_at_1, recall_at_10 and mrr_at_10, each the mean over queries; a document of the query's category is right.
+    """recall_at_1, recall_at_10 and mrr_at_10, means over queries; documents of the query's category are relevant.
 
-    The rank of the first right answer is 1 + the documents before it, where documents are ordered by score (rounded to
+    The rank of the first relevant document is 1 + the documents before it, ordered by score (rounded to
     6 decimals, highest first), equal scores by their place. So no ranking is sorted or kept.
 
     Args:
@@ -119,7 +119,7 @@ def embed_on_all_ranks(side: ImageStage, rows: np.ndarray, *, name: str) -> Tens
 
 @contextlib.contextmanager
 def _as_published(side: ImageStage) -> Iterator[None]:
-    """While inside, the encoders compute as the published folder will: averaged weights, no reduced precision."""
+    """Context in which the encoders compute as the published folder will: averaged weights, full precision."""
     bare = getattr(side.encoders, "module", side.encoders)
     precision, bare.mixed_precision = bare.mixed_precision, "no"
     with contextlib.nullcontext() if side.average is None else side.average.in_place():
@@ -131,7 +131,7 @@ def _as_published(side: ImageStage) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Standing:
-    """What the lines so far say: best step and its figure, and how many evaluations came after it."""
+    """Best step, its metric, and the number of evaluations since."""
 
     best_step: int | None
     best: float
@@ -139,16 +139,16 @@ class Standing:
 
     @classmethod
     def of(cls, lines: list[dict[str, Any]]) -> "Standing":
-        """Standing after these lines; of equal figures the earlier is the best."""
+        """Standing after these lines; of equal metrics the earlier is the best."""
         if not lines:
             return cls(None, float("-inf"), 0)
-        figures = [float(line[DECIDES]) for line in lines]
-        place = int(np.argmax(figures))
-        return cls(int(lines[place]["step"]), figures[place], len(figures) - 1 - place)
+        values = [float(line[DECIDING_METRIC]) for line in lines]
+        place = int(np.argmax(values))
+        return cls(int(lines[place]["step"]), values[place], len(values) - 1 - place)
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's evaluation.jsonl, in order; none where there is no such file. A torn last line is left."""
+    """The lines of a run's evaluation.jsonl, in order; none without such a file. An incomplete last line is ignored."""
     path = folder / EVALUATION_FILE
     found: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -160,7 +160,7 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
 
 
 def stopped_early(folder: Path, *, patience: int | None, done: int) -> bool:
-    """Whether a run that has done `done` steps has ended because nothing better came for `patience` evaluations."""
+    """Whether a run of `done` steps ended because `patience` evaluations brought no improvement."""
     lines = [line for line in read_evaluations(folder) if line["step"] <= done]
     return patience is not None and Standing.of(lines).waited >= patience
 
@@ -173,10 +173,10 @@ def summary(folder: Path, *, done: int) -> dict[str, Any] | None:
 
 
 def load_best(side: ImageStage, folder: Path, *, done: int) -> None:
-    """Take over the checkpoint of the run's best evaluation, unless it is that of the last step; all ranks call it.
+    """Load the checkpoint of the run's best evaluation, unless it is that of the last step; all ranks call it.
 
     Raises:
-        ValueError: that checkpoint is not whole any more.
+        ValueError: that checkpoint is incomplete.
     """
 
     def best() -> Path | None:
@@ -195,14 +195,14 @@ def load_best(side: ImageStage, folder: Path, *, done: int) -> None:
 
 
 class Evaluator:
-    """Evaluates every so many steps and keeps the standing; all ranks make one and call it alike.
+    """Evaluates at the recipe's intervals and tracks the best; every rank makes one and calls it alike.
 
     Args:
-        side: what trains; without `evaluate_every` in its recipe there is never anything to do.
+        side: the state in training; without `evaluate_every` in its recipe nothing is evaluated.
         folder: the run. start: steps done; later lines of the file are cut off.
 
     Raises:
-        ValueError: nothing is held out.
+        ValueError: there are no held-out queries.
     """
 
     def __init__(self, side: ImageStage, samples: GovernedSamples, *, folder: Path, start: int) -> None:
@@ -220,7 +220,7 @@ class Evaluator:
 
     @property
     def should_stop(self) -> bool:
-        """Whether `early_stopping` evaluations have brought nothing better."""
+        """Whether `early_stopping` evaluations brought no improvement."""
         return self.patience is not None and self.standing.waited >= self.patience
 
     def is_best(self, done: int) -> bool:
@@ -228,10 +228,10 @@ class Evaluator:
         return self.standing.best_step == done
 
     def after(self, done: int) -> float | None:
-        """Evaluate where `done` steps call for it: every `evaluate_every` steps, and after the recipe's last one.
+        """Evaluate every `evaluate_every` steps and after the last step; otherwise do nothing.
 
         Returns:
-            The figure that decides, larger is better; None where there was no evaluation.
+            The deciding metric, larger is better; None without an evaluation.
         """
         if self.every is None or (done % self.every and done != self.side.recipe.image.steps):
             return None
@@ -241,14 +241,14 @@ class Evaluator:
             queries_QD = embed_on_all_ranks(self.side, held.query_rows, name="query")
             documents_ND = embed_on_all_ranks(self.side, held.document_rows, name="document")
 
-        def judged() -> dict[str, Any]:
-            found = ranking_figures(queries_QD, documents_ND, held.query_labels, held.document_labels)
+        def evaluated() -> dict[str, Any]:
+            found = ranking_metrics(queries_QD, documents_ND, held.query_labels, held.document_labels)
             counts = {"queries": len(held.query_rows), "documents": len(held.document_rows), "skipped": held.skipped}
             return {"step": done, **found, **counts, "seconds": round(time.perf_counter() - begun, 2)}
 
-        self.lines.append(on_main(judged))
+        self.lines.append(on_main(evaluated))
         on_main(self._write_last)
-        return float(self.lines[-1][DECIDES])
+        return float(self.lines[-1][DECIDING_METRIC])
 
     def _cut(self, start: int) -> list[dict[str, Any]]:
         kept = [line for line in read_evaluations(self.path.parent) if line["step"] <= start]
@@ -259,5 +259,5 @@ class Evaluator:
         line, best = self.lines[-1], self.standing
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        said = ", ".join(f"{name} {line[name]:.3f}" for name in ("recall_at_1", "recall_at_10", "mrr_at_10"))
-        print(f"evaluation after {line['step']} steps: {said}; best after {best.best_step}", flush=True)
+        metrics = ", ".join(f"{name} {line[name]:.3f}" for name in ("recall_at_1", "recall_at_10", "mrr_at_10"))
+        print(f"evaluation after {line['step']} steps: {metrics}; best after {best.best_step}", flush=True)

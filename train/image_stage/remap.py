@@ -1,18 +1,18 @@
-"""Going on with other categories: what becomes of each class row when the governed data has changed.
+"""Maps class rows of a checkpoint to the categories of a newer governed folder.
 
-Why: categories come, go, merge and split whenever governance runs again, and a job of weeks must not start anew for it.
-Rows are matched by category key; `category_map.parquet` of the governed folder says what became of every old key.
+Categories come, go, merge and split whenever governance runs again; a long training run continues with them. Rows are
+matched by category key; `category_map.parquet` of the governed folder names the event of every old key.
 
-| what happened | row | state of its optimiser |
+| event | row | optimiser state |
 |---|---|---|
-| kept, renamed | as it was, bit for bit | as it was |
-| merged | direction: mean of the directions, weighted by training samples; length of the largest | of the largest |
-| new, or split off | mean of the embeddings of its samples, under the encoders as they are now | fresh |
-| retired, or held out now | dropped | dropped |
+| kept, renamed | unchanged, bit for bit | unchanged |
+| merged | mean direction, weighted by training samples; length of the largest | of the largest |
+| new, split off | mean of the embeddings of its samples under the current encoders | fresh |
+| retired, now held out | dropped | dropped |
 
-A key without an event is refused, before anything changes.
+A key without an event is refused before anything changes.
 
-Letters: P places that move, W width of a row.
+Letters: P places of class rows, W width of a row.
 """
 
 from collections.abc import Sequence
@@ -39,12 +39,12 @@ Event = tuple[str | None, str, str | None]
 
 @dataclass(frozen=True)
 class ClassChanges:
-    """What the classes of a new table are made of.
+    """The old rows from which each new class is made.
 
     Attributes:
-        sources: for each new class the old places it takes over, the one with the most samples first (ties: the lower
-            place); empty = it starts from its samples.
-        retired: how many old classes no new one takes over.
+        sources: for each new class the old places that it inherits, the one with the most samples first (ties: the
+            lower place); empty: it starts from its samples.
+        retired: number of old classes that no new one inherits.
     """
 
     sources: tuple[tuple[int, ...], ...]
@@ -56,10 +56,10 @@ class ClassChanges:
         return np.array([not places for places in self.sources], dtype=bool)
 
     def counts(self) -> dict[str, int]:
-        """For people: how many classes were taken over, merged, started and retired."""
+        """Numbers of classes that were kept, merged, started and retired, for the log line."""
         taken = [len(places) for places in self.sources]
         return {
-            "taken over": taken.count(1),
+            "kept": taken.count(1),
             "merged": sum(number > 1 for number in taken),
             "started": taken.count(0),
             "retired": self.retired,
@@ -70,7 +70,7 @@ def plan_changes(old: ClassTable, new: ClassTable, events: Sequence[Event]) -> C
     """Match two tables by key and by the map's events.
 
     Raises:
-        ValueError: an unknown event, or a key of either table of which the map says nothing; the difference is shown.
+        ValueError: an unknown event, or a key of either table that the map does not cover; the difference is shown.
     """
     unknown = sorted({event for _, event, _ in events} - set(EVENTS))
     if unknown:
@@ -87,14 +87,15 @@ def plan_changes(old: ClassTable, new: ClassTable, events: Sequence[Event]) -> C
 
 def _check_covered(old: ClassTable, new: ClassTable, events: Sequence[Event]) -> None:
     here, there = set(new.keys), set(old.keys)
-    said = {key for key, _, _ in events if key is not None}, {key for _, _, key in events if key is not None}
-    lost, came = sorted(there - here - said[0]), sorted(here - there - said[1])
+    covered_old = {key for key, _, _ in events if key is not None}
+    covered_new = {key for _, _, key in events if key is not None}
+    lost, came = sorted(there - here - covered_old), sorted(here - there - covered_new)
     if not lost and not came:
         return
     raise ValueError(
         f"the checkpoint was written with other categories: {len(new.keys)} classes here, {len(old.keys)} there; "
         f"only here: {_some(sorted(here - there))}; only there: {_some(sorted(there - here))}; category_map.parquet "
-        f"does not say what became of {_some(lost)} nor where {_some(came)} came from. Govern "
+        f"names no event for {_some(lost)} and no origin of {_some(came)}. Govern "
         "with --previous and the folder that the run was started with, resume with that folder, or give another --out"
     )
 
@@ -107,7 +108,7 @@ def _some(keys: Sequence[str]) -> str:
 def resume_classes(
     side: ImageStage, path: Path, table: ClassTable, *, events: Sequence[Event], rows: dict[str, SideRowsOfClass]
 ) -> None:
-    """Take over a checkpoint of another table of classes; all ranks call it.
+    """Load a checkpoint of another table of classes; all ranks call it.
 
     Args:
         table: of this run. rows: training rows of each class of this run.
@@ -125,15 +126,15 @@ def resume_classes(
     embed = while_running(side.encoders, inputs, like=side.shard.like, width=side.recipe.model.hidden_size)
     start_from_means(side.shard, embed, rows, only=started, on_every_rank=True)
     if rank() == 0:
-        said = ", ".join(f"{number} {what}" for what, number in changes.counts().items())
-        print(f"categories changed: {said}", flush=True)
+        counts = ", ".join(f"{number} {event}" for event, number in changes.counts().items())
+        print(f"categories changed: {counts}", flush=True)
 
 
 def take_rows(shard: ClassShard, path: Path, changes: ClassChanges, *, samples: np.ndarray) -> None:
     """Fill the rows of this rank's classes that have old ones, with their state; the others get fresh state.
 
     Args:
-        shard: with the history of the checkpoint. samples: training samples of the old classes.
+        shard: with the optimiser history of the checkpoint. samples: training samples of the old classes.
     """
     for tensor in shard.optimizer.tensors.values():
         tensor.zero_()
@@ -142,7 +143,7 @@ def take_rows(shard: ClassShard, path: Path, changes: ClassChanges, *, samples: 
     merged = np.array([place for place, old in enumerate(sources) if len(old) > 1], dtype=np.int64)
     shape = (len(merged), shard.sub_centres, shard.hidden_size)
     total, length = torch.zeros(shape, dtype=torch.float64), torch.ones(shape[0], shape[1], 1, dtype=torch.float64)
-    # The largest comes last, so that its state is the one that stays.
+    # The largest is copied last, so that its optimiser state remains.
     for turn in reversed(range(most)):
         pairs = [(place, old[turn]) for place, old in enumerate(sources) if len(old) > turn]
         _copy_rows(shard, path, np.array(pairs, dtype=np.int64).reshape(-1, 2))

@@ -1,20 +1,18 @@
-"""The text encoder adapted by gradient, before the text side is fitted: adapters, or the same layers themselves.
+"""Adapts the text encoder by gradient before the text stage is fitted.
 
-Why a stage of its own: the text side is a closed form on fixed token features (text_side.py), through which no gradient
-comes. Here texts of training documents are classified among the finished prototypes, through a linear map that starts
-as the closed form and is thrown away afterwards (ours):
+The text stage is a closed form on fixed token features, through which no gradient passes. So texts of training
+documents are classified among the finished prototypes here, through a linear map that starts as the closed form and is
+dropped afterwards (ours):
 
     z_i  = unit((t_i - mean) M)                     t_i unit masked mean of the tokens, M trained beside the encoder
     loss = mean_i -log softmax_c(scale z_i . prototype_c) at the category of document i
 
-Prototypes are constants: the image side is never moved by text. Documents of held-out categories take no part, so the
-strength of text, which is chosen on them (text_side.py), stays honest and can fall back to none: an encoder that only
-learned its own texts by heart gets no say. What is trained sees the categories of every fold, however, so the
-out-of-fold concepts on which attention is trained are a little better than those of a new text. No row or dropout
-depends on anything but (seed, step).
+Prototypes are constants, and documents of held-out categories take no part, so the text weight, which is chosen on them
+(weight.py), can still fall back to none. The encoder has seen the categories of every fold, however, so the out-of-fold
+concepts on which the attention is trained are a little better than those of a new text. Rows and dropout depend on
+(seed, step) only.
 
-
-Letters: N documents, B documents of a step, T tokens, H token width, C categories that are trained on, D width.
+Letters: N documents, B documents of a step, T tokens, H token width, C training categories, D width.
 """
 
 import time
@@ -39,7 +37,7 @@ WARM_UP = 0.1  # of the steps
 
 @dataclass(frozen=True)
 class AdaptedText:
-    """What the stage leaves beside the changed encoder.
+    """Results beside the changed encoder.
 
     Attributes:
         adapters: weights of the adapters by their names within the text encoder; empty where layers were tuned.
@@ -51,7 +49,7 @@ class AdaptedText:
 
 
 def unit_sentences(tokens_BTH: Tensor, mask_BT: Tensor) -> Tensor:
-    """(B, H) unit masked means of the tokens, with gradient; what `sentence_vectors` computes on cached features."""
+    """(B, H) unit masked means of the tokens, with gradient; `sentence_vectors` is the same on cached features."""
     return functional.normalize((tokens_BTH * mask_BT[..., None]).sum(1), dim=1)
 
 
@@ -111,7 +109,7 @@ def _ends(losses: list[float]) -> dict[str, float]:
 
 
 def _open(text: nn.Module, recipe: Recipe, *, seed: int) -> Any:
-    """Let gradients reach what the recipe trains; the tuner that folds adapters in, None without adapters."""
+    """Enable gradients for the layers that the recipe trains; returns the adapters' tuner, None without adapters."""
     if recipe.text.lora.rank:
         return add_text_adapters(text, recipe, seed=seed)
     text.requires_grad_(False)

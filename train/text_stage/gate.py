@@ -1,17 +1,13 @@
-"""The gate of the text: how likely a text and an image are of the same thing, by how well they agree.
+"""The gate of the text: how much a document's text counts, by its agreement with the image.
 
-Why: texts are unequally informative and some are wrong (another product's, another language's). A text that speaks of
-what the image shows may move it; one that does not must leave it alone. How far right and wrong texts agree with
-images is read off the training documents: their own text through the map that never saw their category, against the
-text of a document of another category. So the gate is fitted out of fold, in closed form, and without the text ever
-meeting a label that it could be a shortcut to.
+Texts are unequally informative and some are wrong (of another product, in another language). The gate is fitted in
+closed form on training documents: the agreement of their image with their own text, mapped out of fold, against the
+agreement with the text of a document of another category. So no text meets a label that it could be a shortcut to.
 
-Bayes' rule for the two alone would be half open where a text is as likely wrong as right. The gate is sharper (ours):
+    gate = sigmoid(STEEPER (logit P(right | cosine) - log COST))                                                 (ours)
 
-    gate = sigmoid(STEEPER (logit P(right | c) - log COST))
-
-half open where right is COST times as likely as wrong, and steeper, so that a text counts whole or hardly at all.
-
+It is 1/2 where a right text is COST times as likely as a wrong one. STEEPER > 1 makes it steeper than Bayes' rule, so
+that a text counts almost fully or hardly at all.
 
 Letters: R documents with image and text, D width.
 """
@@ -26,12 +22,12 @@ from torch.nn import functional
 
 LEAST_VARIANCE = 1e-9  # of cosines: below it they are rounding
 LEAST_PAIRS = 2
-# Both chosen on validation categories (docs/log.md). COST: what a wrong text takes, in units of what a right one gives.
+# Chosen on validation categories (docs/log.md). COST: harm of a wrong text in units of the gain of a right one.
 STEEPER, COST = 3.0, 0.6
 
 
 def agreements(images_RD: Tensor, concepts_RD: Tensor) -> Tensor:
-    """(R,) cosine of every image embedding with what its text says."""
+    """(R,) cosine of every image embedding with its mapped text."""
     return (images_RD * functional.normalize(concepts_RD, dim=1)).sum(1)
 
 
@@ -40,7 +36,7 @@ def two_gaussians(right_R: Tensor, other_R: Tensor) -> tuple[float, float]:
 
     slope = (mean right - mean other) / variance within, centre = half-way between the means (Fisher, *The use of
     multiple measurements in taxonomic problems*, 1936; two classes, one dimension). (0, 0) where right texts agree no
-    better than others, or where nothing varies: agreement says nothing then.
+    better than others, or where nothing varies.
     """
     if min(len(right_R), len(other_R)) < LEAST_PAIRS:
         return 0.0, 0.0
@@ -65,19 +61,20 @@ def sharper(slope: float, centre: float) -> tuple[float, float]:
 def fit_gate(
     fusion: Any, images_RD: Tensor, concepts_RD: Tensor, labels_R: np.ndarray, *, seed: int
 ) -> dict[str, float]:
-    """Let the text's gate listen to agreement alone; the gate of the evidence stays.
+    """Make the text's gate a function of agreement alone; the gate of the evidence stays.
 
-    The gate then opens up to 1, where the whole concept is added. Nothing changes when agreement says nothing.
+    At gate 1 the whole concept is added. Nothing changes when agreement does not separate right from wrong texts.
 
     Args:
-        images_RD: unit rows. concepts_RD: out of fold. labels_R: categories. seed: of the strangers' texts.
+        images_RD: unit rows. concepts_RD: out of fold. labels_R: categories.
+        seed: of the draw of texts of other categories.
 
     Returns:
         {"slope", "centre"}, for the report.
     """
     order = np.random.default_rng([seed, 17]).permutation(len(labels_R))
-    strange = labels_R[order] != labels_R
-    other_R = agreements(images_RD[strange], concepts_RD[order][strange])
+    is_wrong = labels_R[order] != labels_R
+    other_R = agreements(images_RD[is_wrong], concepts_RD[order][is_wrong])
     slope, centre = sharper(*two_gaussians(agreements(images_RD, concepts_RD), other_R))
     if slope > 0:
         fusion.gate.weight[1].zero_()

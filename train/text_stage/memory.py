@@ -1,13 +1,13 @@
-"""The memory: texts of training documents and what their pictures look like, for documents that have no image.
+"""The text memory: kernel ridge regression from texts to prototypes, for documents without image.
 
-Why beside the linear map: a memory of single texts knows more than one map for all of them, and text alone has nothing
-else to go by. Where there is an image the linear map is better, since for a document that was trained on the memory
-repeats what it was made from. Kernel ridge regression on a subset of regressors (Quinonero-Candela and Rasmussen, JMLR
-2005, section 5), with the kernel k(t, t') = exp(sharpness (<t, t'> - 1)) of unit sentence vectors:
+With an image, the linear map (sentence_map.py) is better, since for a training document the memory repeats what it was
+fitted to; without one, many single texts carry more than one map. Kernel ridge regression on a subset of regressors
+(Quinonero-Candela and Rasmussen, JMLR 2005, section 5), with the kernel k(t, t') = exp(sharpness (<t, t'> - 1)) of unit
+sentence vectors:
 
     A = argmin_A  sum_r |y_r - sum_k k(t_r, m_k) A_k|^2 + RIDGE sum_kl k(m_k, m_l) <A_k, A_l>
 
-Every training text is a slot as long as there are enough; then it is plain kernel ridge regression.
+Every training text has a slot while there are enough; then it is plain kernel ridge regression.
 
 Letters: R documents with text, K slots, H token width, D width.
 """
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 RIDGE = 3.0  # variance of the noise in units of that of a text by itself
-LOUDNESS = 10.0  # mean length of what is recalled: the linear map, of length 1, only breaks ties
+RECALL_LENGTH = 10.0  # mean length of a recalled vector: the linear map, of length 1, then only breaks ties
 JITTER = 1e-6
 ROWS_PER_CHUNK = 4096
 
 
 def kernel(left_RH: Tensor, right_KH: Tensor, *, sharpness: float) -> Tensor:
-    """(R, K) likeness of unit rows: 1 for the same text."""
+    """(R, K) similarity of unit rows: 1 for equal texts."""
     return torch.exp(sharpness * (left_RH @ right_KH.T - 1))
 
 
@@ -52,7 +52,7 @@ def memory_values(sentences_RH: Tensor, targets_RD: Tensor, slots_KH: Tensor, *,
 
 @torch.no_grad()
 def install_memory(fusion: Any, sentences_RH: Tensor, targets_RD: Tensor) -> int:
-    """Fill the fusion's memory; slots that are not needed stay silent. Returns the number of slots used.
+    """Fill the fusion's memory; unused slots stay zero. Returns the number of slots used.
 
     Args:
         sentences_RH: unit rows, float64. targets_RD: centred prototypes of their categories.
@@ -64,5 +64,7 @@ def install_memory(fusion: Any, sentences_RH: Tensor, targets_RD: Tensor) -> int
     fusion.memory.zero_()
     fusion.memory_value.zero_()
     fusion.memory[: len(rows)] = slots_KH.to(fusion.memory.dtype)
-    fusion.memory_value[: len(rows)] = (values_KD * (LOUDNESS / length if length > 0 else 0.0)).to(fusion.memory.dtype)
+    fusion.memory_value[: len(rows)] = (values_KD * (RECALL_LENGTH / length if length > 0 else 0.0)).to(
+        fusion.memory.dtype
+    )
     return len(rows)

@@ -126,7 +126,7 @@ def test_files_of_unwritten_rows_take_no_space(tmp_path: Path) -> None:
     assert file.stat().st_size == 64_000_000
     assert file.stat().st_blocks * 512 < 1_000_000
     assert place.zeros("empty", (0, 4), torch.float32).shape == (0, 4)
-    assert float(place.zeros("weight", (2, 2), torch.float32).sum()) == 0  # an earlier run's file is not taken over
+    assert float(place.zeros("weight", (2, 2), torch.float32).sum()) == 0  # an earlier run's file is not reused
 
 
 def test_requested_pages_are_those_of_the_rows(tmp_path: Path) -> None:

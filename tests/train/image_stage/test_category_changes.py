@@ -35,7 +35,7 @@ def test_rows_are_matched_by_key_and_event() -> None:
     changes = plan_changes(OLD, NEW, STORY)
     assert changes.sources == ((), (2,), (0, 1), (), (4,))
     assert changes.started.tolist() == [True, False, False, True, False]
-    assert changes.counts() == {"taken over": 2, "merged": 1, "started": 2, "retired": 1}
+    assert changes.counts() == {"kept": 2, "merged": 1, "started": 2, "retired": 1}
 
 
 def test_a_merged_class_follows_the_largest_even_where_the_key_is_of_a_smaller_one() -> None:
@@ -46,7 +46,7 @@ def test_a_merged_class_follows_the_largest_even_where_the_key_is_of_a_smaller_o
 def test_what_the_map_does_not_explain_is_refused_with_the_difference() -> None:
     with pytest.raises(ValueError, match=r"only here: f, g, z; only there: b, c, d;.*what became of b, c, d nor"):
         plan_changes(OLD, NEW, [])
-    with pytest.raises(ValueError, match="became of none nor where g came from"):
+    with pytest.raises(ValueError, match="no event for none and no origin of g"):
         plan_changes(OLD, NEW, STORY[:-1])
     with pytest.raises(ValueError, match="events vanished"):
         plan_changes(OLD, NEW, [("a", "vanished", None)])
@@ -133,11 +133,11 @@ def test_a_run_goes_on_with_other_categories_where_a_map_says_how(
     with pytest.raises(ValueError, match="categories differs .fingerprint: 'changed' here, 'made' there"):
         train_small(recipe, tmp_path, resume=True)
     monkeypatch.setattr("tests.support.synthetic_run.small_samples", lambda: changed_samples(story[:-1]))
-    with pytest.raises(ValueError, match="what became of key1 nor where renamed came from"):
+    with pytest.raises(ValueError, match="no event for key1 and no origin of renamed"):
         train_small(recipe, tmp_path, resume=True)
     monkeypatch.setattr("tests.support.synthetic_run.small_samples", lambda: changed_samples(story))
     at_once = train_small(recipe, tmp_path, resume=True, max_steps=6)
-    assert "categories changed: 4 taken over, 0 merged, 1 started, 1 retired" in capsys.readouterr().out
+    assert "categories changed: 4 kept, 0 merged, 1 started, 1 retired" in capsys.readouterr().out
     old_place = [TRAINED.index(number) for number in (0, 1, 2, 6)]
     torch.testing.assert_close(at_once.class_weights[[0, 1, 2, 4]], before.class_weights[old_place])
     done = train_small(recipe, tmp_path, resume=True)

@@ -11,7 +11,7 @@ import torch
 
 from retrieval.evaluation.metrics import METRICS, ranked_relevance
 from tests.support.synthetic_run import small_recipe, small_samples, train_small
-from train.image_stage.evaluator import HeldOut, Standing, ranking_figures, read_evaluations, stopped_early, summary
+from train.image_stage.evaluator import HeldOut, Standing, ranking_metrics, read_evaluations, stopped_early, summary
 from train.recipes.recipe import Recipe
 
 NAMES = ("recall_at_1", "recall_at_10", "mrr_at_10")
@@ -20,18 +20,18 @@ NAMES = ("recall_at_1", "recall_at_10", "mrr_at_10")
 def test_figures_of_a_case_worked_by_hand() -> None:
     documents = torch.eye(4)
     queries = torch.tensor([[0.9, 0.1, 0.0, 0.0], [0.3, 0.2, 0.4, 0.1], [0.1, 0.2, 0.3, 0.4]])
-    found = ranking_figures(queries, documents, np.array([5, 6, 5]), np.array([5, 5, 6, 7]))
+    found = ranking_metrics(queries, documents, np.array([5, 6, 5]), np.array([5, 5, 6, 7]))
     # First right answers at ranks 1, 1 and 3.
     assert found == pytest.approx({"recall_at_1": 2 / 3, "recall_at_10": 1.0, "mrr_at_10": (1 + 1 + 1 / 3) / 3})
 
 
 def test_of_equal_scores_the_earlier_document_comes_first() -> None:
     documents, query = torch.ones(2, 1), torch.ones(1, 1)
-    assert ranking_figures(query, documents, np.array([1]), np.array([1, 0]))["recall_at_1"] == 1.0
-    assert ranking_figures(query, documents, np.array([0]), np.array([1, 0]))["recall_at_1"] == 0.0
+    assert ranking_metrics(query, documents, np.array([1]), np.array([1, 0]))["recall_at_1"] == 1.0
+    assert ranking_metrics(query, documents, np.array([0]), np.array([1, 0]))["recall_at_1"] == 0.0
     # Equal to six decimals is equal.
     close = torch.tensor([[1.0], [1.0 + 1e-7]], dtype=torch.float64)
-    assert ranking_figures(query.double(), close, np.array([1]), np.array([1, 0]))["recall_at_1"] == 1.0
+    assert ranking_metrics(query.double(), close, np.array([1]), np.array([1, 0]))["recall_at_1"] == 1.0
 
 
 def test_figures_are_those_of_retrieval(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,7 @@ def test_figures_are_those_of_retrieval(monkeypatch: pytest.MonkeyPatch) -> None
         ranked = ranked_relevance(names, documents @ query, relevance)
         for name in NAMES:
             expected[name].append(METRICS[name](*ranked))
-    found = ranking_figures(torch.from_numpy(queries), torch.from_numpy(documents), query_labels, document_labels)
+    found = ranking_metrics(torch.from_numpy(queries), torch.from_numpy(documents), query_labels, document_labels)
     assert found == pytest.approx({name: float(np.mean(values)) for name, values in expected.items()})
     assert 0 < found["recall_at_1"] < found["mrr_at_10"] < 1
 
@@ -130,7 +130,7 @@ def rigged(monkeypatch: pytest.MonkeyPatch, figures: list[float]) -> None:
     def one(*ignored: Any) -> dict[str, float]:
         return dict.fromkeys(NAMES, next(said))
 
-    monkeypatch.setattr("train.image_stage.evaluator.ranking_figures", one)
+    monkeypatch.setattr("train.image_stage.evaluator.ranking_metrics", one)
 
 
 def test_training_ends_when_nothing_better_came_and_does_not_start_again(

@@ -163,7 +163,7 @@ def test_incomplete_folder_is_computed_again(start: Any, tmp_path: Path, name: s
     true = np.array(getattr(compute(start, tmp_path, recipe=recipe), field))
     (path,) = tmp_path.glob(f"*/{name}.npy")
     np.save(path, np.zeros_like(true))
-    assert not getattr(compute(start, tmp_path, recipe=recipe), field).any()  # finished: believed
+    assert not getattr(compute(start, tmp_path, recipe=recipe), field).any()  # a finished cache is reused as it is
     (path.parent / "whole").unlink()
     assert (np.asarray(getattr(compute(start, tmp_path, recipe=recipe), field)) == true).all()
     assert (path.parent / "whole").exists()

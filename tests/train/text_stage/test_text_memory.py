@@ -80,7 +80,7 @@ def test_the_fusion_recalls_what_the_regression_says_times_the_loudness_and_spar
     plain = kernel(texts(5, seed=2), sentences, sharpness=fusion.config.memory_sharpness) @ values
     with torch.no_grad():
         found = fusion.recall(texts(5, seed=2))
-        assert float(fusion.recall(sentences).norm(dim=1).mean()) == pytest.approx(memory.LOUDNESS)
+        assert float(fusion.recall(sentences).norm(dim=1).mean()) == pytest.approx(memory.RECALL_LENGTH)
     torch.testing.assert_close(functional.normalize(found, dim=1), functional.normalize(plain, dim=1))
 
 
