@@ -60,7 +60,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="continue from the newest complete checkpoint in --out")
     parser.add_argument("--features", type=Path, help="folder of cached features, to share; default OUT/features")
     parser.add_argument(
-        "--image-side", type=Path, metavar="RUN", help="reuse the trained image stage of this run; fit the text stage only"
+        "--image-side", type=Path, metavar="RUN", help="reuse the image stage of this run; fit the text stage only"
     )
     parser.add_argument("--tracker", choices=TRACKERS, default="none", help="also log there; default %(default)s")
     parser.add_argument("--list-recipes", action="store_true", help="print the recipes and stop")
