@@ -14,7 +14,16 @@ from transformers.utils.generic import ModelOutput
 
 from .configuration_oclear import OclearConfig
 from .modeling_oclear import OclearModel, OclearPreTrainedModel, Side
-from .partial_softmax_oclear import SoftmaxForm, class_logits, margin_by_name, partial_softmax_loss, sample_classes
+from .partial_softmax_oclear import (
+    SampledClasses,
+    SoftmaxForm,
+    class_logits,
+    margin_by_name,
+    partial_softmax_loss,
+    sample_classes,
+)
+from .proxy_anchor_oclear import anchor_loss, anchor_sums
+from .softmax_inputs_oclear import ClassRange
 
 
 @dataclass
@@ -82,7 +91,7 @@ class OclearForCategoryClassification(OclearPreTrainedModel):
                 query has pixel values only.
             side: "query" or "document".
             labels: (B,) int64 categories, or (B, Y) padded with -1 where samples have several.
-            weights: (B,) weights of the samples in the loss.
+            weights: (B,) weights of the samples in the softmax loss; ProxyAnchor takes none.
 
         Raises:
             ValueError: for text on the query side, an unknown side, labels that are not categories, or settings of the
@@ -123,6 +132,8 @@ class OclearForCategoryClassification(OclearPreTrainedModel):
                 step=self.sample_step,
             )
             self.sample_step += 1
+        if self.config.head_loss == "proxy_anchor":
+            return self._proxy_anchor_loss(embeds, labels, weights, sampled)
         return partial_softmax_loss(
             embeds,
             labels,
@@ -131,3 +142,19 @@ class OclearForCategoryClassification(OclearPreTrainedModel):
             sampled=sampled,
             weights_B=weights,
         )
+
+    def _proxy_anchor_loss(
+        self, embeds: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, sampled: SampledClasses | None
+    ) -> torch.Tensor:
+        """ProxyAnchor over all categories, or over the sampled ones."""
+        if weights is not None:
+            raise ValueError("weights were given with head_loss 'proxy_anchor', which takes none; leave them out.")
+        rows = self.head.weight
+        if sampled is None:
+            class_ids = torch.arange(len(rows), device=rows.device)
+            classes = ClassRange(rows, class_ids, torch.zeros(len(rows), device=rows.device, dtype=rows.dtype))
+        else:
+            class_ids = sampled.class_ids.to(rows.device)
+            classes = ClassRange(rows[class_ids], class_ids, sampled.log_correction.to(rows.device))
+        scale, margin = float(self.config.head_scale), float(self.config.head_margin)  # type: ignore[arg-type]
+        return anchor_loss(anchor_sums(embeds, labels, classes, scale=scale, margin=margin))

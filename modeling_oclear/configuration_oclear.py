@@ -22,9 +22,8 @@ UNUSED_ENCODER_PARTS = {"vision_use_head": False, "use_mask_token": False}
 class OclearConfig(PreTrainedConfig):
     """An image encoder for queries and documents, a text encoder for documents, and their fusion.
 
-    The `head_*` fields describe the softmax loss that `OclearForCategoryClassification` computes from `labels`. They do
-    not record how published weights were trained: a model trained with ProxyAnchor keeps the default margin here, and
-    its recipe.json names the loss.
+    The `head_*` fields describe the loss that `OclearForCategoryClassification` computes from `labels`; training writes
+    the loss that the published weights were trained with.
 
     Attributes:
         vision_config, text_config: config (or its dict) of any Hugging Face encoder; no text_config = images only.
@@ -40,8 +39,9 @@ class OclearConfig(PreTrainedConfig):
             an image.
         embed_dropout: dropout on projected image features in training.
         num_classes: categories of the classification head; 0 = no head.
-        head_scale, head_margin, head_margin_type: scale and margin of the softmax over categories; "combined" takes
-            three numbers (m1, m2, m3).
+        head_loss: "softmax" over categories, or "proxy_anchor".
+        head_scale, head_margin: scale and margin of the loss; for ProxyAnchor its alpha and delta.
+        head_margin_type: margin of the softmax; "combined" takes three numbers (m1, m2, m3). ProxyAnchor has none.
         head_label_smoothing, head_conflict_delta, head_conflict_tau: see `SoftmaxForm` in margins_oclear.py.
         head_sub_centres: prototypes per category; the one with the largest cosine counts.
         head_sample_rate: fraction of the categories drawn as negatives in a training step; 1 = all of them.
@@ -68,6 +68,7 @@ class OclearConfig(PreTrainedConfig):
     text_strength: float | int = 1.0
     embed_dropout: float | int = 0.0
     num_classes: int = 0
+    head_loss: Literal["softmax", "proxy_anchor"] = "softmax"
     head_scale: float | int = 32.0
     head_margin: float | int | list[float | int] | tuple[float | int, ...] = 0.2
     head_margin_type: Literal["cosface", "arcface", "combined"] = "cosface"
@@ -127,6 +128,11 @@ class OclearConfig(PreTrainedConfig):
             )
         if self.head_margin_type != "combined" and not 0 <= margins[0] < 1:
             raise ValueError(f"head_margin is {self.head_margin}; it must be at least 0 and below 1, such as 0.2.")
+        if self.head_loss == "proxy_anchor" and (self.head_sub_centres != 1 or self.head_margin_type == "combined"):
+            raise ValueError(
+                f"head_sub_centres is {self.head_sub_centres} and head_margin_type {self.head_margin_type!r} with "
+                "head_loss 'proxy_anchor', which has one proxy and one margin; use 1 and one number."
+            )
         if self.head_sub_centres < 1:
             raise ValueError(f"head_sub_centres is {self.head_sub_centres}; it must be at least 1.")
         if not 0 < self.head_sample_rate <= 1:

@@ -8,6 +8,8 @@ import torch
 
 from modeling_oclear import OclearForCategoryClassification, OclearModel, partial_softmax_loss, sample_classes
 from modeling_oclear.margins_oclear import CombinedMargin, SoftmaxForm
+from modeling_oclear.proxy_anchor_oclear import anchor_loss, anchor_sums
+from modeling_oclear.softmax_inputs_oclear import ClassRange
 from tests.support.small_oclear import small_batch, small_config
 from tests.support.weights import assert_equal_weights
 
@@ -47,6 +49,24 @@ def test_loss_is_the_partial_softmax_of_the_config(margin: str) -> None:
     assert type(model.form.margin).__name__.lower() == margin
     assert model.form.scale == 8
     assert torch.equal(output.loss, expected)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.4])
+def test_proxy_anchor_head_computes_that_loss(rate: float) -> None:
+    model = small_classifier(head_loss="proxy_anchor", head_margin=0.1, head_scale=16.0, head_sample_rate=rate).train()
+    model.oclear.eval()
+    pixels = small_batch()["pixel_values"]
+    output = model(pixels, labels=LABELS)
+    drawn = torch.arange(11)
+    correction = torch.zeros(11)
+    if rate < 1:
+        sampled = sample_classes(11, positives=LABELS, rate=rate, seed=0, step=0)
+        drawn, correction = sampled.class_ids, sampled.log_correction
+    classes = ClassRange(model.head.weight[drawn], drawn, correction)
+    expected = anchor_loss(anchor_sums(output.embeds, LABELS, classes, scale=16.0, margin=0.1))
+    torch.testing.assert_close(output.loss, expected)
+    with pytest.raises(ValueError, match="weights were given with head_loss 'proxy_anchor'"):
+        model(pixels, labels=LABELS, weights=torch.ones(5))
 
 
 def test_sample_rate_below_one_draws_other_classes_each_step() -> None:

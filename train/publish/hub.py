@@ -59,7 +59,7 @@ def with_head(model: Any, prototypes: Tensor, recipe: Recipe) -> Any:
         config.head_label_smoothing = loss.label_smoothing
         config.head_conflict_delta, config.head_conflict_tau = loss.conflict_delta, loss.conflict_tau
     else:
-        config.head_margin = loss.margin
+        config.head_loss, config.head_margin = "proxy_anchor", loss.margin
     head = OclearForCategoryClassification(config)
     head.oclear.load_state_dict(model.state_dict())
     head.config.num_classes = head.head.out_features = len(prototypes)

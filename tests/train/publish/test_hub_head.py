@@ -20,7 +20,7 @@ from train.command import read_options
 from train.encoders.backbones import build_model
 from train.pipeline import train
 from train.publish.hub import CATEGORIES_FILE, export_hub, with_head
-from train.recipes.recipe import Recipe
+from train.recipes.recipe import ProxyAnchorLoss, Recipe
 from train.recipes.registry import recipe_by_name
 from train.run import context_of
 
@@ -102,6 +102,15 @@ def test_beyond_the_limit_nothing_is_gathered_and_the_shards_hold_what_hub_would
     torch.testing.assert_close(torch.cat([rows for _, rows in opened.blocks()]), head[trained])
     with pytest.raises(ValueError, match="num_classes is 0"):
         OclearForCategoryClassification.from_pretrained(beside / "hub")
+
+
+def test_config_names_the_loss_that_the_prototypes_were_trained_with() -> None:
+    prototypes = torch.nn.functional.normalize(torch.randn(CATEGORIES, 20), dim=1)
+    recipe = small({"head.loss": ProxyAnchorLoss(margin=0.1, alpha=24.0)})
+    config = with_head(build_model(recipe, seed=0)[0], prototypes, recipe).config
+    assert (config.head_loss, config.head_margin, config.head_scale) == ("proxy_anchor", 0.1, 24.0)
+    softmax = with_head(build_model(small(), seed=0)[0], prototypes, small()).config
+    assert (softmax.head_loss, softmax.head_margin_type) == ("softmax", "cosface")
 
 
 def test_the_head_is_the_tensor_itself() -> None:
