@@ -156,5 +156,5 @@ class OclearForCategoryClassification(OclearPreTrainedModel):
         else:
             class_ids = sampled.class_ids.to(rows.device)
             classes = ClassRange(rows[class_ids], class_ids, sampled.log_correction.to(rows.device))
-        scale, margin = float(self.config.head_scale), float(self.config.head_margin)  # type: ignore[arg-type]
+        scale, margin = float(self.config.head_scale), float(self.config.head_margin)
         return anchor_loss(anchor_sums(embeds, labels, classes, scale=scale, margin=margin))

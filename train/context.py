@@ -15,7 +15,7 @@ class RunContext:
     """One run, or one member of its ensemble.
 
     Attributes:
-        recipe: what is learned. accelerator: processes and device.
+        recipe: what is learned. accelerator: processes and device. data: the governed folder.
         folder: where the run, or this member, keeps its journal and checkpoints.
         features: folder of cached features; runs may share it.
         seed: of initial weights and features; draws of rows, dropout and classes use `draw_seed`.
@@ -27,6 +27,7 @@ class RunContext:
 
     recipe: Recipe
     accelerator: Accelerator
+    data: Path
     folder: Path
     features: Path
     seed: int = 0

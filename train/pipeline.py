@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from train.class_weights.published_size import check_head, is_head_published
@@ -17,7 +16,7 @@ from train.inputs.cache import FeatureCache
 from train.inputs.features import features_of
 from train.inputs.samples import GovernedSamples, read_samples
 from train.journal import Stopwatch
-from train.publish.hub import calibration_queries, export_hub
+from train.publish.hub import calibration_queries, export_hub, with_head
 from train.publish.run_folder import close_run, open_run
 from train.text_stage.fit import fit_text_stage
 
@@ -35,11 +34,11 @@ class Parts:
     features_of: Callable[..., FeatureCache] = features_of
 
 
-def train(context: RunContext, data: Path, *, parts: Parts | None = None) -> None:
+def train(context: RunContext, *, parts: Parts | None = None) -> None:
     """Train on a governed folder and publish `hub/` in the run folder; all ranks call it.
 
     Args:
-        data: the governed folder. parts: other model builder or features, as benchmarks use them.
+        parts: other model builder or features, as benchmarks use them.
 
     Raises:
         ValueError: a mistake of the caller, with value and remedy; see the stages.
@@ -47,7 +46,7 @@ def train(context: RunContext, data: Path, *, parts: Parts | None = None) -> Non
     parts = parts or Parts()
     recipe, accelerator = context.recipe, context.accelerator
     check_layout(recipe, processes=accelerator.num_processes)
-    samples = read_samples(data)
+    samples = read_samples(context.data)
     check_head(recipe, categories=samples.num_categories)
     open_run(context)
     stopwatch = Stopwatch(context.folder if accelerator.is_main_process else None, resume=context.resume)
@@ -57,13 +56,12 @@ def train(context: RunContext, data: Path, *, parts: Parts | None = None) -> Non
     with stopwatch.stage("image_side") as note:
         image = train_ensemble(context, model, cache, samples, when_saved=note)
     if accelerator.is_main_process:
-        publish_run(context, data, samples, cache, image, stopwatch, parts=parts)
+        publish_run(context, samples, cache, image, stopwatch, parts=parts)
     accelerator.end_training()
 
 
 def publish_run(
     context: RunContext,
-    data: Path,
     samples: GovernedSamples,
     cache: FeatureCache,
     image: ImageResult,
@@ -87,12 +85,10 @@ def publish_run(
         most = recipe.runtime.calibration_queries
         export_hub(
             hub,
-            model=model,
+            model=model if prototypes is None else with_head(model, prototypes, recipe),
             processor=processor,
-            prototypes=prototypes,
             calibration=calibration_queries(encoders, cache.query_inputs, samples, most=most),
-            categories=data / "categories.parquet",
-            recipe=recipe,
+            categories=context.data / "categories.parquet",
         )
         if is_adapter_alone(loaded_under):
             base, _ = build(recipe, seed=seed)

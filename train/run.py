@@ -18,7 +18,7 @@ def main() -> int:
     try:
         options = read_options(sys.argv[1:])
         if options is not None:
-            train(context_of(options), options.data)
+            train(context_of(options))
     except ValueError as error:
         rank = os.environ.get("RANK", "0")
         print("error:" if rank == "0" else f"error (rank {rank}):", error, file=sys.stderr, flush=True)
@@ -37,6 +37,7 @@ def context_of(options: Options) -> RunContext:
     return RunContext(
         recipe=recipe,
         accelerator=accelerator,
+        data=options.data,
         folder=options.out,
         features=options.features,
         seed=options.seed,

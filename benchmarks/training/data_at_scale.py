@@ -108,7 +108,7 @@ def measured(folder: Path, *, steps: int, seed: int) -> dict[str, Any]:
     cache = stream_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
     begun = time.process_time()
     context = RunContext(
-        recipe=recipe, accelerator=Accelerator(cpu=True), folder=folder / "run", features=folder, seed=seed
+        recipe=recipe, accelerator=Accelerator(cpu=True), data=folder, folder=folder / "run", features=folder, seed=seed
     )
     image = train_image_stage(context, model, cache, samples)
     trained = time.process_time() - begun

@@ -102,5 +102,7 @@ def small_samples() -> GovernedSamples:
 def train_small(recipe: Recipe, folder: Path, *, cache: Any = None, **options: Any) -> ImageResult:
     """Train the image stage on the synthetic features; `options` are fields of `RunContext`."""
     folder.mkdir(exist_ok=True)
-    context = RunContext(recipe=recipe, accelerator=Accelerator(cpu=True), folder=folder, features=folder, **options)
+    context = RunContext(
+        recipe=recipe, accelerator=Accelerator(cpu=True), data=folder, folder=folder, features=folder, **options
+    )
     return train_image_stage(context, small_model(recipe), cache or small_cache(), small_samples())

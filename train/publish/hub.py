@@ -31,19 +31,17 @@ def export_hub(
     *,
     model: Any,
     processor: Any,
-    prototypes: Tensor | None,
     calibration: Tensor,
     categories: Path,
-    recipe: Recipe,
 ) -> None:
     """Write the folder under a temporary name, then put it in place of an older one.
 
     Args:
-        folder: runs/x/hub. prototypes: (N, D) unit rows, one per category; None publishes the model without.
+        folder: runs/x/hub. model: the retriever, or `with_head` of it.
         calibration: (Q, D) unit rows of training queries. categories: categories.parquet of the governed folder.
     """
     with atomic_folder(folder) as partial:
-        publish(model if prototypes is None else with_head(model, prototypes, recipe), processor, partial)
+        publish(model, processor, partial)
         save_file({"query_embeds": calibration.to(torch.float16).contiguous()}, partial / CALIBRATION_FILE)
         _write_categories(categories, partial / CATEGORIES_FILE)
 

@@ -8,7 +8,6 @@ Letters: N documents, R documents with text, Q queries, D width.
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,27 +68,20 @@ def fit_text_stage(
         _, processor = build_model(recipe, seed=seed)
         cache = cache_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
     if recipe.text.lora.rank or recipe.text.tune_layers:
-        cache, adapters, adapted = _adapted(model, cache, samples, prototypes, recipe=recipe, folder=folder, seed=seed)
+        _, processor = build_model(recipe, seed=seed)
+        texts = Side(samples.table, "document").texts()
+        found = adapt_text(
+            model, processor, texts, cache, labels=samples.labels, prototypes=prototypes, recipe=recipe, seed=seed
+        )
+        if found is None:
+            adapted = {"encoder": {"documents": 0, "reason": "fewer than two categories have text"}}
+        else:
+            tokens, mask = cache_texts(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
+            cache = dataclasses.replace(cache, document_tokens=tokens, document_mask=mask)
+            adapters = {f"text.{name}": value for name, value in found.adapters.items()}
+            adapted = {"encoder": found.report}
     report = fit_fusion(model, cache, labels=samples.labels, prototypes=prototypes, recipe=recipe, seed=seed)
     return TextResult({**report, **adapted}, adapters)
-
-
-def _adapted(
-    model: Any, cache: FeatureCache, samples: GovernedSamples, prototypes: Tensor, *, recipe: Recipe, folder: Path,
-    seed: int,
-) -> tuple[FeatureCache, dict[str, Tensor], dict[str, Any]]:  # fmt: skip
-    """The cache with the tokens of the adapted text encoder, its adapters, and its part of the report."""
-    _, processor = build_model(recipe, seed=seed)
-    texts = Side(samples.table, "document").texts()
-    labels = samples.labels
-    found = adapt_text(
-        model, processor, texts, cache, labels=labels, prototypes=prototypes, recipe=recipe, seed=seed
-    )  # fmt: skip
-    if found is None:
-        return cache, {}, {"encoder": {"documents": 0, "reason": "fewer than two categories have text"}}
-    tokens, mask = cache_texts(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
-    adapters = {f"text.{name}": value for name, value in found.adapters.items()}
-    return dataclasses.replace(cache, document_tokens=tokens, document_mask=mask), adapters, {"encoder": found.report}
 
 
 def fit_fusion(

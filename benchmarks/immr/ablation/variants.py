@@ -29,7 +29,7 @@ from benchmarks.immr.features.task_features import SAMPLES
 from benchmarks.immr.runner.cell import trained_baseline_system
 from benchmarks.immr.runner.context import ExperimentContext
 from benchmarks.immr.runner.result_store import GridCell, ResultStore
-from benchmarks.immr.runner.systems import System, published_system, train_product
+from benchmarks.immr.runner.systems import System, parts_of, published_system, train_product
 from retrieval.index.calibration import calibrated_queries
 from runtime.files import write_json
 from train.context import RunContext
@@ -151,10 +151,9 @@ def _trained(part: str, context: ExperimentContext, store: ResultStore, home: Pa
         home / "run",
         governed=governed,
         recipe=str(recipe_file),
-        cache=cache,
         seed=seed,
         max_steps=store.max_steps,
-        build=with_one_transform if part == "transforms" else build_model,
+        parts=parts_of(cache, build=with_one_transform if part == "transforms" else build_model),
     )
 
 
@@ -180,13 +179,14 @@ def _contrasted(part: str, context: ExperimentContext, store: ResultStore, home:
     started = RunContext(
         recipe=recipe,
         accelerator=Accelerator(cpu=True),
+        data=context.dataset.governed,
         folder=run,
         features=run / "features",
         seed=seed,
         max_steps=store.max_steps,
     )
     stopwatch = Stopwatch(run, resume=False)
-    publish_run(started, context.dataset.governed, training.samples, training.cache, image, stopwatch)
+    publish_run(started, training.samples, training.cache, image, stopwatch)
     return run / "hub"
 
 

@@ -19,7 +19,7 @@ from benchmarks.immr.baselines.training import train_baseline
 from benchmarks.immr.protocol.scores import METRICS
 from benchmarks.immr.runner.context import ALL_EVAL_SETTINGS, BASIC_EVAL_SETTINGS, VALIDATION, ExperimentContext
 from benchmarks.immr.runner.result_store import IMAGE_ONLY, PRODUCT, ZERO_SHOT, GridCell, ResultStore
-from benchmarks.immr.runner.systems import System, baseline_system, published_system, train_product
+from benchmarks.immr.runner.systems import System, baseline_system, parts_of, published_system, train_product
 from runtime.files import write_json
 from train.recipes.recipe import Recipe
 
@@ -119,9 +119,9 @@ def _train_product(cell: GridCell, context: ExperimentContext, store: ResultStor
         store.cells / cell.name / RUN,
         governed=context.dataset.governed,
         recipe=str(recipe_file),
-        cache=cache,
         seed=cell.seed,
         max_steps=None if recipe.image.steps == 0 else store.max_steps,
+        parts=parts_of(cache),
     )
     recipe_file.unlink()
     return hub, recipe

@@ -133,23 +133,25 @@ def _fused(model: Any, cache: FeatureCache, images_ND: Tensor, *, imputes: bool)
     return torch.from_numpy(found)
 
 
-def train_product(
-    folder: Path,
-    *,
-    governed: Path,
-    recipe: str,
-    cache: FeatureCache,
-    seed: int,
-    max_steps: int | None,
-    build: Callable[..., tuple[Any, Any]] = build_model,
-) -> Path:
-    """Train the product as `accelerate launch train/run.py` does, on features that are cached already.
+def parts_of(cache: FeatureCache, *, build: Callable[..., tuple[Any, Any]] = build_model) -> Parts:
+    """Parts of training that use cached features, and optionally another model builder."""
+
+    def cached(model: Any, processor: Any, samples: GovernedSamples, **_: Any) -> FeatureCache:
+        assert len(samples.labels.document) == len(cache.document_inputs), (
+            "the features do not belong to the governed folder"
+        )
+        return cache
+
+    return Parts(build_model=build, features_of=cached)
+
+
+def train_product(folder: Path, *, governed: Path, recipe: str, seed: int, max_steps: int | None, parts: Parts) -> Path:
+    """Train the product as `accelerate launch train/run.py` does.
 
     Features are those of seed 0 for every training seed, so that all cells of a dataset split share them.
 
     Args:
-        recipe: a name, or a recipe.json.
-        cache: features of the governed samples at the stage of the recipe. build: makes the untrained model.
+        recipe: a name, or a recipe.json. parts: cached features of the governed samples, and the model builder.
 
     Returns:
         The published folder; the record of the run is beside it, checkpoints are removed.
@@ -158,13 +160,6 @@ def train_product(
     arguments = ["--data", str(governed), "--out", str(folder), "--recipe", recipe, "--seed", str(seed)]
     options = read_options(arguments + ([] if max_steps is None else ["--max-steps", str(max_steps)]))
     assert options is not None
-
-    def cached(model: Any, processor: Any, samples: GovernedSamples, **_: Any) -> FeatureCache:
-        assert len(samples.labels.document) == len(cache.document_inputs), (
-            "the features do not belong to the governed folder"
-        )
-        return cache
-
-    train(context_of(options), options.data, parts=Parts(build_model=build, features_of=cached))
+    train(context_of(options), parts=parts)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return folder / "hub"

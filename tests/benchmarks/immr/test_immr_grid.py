@@ -17,7 +17,7 @@ from benchmarks.immr.runner.cell import run_cell, search_axes, search_table
 from benchmarks.immr.runner.context import ALL_EVAL_SETTINGS, ExperimentContext
 from benchmarks.immr.runner.result_store import GridCell, ResultStore
 from benchmarks.immr.runner.summary import summarised
-from benchmarks.immr.runner.systems import published_system, train_product
+from benchmarks.immr.runner.systems import parts_of, published_system, train_product
 from retrieval.__main__ import main as retrieval_main
 from retrieval.index.store import load_index
 from tests.support import synthetic_split
@@ -237,7 +237,7 @@ def test_a_cell_has_the_scores_that_retrieval_gives_its_published_folder(
     options: dict[str, Any] = {
         "governed": context.dataset.governed,
         "recipe": str(recipe),
-        "cache": cache,
+        "parts": parts_of(cache),
         "seed": 0,
         "max_steps": STEPS,
     }

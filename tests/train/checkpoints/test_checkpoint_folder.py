@@ -133,7 +133,13 @@ def test_missing_fields_of_an_older_version_have_current_defaults(trained: Path,
 def resumed_context(folder: Path, recipe: Recipe, *, seed: int) -> RunContext:
     """A run that continues in `folder`."""
     return RunContext(
-        recipe=recipe, accelerator=Accelerator(cpu=True), folder=folder, features=folder, seed=seed, resume=True
+        recipe=recipe,
+        accelerator=Accelerator(cpu=True),
+        data=folder,
+        folder=folder,
+        features=folder,
+        seed=seed,
+        resume=True,
     )
 
 

@@ -64,7 +64,7 @@ def test_float64_and_contradicting_launch_are_rejected(tmp_path: Path) -> None:
         small_recipe({"model.mixed_precision": "fp16"})
     recipe = small_recipe({"model.dtype": "float32"})
     launched: Any = types.SimpleNamespace(mixed_precision="fp16")
-    context = RunContext(recipe=recipe, accelerator=launched, folder=tmp_path, features=tmp_path)
+    context = RunContext(recipe=recipe, accelerator=launched, data=tmp_path, folder=tmp_path, features=tmp_path)
     with pytest.raises(ValueError, match="launch asks for mixed precision fp16, the recipe for no"):
         train_image_stage(context, small_model(recipe), small_cache(), small_samples())
 

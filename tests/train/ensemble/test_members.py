@@ -142,7 +142,7 @@ def run(folder: Path, recipe: Recipe, governed: Path, *options: object) -> Path:
     ]
     said = read_options(list(map(str, line)))
     assert said is not None
-    train(context_of(said), said.data)
+    train(context_of(said))
     return folder
 
 
@@ -230,6 +230,7 @@ def test_one_member_is_a_plain_run(monkeypatch: pytest.MonkeyPatch) -> None:
     context = RunContext(
         recipe=small({"ensemble.num_members": 1}),
         accelerator=Accelerator(cpu=True),
+        data=Path("x"),
         folder=Path("x"),
         features=Path("x"),
         seed=5,

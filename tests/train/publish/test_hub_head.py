@@ -46,7 +46,7 @@ def run(folder: Path, recipe: Recipe) -> Path:
     options = read_options([str(word) for word in words])
     assert options is not None
     try:
-        train(context_of(options), options.data)
+        train(context_of(options))
     finally:
         reset_accelerator()
     return folder
@@ -138,10 +138,8 @@ def test_categories_are_listed_in_the_order_of_the_prototypes(
         tmp_path / "hub",
         model=model,
         processor=processor,
-        prototypes=None,
         calibration=torch.empty(0, 20),
         categories=tmp_path / "categories.parquet",
-        recipe=small(),
     )
     lines = [json.loads(line) for line in (tmp_path / "hub" / CATEGORIES_FILE).read_text().splitlines()]
     assert [line["category_id"] for line in lines] == list(range(CATEGORIES))

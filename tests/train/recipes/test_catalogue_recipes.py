@@ -90,7 +90,7 @@ def test_a_recipe_trains_a_step_through_the_command_and_publishes_a_model(
     words = ["--data", governed, "--out", out, "--recipe", tmp_path / "given.json", "--max-steps", 1]
     options = read_options([str(word) for word in words])
     assert options is not None
-    train(context_of(options), options.data)
+    train(context_of(options))
     reset_accelerator()
     (step,) = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
     assert step["loss"] > 0

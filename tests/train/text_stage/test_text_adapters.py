@@ -149,7 +149,7 @@ def run(folder: Path, recipe: Recipe) -> Path:
     words = ["--data", folder / "governed", "--out", folder / "run", "--recipe", folder / "given.json"]
     options = read_options([str(word) for word in words])
     assert options is not None
-    train(context_of(options), options.data)
+    train(context_of(options))
     reset_accelerator()
     return folder / "run"
 

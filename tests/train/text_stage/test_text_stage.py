@@ -307,7 +307,12 @@ def trained(samples: GovernedSamples, folder: Path, **changes: Any) -> tuple[Any
     cache = features_of(model, processor, samples, recipe=recipe, folder=folder / "features", seed=0)
     (folder / "run").mkdir()
     context = RunContext(
-        recipe=recipe, accelerator=Accelerator(cpu=True), folder=folder / "run", features=folder, max_steps=3
+        recipe=recipe,
+        accelerator=Accelerator(cpu=True),
+        data=folder,
+        folder=folder / "run",
+        features=folder,
+        max_steps=3,
     )
     image = train_image_stage(context, model, cache, samples)
     model, _ = with_image_weights(recipe, image.weights, seed=0)
