@@ -124,7 +124,7 @@ def open_context(request: Request, policy: Policy) -> GovernanceContext:
 
 def input_digest(request: Request, encoder: Encoder) -> str:
     """Digest of the input files' names, sizes and times, the encoder and the engine."""
-    digest = hashlib.sha256(f"{encoder.name} {request.engine}".encode())
+    digest = hashlib.sha256(f"{encoder.name} {encoder.dtype} {request.engine}".encode())
     for location in (request.behaviour, request.queries, request.catalogue):
         path = Path(location)
         files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]

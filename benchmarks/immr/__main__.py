@@ -43,6 +43,11 @@ def run(args: argparse.Namespace) -> None:
     print(json.dumps(found["summary"], indent=1))
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Exit code of the command line."""
     arguments = parser().parse_args()
-    sys.exit(exit_code(lambda: run(arguments)))
+    return exit_code(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

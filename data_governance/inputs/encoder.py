@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from runtime.arithmetic import fast_feature_dtype
+
 BATCH = 64
 MEAN, STD = 0.498, 0.502
 LATER_STAGES = (5, 6, 7)
@@ -22,7 +24,7 @@ PACKAGED_BLOCKS = 1 + len(LATER_STAGES) + 1
 
 
 class Encoder:
-    """Image features, computed in bfloat16: several blocks side by side.
+    """Image features: several blocks side by side.
 
     The blocks are the pooled output of the network, the means of its later stages, and a coarse grid of mean colours:
     the last layer often loses what distinguishes two drawings of one kind. An OCLEAR model was trained on the same
@@ -31,18 +33,21 @@ class Encoder:
     Attributes:
         name: identifies the encoder in the ledger and in the digests of the stages.
         is_oclear: whether the model is an OCLEAR model, which gives two views.
+        dtype: arithmetic of the packaged network: "bfloat16", or "float32" where the processor emulates bfloat16.
     """
 
     name = "packaged efficientnet-lite0"
     is_oclear = False
+    dtype = "float32"
 
     def __init__(self, folder: Path | None, *, threads: int) -> None:
         torch.set_num_threads(threads)
+        self.dtype = fast_feature_dtype()
         if folder is None:
-            self._views = [_packaged()]
+            self._views = [_packaged(self.dtype)]
         else:
             forward, self.is_oclear = _from_folder(folder)
-            self._views = [_packaged(), forward] if self.is_oclear else [forward]
+            self._views = [_packaged(self.dtype), forward] if self.is_oclear else [forward]
             self.name = f"{folder.name} {_digest(folder)}" + (f" beside {self.name}" if self.is_oclear else "")
 
     def features(self, squares_NSSC: np.ndarray) -> np.ndarray:
@@ -70,14 +75,15 @@ class Encoder:
             return [block for forward in self._views for block in (*forward(pixels), colour)]
 
 
-def _packaged() -> Callable[[torch.Tensor], list[torch.Tensor]]:
+def _packaged(dtype: str) -> Callable[[torch.Tensor], list[torch.Tensor]]:
     from modeling_oclear.packaged_weights import load_efficientnet_lite0
 
     model: Any = load_efficientnet_lite0()
-    model = model.to(torch.bfloat16).to(memory_format=torch.channels_last)
+    kind = getattr(torch, dtype)
+    model = model.to(kind).to(memory_format=torch.channels_last)
 
     def forward(pixels: torch.Tensor) -> list[torch.Tensor]:
-        out = model(pixels.to(torch.bfloat16).contiguous(memory_format=torch.channels_last))
+        out = model(pixels.to(kind).contiguous(memory_format=torch.channels_last))
         return [out.pooler_output, *(out.hidden_states[stage].mean(dim=(2, 3)) for stage in LATER_STAGES)]
 
     return forward

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from train.inputs import augment, composites, views
+from train.inputs.frozen_part import feature_dtype
 from train.inputs.sample_table import SIDES, SampleTable
 from train.recipes.recipe import Recipe
 
@@ -25,7 +26,7 @@ def cache_keys(model: Any, processor: Any, samples: SampleTable, *, recipe: Reci
         recipe.model.frozen_stages,
         recipe.image.query_views,
         recipe.image.document_views,
-        recipe.model.feature_dtype,
+        feature_dtype(recipe),
         seed,
     ]
     settings += [model.config.vision_feature_stage, processor.image_processor.to_json_string()]

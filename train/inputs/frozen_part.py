@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime.arithmetic import fast_feature_dtype
 from train.recipes.recipe import Recipe
 
 IMAGES_AT_ONCE = 16
@@ -72,4 +73,9 @@ def trunk_in_parts(model: Any, pixel_BCHW: Tensor, recipe: Recipe) -> dict[str, 
 
 def arithmetic(recipe: Recipe) -> Any:
     """Autocast of `feature_dtype`."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=recipe.model.feature_dtype == "bfloat16")
+    return torch.autocast("cpu", torch.bfloat16, enabled=feature_dtype(recipe) == "bfloat16")
+
+
+def feature_dtype(recipe: Recipe) -> str:
+    """The recipe's `feature_dtype`, "auto" decided for this processor."""
+    return fast_feature_dtype() if recipe.model.feature_dtype == "auto" else recipe.model.feature_dtype

@@ -29,7 +29,8 @@ class ModelSettings(Settings):
         vision_feature_stage: stage whose patches the text attends to (index into the backbone's hidden states; at most
             `frozen_stages`, since patches are cached, or any where that is 0 or None); None is the last hidden state.
         dtype: arithmetic of training, "float32" or "float64".
-        feature_dtype: arithmetic of the frozen part while features are cached, "bfloat16" or "float32".
+        feature_dtype: arithmetic of the frozen part while features are cached: "bfloat16", "float32", or "auto",
+            bfloat16 on processors that do not emulate it (runtime/arithmetic.py).
         mixed_precision: "no", or "bf16": the encoders' forward pass under autocast; weights, gradients, sums over
             ranks and class weights keep their type.
     """
@@ -41,7 +42,7 @@ class ModelSettings(Settings):
     frozen_stages: int | None = setting(6, least=0)
     vision_feature_stage: int | None = 5
     dtype: str = setting("float32", choices=("float32", "float64"))
-    feature_dtype: str = setting("bfloat16", choices=("bfloat16", "float32"))
+    feature_dtype: str = setting("auto", choices=("auto", "bfloat16", "float32"))
     mixed_precision: str = setting("no", choices=("no", "bf16"))
 
     def check(self) -> None:

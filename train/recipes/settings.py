@@ -48,12 +48,14 @@ def _check_range(name: str, value: Any, field: "dataclasses.Field[Any]") -> None
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(str, limits['choices']))}")
     if value is None or not limits or "choices" in limits:
         return
-    for limit, is_kept, words in (
-        ("above", lambda bound: value > bound, "above"),
-        ("least", lambda bound: value >= bound, "at least"),
-        ("below", lambda bound: value < bound, "below"),
-        ("most", lambda bound: value <= bound, "at most"),
-    ):
-        if limit in limits and not is_kept(limits[limit]):
-            null = ", or null" if "None" in str(field.type) else ""
-            raise ValueError(f"{name} is {value}; it must be {words} {limits[limit]:g}{null}")
+    kept = {
+        "least": lambda bound: value >= bound,
+        "above": lambda bound: value > bound,
+        "most": lambda bound: value <= bound,
+        "below": lambda bound: value < bound,
+    }
+    words = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
+    if not all(kept[limit](bound) for limit, bound in limits.items()):
+        bounds = " and ".join(f"{words[limit]} {limits[limit]:g}" for limit in kept if limit in limits)
+        null = ", or null" if "None" in str(field.type) else ""
+        raise ValueError(f"{name} is {value}; it must be {bounds}{null}")

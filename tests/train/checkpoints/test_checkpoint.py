@@ -42,18 +42,18 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
 def test_image_stage_is_reused_if_only_the_text_settings_differ(tmp_path: Path) -> None:
     whole = train_small(small_recipe(), tmp_path / "whole")
     other = small_recipe({"name": "no_text", "text.max_tokens": 5})
-    taken = train_small(other, tmp_path / "taken", trained=tmp_path / "whole")
+    taken = train_small(other, tmp_path / "taken", reused_run=tmp_path / "whole")
     again = train_small(other, tmp_path / "again")
     for found in (taken, again):
         assert torch.equal(found.class_weights, whole.class_weights)
         assert all(torch.equal(found.weights[name], value) for name, value in whole.weights.items())
     assert taken.steps == whole.steps
     with pytest.raises(ValueError, match="margin_value: 0.4 here, 0.2 there"):
-        train_small(small_recipe({"head.loss.margin_value": 0.4}), tmp_path / "a", trained=tmp_path / "whole")
+        train_small(small_recipe({"head.loss.margin_value": 0.4}), tmp_path / "a", reused_run=tmp_path / "whole")
     with pytest.raises(ValueError, match="did 12 of 6 steps"):
-        train_small(other, tmp_path / "b", trained=tmp_path / "whole", max_steps=6)
+        train_small(other, tmp_path / "b", reused_run=tmp_path / "whole", max_steps=6)
     with pytest.raises(ValueError, match="holds no complete checkpoint"):
-        train_small(other, tmp_path / "c", trained=tmp_path / "nowhere")
+        train_small(other, tmp_path / "c", reused_run=tmp_path / "nowhere")
 
 
 def test_checkpoints_every_n_steps_and_at_the_end_of_which_two_are_kept(tmp_path: Path) -> None:

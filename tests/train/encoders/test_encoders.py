@@ -14,8 +14,8 @@ from train.encoders.parameter_groups import parameter_groups
 from train.image_stage.loop import trained_rows
 
 
-def started(projection: str = "pca", **changes: Any) -> EncoderPair:
-    recipe = small_recipe({"image.projection": projection, **changes})
+def started(projection: str = "pca", changes: dict[str, Any] | None = None) -> EncoderPair:
+    recipe = small_recipe({"image.projection": projection, **(changes or {})})
     cache, rows = small_cache(), trained_rows(small_samples())
     encoders = EncoderPair.for_training(small_model(recipe), frozen_stages=recipe.model.frozen_stages).double()
     start_image_head(
@@ -60,7 +60,7 @@ def test_pca_keeps_the_maximal_variance_of_the_standardised_features() -> None:
 
 
 def test_identity_projection_keeps_the_standardised_features() -> None:
-    encoders = started("identity", hidden_size=7)
+    encoders = started("identity", {"model.hidden_size": 7})
     side = "query"
     features = pooled(encoders, side)
     head = encoders.image_head
@@ -72,7 +72,7 @@ def test_projection_of_wrong_width_is_rejected() -> None:
     with pytest.raises(ValueError, match="needs hidden_size equal to the features' width 7, not 6"):
         started("identity")
     with pytest.raises(ValueError, match="cannot widen 7 features to hidden_size 8"):
-        started("pca", hidden_size=8)
+        started("pca", {"model.hidden_size": 8})
 
 
 def test_only_parameters_behind_frozen_stages_are_trained_each_once() -> None:

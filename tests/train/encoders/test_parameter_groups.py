@@ -13,7 +13,7 @@ from train.encoders.pair import EncoderPair
 from train.encoders.parameter_groups import layer_order, parameter_groups
 
 
-def rates(encoders: EncoderPair, **changes: Any) -> dict[str, float]:
+def rates(encoders: EncoderPair, changes: dict[str, Any] | None = None) -> dict[str, float]:
     """Learning rate by parameter name."""
     groups = parameter_groups(encoders, small_recipe(changes))
     by_id = {id(value): group["initial_lr"] for group in groups for value in group["params"]}
@@ -23,7 +23,7 @@ def rates(encoders: EncoderPair, **changes: Any) -> dict[str, float]:
 
 def test_rate_of_each_layer_is_a_fraction_of_that_above() -> None:
     encoders = EncoderPair.for_training(small_model(small_recipe()), frozen_stages=0)
-    found = rates(encoders, layer_decay=0.5, encoder_learning_rate=0.8)
+    found = rates(encoders, {"image.layer_decay": 0.5, "image.encoder_learning_rate": 0.8})
     expected = {
         "vision.head": 0.8,
         "vision.stages.1": 0.4,
@@ -49,7 +49,7 @@ def test_transformer_is_split_into_embeddings_layers_and_the_rest() -> None:
     assert order["layernorm.weight"] == 4
     assert {order[name] for name in names if ".1." in name} == {2}
     encoders = EncoderPair.for_training(model, frozen_stages=0)
-    found = rates(encoders, layer_decay=0.1, encoder_learning_rate=1.0)
+    found = rates(encoders, {"image.layer_decay": 0.1, "image.encoder_learning_rate": 1.0})
     assert found["vision.layernorm.weight"] == 1.0
     assert found["vision.embeddings.cls_token"] == pytest.approx(1e-4)
 
@@ -61,7 +61,7 @@ def test_vectors_have_no_weight_decay_and_each_part_two_groups_without_layer_dec
             assert all((value.ndim > 1) == (group["weight_decay"] > 0) for value in group["params"])
             assert group["lr"] == group["initial_lr"]
     assert len(parameter_groups(encoders, small_recipe())) == 4
-    plain, whole = rates(encoders), rates(encoders, layer_decay=1.0)
+    plain, whole = rates(encoders), rates(encoders, {"image.layer_decay": 1.0})
     assert plain == whole
 
 

@@ -145,7 +145,7 @@ def test_training_ends_when_nothing_better_came_and_does_not_start_again(
     again = train_small(recipe, tmp_path / "run", resume=True)
     assert again.steps == 9
     assert len(read_evaluations(tmp_path / "run")) == 3
-    taken = train_small(recipe, tmp_path / "other", trained=tmp_path / "run")
+    taken = train_small(recipe, tmp_path / "other", reused_run=tmp_path / "run")
     assert taken.steps == 9
     assert torch.equal(taken.class_weights, again.class_weights)
 
@@ -169,7 +169,9 @@ def test_the_best_weights_are_published_on_request(tmp_path: Path, monkeypatch: 
     assert torch.equal(best.class_weights, after_six.class_weights)
     assert all(torch.equal(best.weights[name], value) for name, value in after_six.weights.items())
     taken = train_small(
-        judged({"image.export_best": True, "runtime.checkpoint_keep": 1}), tmp_path / "other", trained=tmp_path / "best"
+        judged({"image.export_best": True, "runtime.checkpoint_keep": 1}),
+        tmp_path / "other",
+        reused_run=tmp_path / "best",
     )
     assert torch.equal(taken.class_weights, after_six.class_weights)
 

@@ -1,6 +1,5 @@
 """Cached features: content of every row, when the cache is reused, and rejected inputs."""
 
-import dataclasses
 import io
 import multiprocessing
 import os
@@ -171,7 +170,7 @@ def test_incomplete_folder_is_computed_again(start: Any, tmp_path: Path, name: s
 
 def keys(start: Any, **changes: Any) -> tuple[str, str]:
     """(key of the images, key of pages and texts) after changes of the recipe."""
-    recipe = dataclasses.replace(RECIPE, **changes)
+    recipe = RECIPE.with_changes(changes)
     return cache_keys(start.model, start.processor, start.table, recipe=recipe, seed=SEED)
 
 

@@ -76,7 +76,7 @@ def test_beyond_the_limit_value_limit_and_remedies_are_named() -> None:
 
 
 def test_a_run_that_would_leave_no_prototypes_stops_before_it_writes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="set publish_prototypes to true"):
+    with pytest.raises(ValueError, match="set runtime.publish_prototypes to true"):
         run(tmp_path / "refused", small({**BEYOND, "runtime.publish_prototypes": False}))
     assert not (tmp_path / "refused").exists()
 

@@ -126,7 +126,7 @@ def test_each_field_changes_a_step(tmp_path: Path, change: dict[str, Any]) -> No
         ({"head.loss.margin_value": (1.0, 0.2, 0.1)}, r"margin_value is \(1.0, 0.2, 0.1\) with margin 'cosface'"),
         ({"head.loss.margin": "combined", "head.loss.margin_value": (1.0, 0.2)}, "with margin 'combined'"),
         ({"head.loss.margin_value": -0.1}, "margin_value is -0.1; it must be at least 0"),
-        ({"head.loss.label_smoothing": 1.0}, "label_smoothing is 1.0; it must be at most 0.99"),
+        ({"head.loss.label_smoothing": 1.0}, "label_smoothing is 1.0; it must be at least 0 and at most 0.99"),
         ({"head.sub_centres": 0}, "sub_centres is 0"),
         ({"head.loss.conflict_delta": -0.5}, "conflict_delta is -0.5"),
         ({"head.loss.conflict_tau": 1.5}, "conflict_tau is 1.5"),

@@ -300,7 +300,9 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GovernedSample
     datasets.config.HF_DATASETS_CACHE = before
 
 
-def trained(samples: GovernedSamples, folder: Path, **changes: Any) -> tuple[Any, FeatureCache, dict[str, Any]]:
+def trained(
+    samples: GovernedSamples, folder: Path, changes: dict[str, Any]
+) -> tuple[Any, FeatureCache, dict[str, Any]]:
     """Three steps of the image side, then the text side, as a run does it: (model, first cache, report)."""
     recipe = tiny().with_changes(changes)
     model, processor = build_model(recipe, seed=0)
@@ -324,7 +326,7 @@ def trained(samples: GovernedSamples, folder: Path, **changes: Any) -> tuple[Any
 def test_the_text_side_is_fitted_on_the_features_that_the_image_side_read(
     samples: GovernedSamples, tmp_path: Path
 ) -> None:
-    model, cache, report = trained(samples, tmp_path)
+    model, cache, report = trained(samples, tmp_path, {})
     # 36 documents, 12 of them without text, 4 of held-out categories with text.
     assert report["rows"] == 20
     assert report["strength"] == model.config.text_strength
@@ -335,8 +337,8 @@ def test_the_text_side_is_fitted_on_the_features_that_the_image_side_read(
 def test_a_run_that_streams_its_inputs_fits_the_same_text_side(samples: GovernedSamples, tmp_path: Path) -> None:
     for name in ("cached", "streamed"):
         (tmp_path / name).mkdir()
-    theirs, _, report = trained(samples, tmp_path / "cached")
-    ours, cache, said = trained(samples, tmp_path / "streamed", feature_storage="stream")
+    theirs, _, report = trained(samples, tmp_path / "cached", {})
+    ours, cache, said = trained(samples, tmp_path / "streamed", {"runtime.feature_storage": "stream"})
     assert isinstance(cache.query_inputs, StreamedInputs)
     assert {name: said[name] for name in ("rows", "strength")} == {name: report[name] for name in ("rows", "strength")}
     for name, value in theirs.state_dict().items():
@@ -348,7 +350,7 @@ def test_a_run_that_streams_its_inputs_fits_the_same_text_side(samples: Governed
 def test_a_network_of_stages_that_is_trained_whole_attends_to_the_cells_of_any_stage_as_they_are_after_training(
     samples: GovernedSamples, tmp_path: Path
 ) -> None:
-    model, cache, report = trained(samples, tmp_path, frozen_stages=0, vision_feature_stage=5)
+    model, cache, report = trained(samples, tmp_path, {"model.frozen_stages": 0, "model.vision_feature_stage": 5})
     start, _ = build_model(tiny(), seed=0)
     moved = {
         name for name, value in start.vision_model.state_dict().items() if not value.equal(weights_of(model)[name])
@@ -385,7 +387,7 @@ def test_cells_of_a_backbone_that_was_trained_whole_are_computed_after_training(
         "model.hidden_size": 12,
     }
     changes["model.frozen_stages"] = 0
-    model, cache, report = trained(samples, tmp_path, **changes)
+    model, cache, report = trained(samples, tmp_path, changes)
     start, processor = build_model(tiny().with_changes(changes), seed=0)
     pixels = processor(images=[None])["pixel_values"] + torch.from_numpy(np.array(cache.document_inputs[5, :1])).float()
     with torch.no_grad():
