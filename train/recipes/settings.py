@@ -1,4 +1,4 @@
-"""Dataclass fields with a range: the value's limits stand beside its default.
+"""Dataclass fields that carry their limits beside their default.
 
 A class of settings derives from `Settings`; every instance is checked when it is made.
 """

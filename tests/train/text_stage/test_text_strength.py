@@ -1,4 +1,4 @@
-"""The strength of text: the largest one that held-out categories do not surely speak against."""
+"""The text weight: the largest whose validation metrics are not significantly worse."""
 
 import numpy as np
 import pytest
