@@ -135,7 +135,7 @@ def initial_baseline(inputs: BaselineInputs, method: Method) -> TrainedBaseline:
     """Encoders and document fusion before training."""
     features, rows, recipe = inputs.features, inputs.rows, inputs.recipe
     frozen = None if inputs.stage == "heads" else recipe.model.frozen_stages
-    encoders = EncoderPair(copy.deepcopy(inputs.model), frozen_stages=frozen)
+    encoders = EncoderPair.for_training(copy.deepcopy(inputs.model), frozen_stages=frozen)
     used = {"query": np.unique(rows.query.rows), "document": np.unique(rows.document.rows)}
     key = inputs.stage, used["query"].tobytes(), used["document"].tobytes()
     if key not in inputs.head_cache:
