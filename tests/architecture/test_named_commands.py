@@ -29,3 +29,9 @@ def test_every_command_that_is_named_exists() -> None:
             if not is_runnable(module):
                 missing.append(f"{name}: python -m {module}")
     assert not missing, missing
+
+
+def test_no_two_test_files_have_the_same_name() -> None:
+    # pytest imports test files by their name alone, so the second of two would not be run.
+    names = [path.name for path in sorted((ROOT / "tests").rglob("test_*.py"))]
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
