@@ -22,6 +22,18 @@ ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("pipeline",),
         ("__main__",),
     ),
+    "train": (
+        ("recipes", "parallel", "journal", "launch"),
+        ("context",),
+        ("inputs", "encoders"),
+        ("class_weights",),
+        ("checkpoints", "planner"),
+        ("image_stage",),
+        ("text_stage", "ensemble", "publish"),
+        ("pipeline",),
+        ("command",),
+        ("run",),
+    ),
 }
 
 
