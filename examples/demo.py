@@ -285,11 +285,11 @@ def shown(seconds: float) -> str:
     return f"{max(seconds, 1):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def call(step: Step, *, quiet: bool = False) -> float:
-    """Run one step unless its result exists; returns its seconds; stops with its own message when it fails."""
+def call(step: Step, *, quiet: bool = False) -> float | None:
+    """Run one step and return its seconds, None if its result exists; stops with its own message when it fails."""
     if step.result.exists():
         print(f"== {step.name}: found {step.result}", flush=True)
-        return 0.0
+        return None
     shown = " ".join(word.replace(sys.executable, "python") for word in step.command)
     print(f"== {step.name}: {shown}", flush=True)
     step.result.parent.mkdir(parents=True, exist_ok=True)
@@ -298,7 +298,7 @@ def call(step: Step, *, quiet: bool = False) -> float:
     if done.returncode != 0:
         failed = f"error: step '{step.name}' failed (exit {done.returncode})."
         raise SystemExit(f"{done.stderr or ''}{failed} Mend the cause and call again: finished steps are kept.")
-    return round(time.perf_counter() - start, 1)
+    return time.perf_counter() - start
 
 
 def run(steps: list[Step], plan: Plan) -> None:
@@ -306,7 +306,7 @@ def run(steps: list[Step], plan: Plan) -> None:
     for step in steps:
         if not step.result.exists():
             print(f"-- {plan.estimate()}", flush=True)
-        if seconds := call(step):
+        if (seconds := call(step)) is not None:
             plan.keep(step.name, seconds)
         plan.finish(step.name)
 
@@ -317,10 +317,10 @@ def run_side_by_side(lists: list[list[Step]], name: str, plan: Plan) -> None:
         print(f"-- {plan.estimate()}", flush=True)
     start = time.perf_counter()
     with ThreadPoolExecutor(workers()) as pool:
-        waiting = [pool.submit(lambda steps: sum(call(step, quiet=True) for step in steps), steps) for steps in lists]
-        busy = sum(one.result() for one in waiting)
-    if busy:
-        plan.keep(name, round(time.perf_counter() - start, 1))
+        waiting = [pool.submit(lambda steps: [call(step, quiet=True) for step in steps], steps) for steps in lists]
+        results = [seconds for one in waiting for seconds in one.result()]
+    if any(seconds is not None for seconds in results):
+        plan.keep(name, time.perf_counter() - start)
     plan.finish(name)
 
 
