@@ -52,6 +52,8 @@ class Policy:
         min_source_share: least share of held-out document pairs across the two sources for the sources to be used.
         same_source_weight: factor on the affinity of two documents of one source, once sources are used.
         min_affinity: least affinity at which two groups of documents may join.
+        min_member_share: least evidence of a document in its category, as a share of that of the strongest one there; a
+            document below it is parted from the category.
         min_query_margin: least difference between the assignment shares of a query's best and second category; a
             query below it is rejected.
         rounds: of learning the space; from the second on, clicks outside their query's group count less.
@@ -69,7 +71,8 @@ class Policy:
         repeat_power: weight of a query is (median size / size of its category) ** power, within `weight_limits`.
         weight_low, weight_high: limits of that weight.
         min_queries_head, min_queries_body: least queries of a head or body category; the others are tail.
-        validation_share: share held out for validation, of the categories with a query and at least two documents.
+        validation_share: share held out for validation, of the categories with a query and a document; small data hold
+            out more (output/export.py), 0 holds out none.
     """
 
     seed: int = 0
@@ -98,6 +101,7 @@ class Policy:
     min_source_share: float = 0.6
     same_source_weight: float = 0.1
     min_affinity: float = 0.02
+    min_member_share: float = 0.05
     min_query_margin: float = 0.2
     rounds: int = 2
     clean_neighbours: int = 10
@@ -134,7 +138,13 @@ class Policy:
             _at_least(self, name, 0)
         for name in ("duplicate_cosine", "min_edge_share", "same_source_weight", "pool_cosine"):
             _within_one(self, name)
-        for name in ("min_query_margin", "max_dropped_share", "min_source_share", "validation_share"):
+        for name in (
+            "min_member_share",
+            "min_query_margin",
+            "max_dropped_share",
+            "min_source_share",
+            "validation_share",
+        ):
             _within_one(self, name)
         for name in ("wide_affinity", "merge_cosine", "merge_click_share", "trained_share"):
             _within_one(self, name)

@@ -21,6 +21,7 @@ from data_governance.stages.balance import band, sizes
 from runtime.files import atomic_file, empty_partial, replace_folder
 from runtime.tables import IMAGE
 
+LEAST_HELD_OUT = 60  # categories
 ROWS_PER_SHARD = 10_000
 ROWS_PER_GROUP = 256  # reading a single image reads the whole row group
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -109,12 +110,14 @@ def previous_categories(previous: Path | None) -> dict[str, list[str]]:
 def splits(content: dict[str, dict[str, Any]], *, share: float) -> dict[str, str]:
     """category_key -> "train" or "validation".
 
-    Of the categories with a query and two documents, the `share` with the smallest sha256 of their key is held out, so
-    that the split is stable from run to run. Categories are held out whole.
+    Of the categories with a query and a document, the `share` with the smallest sha256 of their key is held out, so
+    that the split is stable from run to run. Categories are held out whole. In small data it is more than the share,
+    `LEAST_HELD_OUT` categories or a fifth of all, because fewer judge nothing; a share of 0 holds out none.
     """
-    eligible = [key for key, entry in content.items() if entry["query"] and len(entry["document"]) >= 2]
+    eligible = [key for key, entry in content.items() if entry["query"] and entry["document"]]
     eligible.sort(key=lambda key: hashlib.sha256(f"validation {key}".encode()).hexdigest())
-    held = set(eligible[: round(share * len(eligible))])
+    least = min(LEAST_HELD_OUT, len(eligible) // 5) if share > 0 else 0
+    held = set(eligible[: max(round(share * len(eligible)), least)])
     return {key: "validation" if key in held else "train" for key in content}
 
 

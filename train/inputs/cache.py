@@ -25,7 +25,7 @@ from tqdm import tqdm
 from train.inputs.composites import CompositeLayout, composite_layouts
 from train.inputs.feature_files import Progress, RowFile, WorkerGroup, fill_rows, locked
 from train.inputs.feature_keys import cache_keys
-from train.inputs.frozen_part import arithmetic, cells_are_trained, check_stages, trunk_in_parts
+from train.inputs.frozen_part import FrozenPart, arithmetic, cells_are_trained, check_stages
 from train.inputs.sample_table import SampleTable
 from train.inputs.views import CompositeImages, Side, Views, decode_workers, pixel_batches
 from train.parallel.collectives import max_over_ranks
@@ -76,9 +76,9 @@ class _ImageJob:
     keep: tuple[str, ...]
 
 
-def _fill_images(model: Any, job: _ImageJob, *, recipe: Recipe, workers: int, group: WorkerGroup) -> None:
+def _fill_images(frozen: FrozenPart, job: _ImageJob, *, workers: int, group: WorkerGroup) -> None:
     """Embed every row; write the `inputs` of all views and the `cells` of the clean one."""
-    shapes = _shapes(model, job.data, recipe)
+    shapes = _shapes(frozen, job.data)
     files = {
         name: RowFile(job.home / f"{job.name}_{name}.npy", (len(job.data), *shapes[name]), np.float16)
         for name in job.keep
@@ -89,17 +89,15 @@ def _fill_images(model: Any, job: _ImageJob, *, recipe: Recipe, workers: int, gr
         for pixel_BVCHW in pixel_batches(part, workers=workers, title=f"{job.name} features"):
             present = job.present[rows[place : place + len(pixel_BVCHW)]]
             place += len(pixel_BVCHW)
-            yield {name: _zero_missing(value, present) for name, value in _embedded(model, pixel_BVCHW, recipe).items()}
+            yield {name: _zero_missing(value, present) for name, value in _embedded(frozen, pixel_BVCHW).items()}
 
     fill_rows(files, Progress(job.home / f"{job.name}.progress", len(job.data)), group=group, batches=batches)
 
 
-def _embedded(model: Any, pixel_BVCHW: Tensor, recipe: Recipe) -> dict[str, np.ndarray]:
+def _embedded(frozen: FrozenPart, pixel_BVCHW: Tensor) -> dict[str, np.ndarray]:
     """`inputs` (B, V, ...) and `cells`, the patches of the clean view (B, P, H), fp16."""
     shape = pixel_BVCHW.shape[:2]
-    with torch.inference_mode(), arithmetic(recipe):
-        found = trunk_in_parts(model, pixel_BVCHW.flatten(0, 1), recipe)
-    found = {name: value.unflatten(0, shape) for name, value in found.items()}
+    found = {name: value.unflatten(0, shape) for name, value in frozen(pixel_BVCHW.flatten(0, 1)).items()}
     return {
         "inputs": found["inputs"].to(torch.float16).numpy(),
         "cells": found["cells"][:, 0].to(torch.float16).numpy(),
@@ -111,10 +109,10 @@ def _zero_missing(values: np.ndarray, present_B: np.ndarray) -> np.ndarray:
     return values
 
 
-def _shapes(model: Any, data: Any, recipe: Recipe) -> dict[str, tuple[int, ...]]:
+def _shapes(frozen: FrozenPart, data: Any) -> dict[str, tuple[int, ...]]:
     """Shape of a row of each output, from an image of zeros."""
     views, size = (data.views + 1, data.processor.size) if isinstance(data, Views) else (1, data.clean.processor.size)
-    found = _embedded(model, torch.zeros(1, views, 3, size, size), recipe)
+    found = _embedded(frozen, torch.zeros(1, views, 3, size, size))
     return {name: value.shape[1:] for name, value in found.items()}
 
 
@@ -190,20 +188,21 @@ def cache_features(
     workers = decode_workers() if workers is None else workers
     images_key, texts_key = group.on_main(lambda: cache_keys(model, processor, samples, recipe=recipe, seed=seed))
     model.eval()
+    frozen = FrozenPart(model, recipe)
     has_composites = (
         model.config.text_config is not None and len(layouts.named) and not cells_are_trained(model, recipe)
     )
     with _unfinished(folder / images_key, group=group) as images:
         if images.is_needed:
             for job in _sample_jobs(queries, documents, processor, recipe=recipe, home=images.home, seed=seed):
-                _fill_images(model, job, recipe=recipe, workers=workers, group=group)
+                _fill_images(frozen, job, workers=workers, group=group)
     with _unfinished(folder / texts_key, group=group) as texts_folder:
         if texts_folder.is_needed and has_composites:
             present = np.ones(len(layouts.named), dtype=bool)
             job = _ImageJob(
                 "page", CompositeImages(documents, layouts, processor), present, texts_folder.home, ("cells",)
             )
-            _fill_images(model, job, recipe=recipe, workers=workers, group=group)
+            _fill_images(frozen, job, workers=workers, group=group)
         if texts_folder.is_needed:
             _fill_texts(model, processor, texts, recipe=recipe, folder=texts_folder.home, group=group)
     return _read(images.home, texts_folder.home, documents, layouts)

@@ -1,7 +1,10 @@
 """Read and check a governed folder: samples, categories and training classes.
 
-Errors in the input are raised here, before the first image is decoded, naming table, row and remedy. Categories of the
-split "validation" keep their samples (the text weight is selected on them) but are no classes of the image stage.
+Errors in the input are raised here, before the first image is decoded, naming table, row and remedy.
+
+A category is a class of the image stage when both sides have a training sample with an image. A document that nobody
+clicked is no class: no query belongs to it, and as one more class it would push every query away from it (docs/log.md).
+Such documents, and categories of the split "validation", stay in the gallery that judges the model.
 """
 
 import hashlib
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 
 from train.inputs.sample_table import SIDES, SampleTable, own_pages
+from train.recipes.auto import DataCounts
 
 COLUMNS = ("sample_id", "side", "image", "text", "category_id", "weight", "split")
 CATEGORY_COLUMNS = ("category_id", "category_key")
@@ -48,7 +52,8 @@ class GovernedSamples:
         labels: category and split of every row of each side.
         query_weights, document_weights: (Nq,), (Nd,) float32.
         document_has_image: (Nd,) bool.
-        classes: (C,) ascending category ids of the image stage; the position is the class index.
+        classes: (C,) ascending category ids of the image stage, those with training images of both sides; the position
+            is the class index. It may be empty: see `check_classes`.
         num_categories: N, categories in all.
         fingerprint: digest of the category keys and of `classes`: equal tables give equal fingerprints.
         keys, leaves: category_key and coarse category ("" = unknown) by category id.
@@ -88,11 +93,8 @@ def read_samples(folder: Path) -> GovernedSamples:
         name = _name_of(table, int(np.flatnonzero(query & ~has_image)[0]))
         raise ValueError(f"samples: query {name!r} has no image; a query is an image; {REMEDY}")
     trained = ~validation & has_image
-    classes = np.unique(facts.category_ids[trained])
-    if not (trained & query).any() or not (trained & document).any():
-        raise ValueError(f"samples: split 'train' needs queries and documents with images; {REMEDY}")
-    if len(classes) < 2:
-        raise ValueError(f"samples: split 'train' holds {len(classes)} category; classification needs at least 2")
+    sides = (np.unique(facts.category_ids[trained & side]) for side in (query, document))
+    classes = np.intersect1d(*sides)
     return GovernedSamples(
         table=table,
         labels=Labels(
@@ -110,6 +112,40 @@ def read_samples(folder: Path) -> GovernedSamples:
         keys=tuple(keys),
         leaves=tuple(leaves),
         events=_events(folder),
+    )
+
+
+def can_train(samples: GovernedSamples) -> bool:
+    """Whether the image stage has something to tell apart."""
+    return len(samples.classes) >= 2
+
+
+def check_classes(samples: GovernedSamples) -> None:
+    """Refuse data that the image stage cannot learn from.
+
+    Raises:
+        ValueError: fewer than two classes.
+    """
+    if not can_train(samples):
+        raise ValueError(
+            f"samples: split 'train' holds {len(samples.classes)} category with a query and a document that have "
+            "images; classification needs at least 2. Add clicks, or publish the frozen encoder with --recipe frozen"
+        )
+
+
+def data_counts(samples: GovernedSamples) -> DataCounts:
+    """Counts that the recipe `auto` follows."""
+    labels = samples.labels
+    queries = np.isin(labels.query, samples.classes) & ~labels.query_validation
+    documents = np.isin(labels.document, samples.classes) & ~labels.document_validation & samples.document_has_image
+    findable = labels.document[samples.document_has_image]
+    texts = samples.table.of_side("text", "document")
+    return DataCounts(
+        classes=len(samples.classes),
+        queries=int(queries.sum()),
+        documents=int(documents.sum()),
+        has_text=any(text and text.strip() for text in texts.to_pylist()),
+        has_validation=bool(np.isin(labels.query[labels.query_validation], findable).any()),
     )
 
 

@@ -50,9 +50,15 @@ def _claim(folder: Path, recipe: Recipe, *, resume: bool, seed: int) -> None:
 
 
 def close_run(
-    context: RunContext, *, samples: GovernedSamples, image: ImageResult, text: dict[str, Any], stopwatch: Stopwatch
+    context: RunContext,
+    *,
+    samples: GovernedSamples,
+    image: ImageResult | None,
+    text: dict[str, Any],
+    selection: dict[str, Any] | None = None,
+    stopwatch: Stopwatch,
 ) -> None:
-    """Write training.json: counts, timings of all calls and the report of the text stage. Main process only."""
+    """Write training.json: counts, timings of all calls, reports of selection and text stage. Main process only."""
     rows = trained_rows(samples)
     counts = {
         "categories": samples.num_categories,
@@ -61,11 +67,13 @@ def close_run(
         "trained_queries": len(rows["query"].rows),
         "documents": len(samples.labels.document),
         "trained_documents": len(rows["document"].rows),
-        "steps": image.steps,
+        "steps": 0 if image is None else image.steps,
         "recipe_steps": context.recipe.image.steps,
     }
     seconds = {"seconds": stopwatch.totals, "calls": stopwatch.calls}
     training = {"recipe": context.recipe.name, "seed": context.seed, "counts": counts, **seconds, "text": text}
-    if image.evaluation is not None:
+    if selection is not None:
+        training["selection"] = selection
+    if image is not None and image.evaluation is not None:
         training["evaluation"] = image.evaluation
     write_json(context.folder / "training.json", training)

@@ -19,7 +19,7 @@ from tests.support.synthetic_governed import (
     write_governed,
     write_samples,
 )
-from train.inputs.samples import read_samples
+from train.inputs.samples import can_train, check_classes, read_samples
 
 
 @pytest.fixture(autouse=True)
@@ -111,8 +111,10 @@ def test_error_names_the_missing_folder_table_or_column(tmp_path: Path) -> None:
 def test_empty_samples_and_a_side_without_rows_are_rejected(tmp_path: Path) -> None:
     folder = write_governed(tmp_path / "governed")
     write_samples(folder, [row for row in rows() if row["side"] == "query"])
-    with pytest.raises(ValueError, match="needs queries and documents"):
-        read_samples(folder)
+    samples = read_samples(folder)
+    assert not can_train(samples)
+    with pytest.raises(ValueError, match="holds 0 category with a query and a document"):
+        check_classes(samples)
     for path in (folder / "samples").iterdir():
         pq.write_table(pq.read_table(path).slice(0, 0), path)
     with pytest.raises(ValueError, match="hold no row"):
