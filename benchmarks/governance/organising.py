@@ -217,7 +217,9 @@ def by_organise(log: ClickLog) -> tuple[np.ndarray, dict[str, object]]:
         feature_space.prepared(log.documents, every_document, [WIDTH], [False]),
     )
     ids = [str(i) for i in range(queries)], [str(i) for i in range(documents)]
-    found, notes = organise_full.learn_in_rounds(evidence.Evidence(*ids, (view,), log.edges, np.ones(len(log.edges)), graph), policy=Policy())
+    found, notes = organise_full.learn_in_rounds(
+        evidence.Evidence(*ids, (view,), log.edges, np.ones(len(log.edges)), graph), policy=Policy()
+    )
     return found.group, notes
 
 

@@ -76,10 +76,7 @@ def trained_rows(samples: GovernedSamples) -> dict[str, SideRowsOfClass]:
     labels = samples.labels
     place = np.full(samples.num_categories, -1, np.int32)
     place[samples.classes] = np.arange(len(samples.classes))
-    usable = {
-        "query": ~labels.query_validation & (place[labels.query] >= 0),
-        "document": ~labels.document_validation & samples.document_has_image & (place[labels.document] >= 0),
-    }
+    usable = samples.is_trained()
     found = {}
     for side, category_ids, weights in (
         ("query", labels.query, samples.query_weights),

@@ -72,6 +72,16 @@ class GovernedSamples:
     leaves: tuple[str, ...] = ()
     events: tuple[tuple[str | None, str, str | None], ...] = ()
 
+    def is_trained(self) -> dict[str, np.ndarray]:
+        """(N,) bool by side: rows of `classes` in split "train", with an image."""
+        known = np.zeros(self.num_categories, dtype=bool)
+        known[self.classes] = True
+        labels = self.labels
+        return {
+            "query": ~labels.query_validation & known[labels.query],
+            "document": ~labels.document_validation & known[labels.document] & self.document_has_image,
+        }
+
     @property
     def class_leaves(self) -> list[str]:
         """Coarse category of every trained class, "" where it is unknown."""
@@ -135,15 +145,13 @@ def check_classes(samples: GovernedSamples) -> None:
 
 def data_counts(samples: GovernedSamples) -> DataCounts:
     """Counts that the recipe `auto` follows."""
-    labels = samples.labels
-    queries = np.isin(labels.query, samples.classes) & ~labels.query_validation
-    documents = np.isin(labels.document, samples.classes) & ~labels.document_validation & samples.document_has_image
+    labels, trained = samples.labels, samples.is_trained()
     findable = labels.document[samples.document_has_image]
     texts = samples.table.of_side("text", "document")
     return DataCounts(
         classes=len(samples.classes),
-        queries=int(queries.sum()),
-        documents=int(documents.sum()),
+        queries=int(trained["query"].sum()),
+        documents=int(trained["document"].sum()),
         has_text=any(text and text.strip() for text in texts.to_pylist()),
         has_validation=bool(np.isin(labels.query[labels.query_validation], findable).any()),
     )

@@ -95,17 +95,28 @@ class UnreadableImage:
 
 
 class Views(Dataset[Tensor | UnreadableImage]):
-    """Row i -> pixel values (V, 3, H, W): the clean view, then the augmented ones. A missing image is all zero."""
+    """Row i -> pixel values (V, 3, H, W): the clean view, then the augmented ones. A missing image is all zero.
 
-    def __init__(self, side: Side, processor: Any, *, views: int, seed: int) -> None:
-        self.side, self.views, self.seed = side, views, seed
+    Args:
+        augmented: (N,) bool; augmented views of the other rows are zeros. None: all rows.
+    """
+
+    def __init__(
+        self, side: Side, processor: Any, *, views: int, seed: int, augmented: np.ndarray | None = None
+    ) -> None:
+        self.side, self.views, self.seed, self.augmented = side, views, seed, augmented
         self.processor = processor.image_processor
 
     def __len__(self) -> int:
         return len(self.side)
 
     def __getitem__(self, row: int) -> Tensor | UnreadableImage:
-        return self.of(row, range(1 + self.views))
+        if self.augmented is None or self.augmented[row]:
+            return self.of(row, range(1 + self.views))
+        clean = self.of(row, [0])
+        if isinstance(clean, UnreadableImage):
+            return clean
+        return torch.cat([clean, clean.new_zeros(self.views, *clean.shape[1:])])
 
     def of(self, row: int, wanted: Sequence[int]) -> Tensor | UnreadableImage:
         """Pixel values (len(wanted), 3, H, W) of some views; each is independent of the others."""

@@ -99,7 +99,9 @@ def test_two_views_are_averaged_in_assignments_and_only_the_first_links_document
     (first, graph), (second, _) = random_space(2), random_space(3)
     source, edges = np.zeros(24, dtype=np.int64), np.stack(graph.clicks.nonzero(), axis=1)
     views = (evidence.View(*sides_of(first), 0.7), evidence.View(*sides_of(second), 0.3))
-    facts = evidence.Evidence([str(i) for i in range(60)], [str(i) for i in range(24)], views, edges, np.ones(len(edges)), graph)
+    facts = evidence.Evidence(
+        [str(i) for i in range(60)], [str(i) for i in range(24)], views, edges, np.ones(len(edges)), graph
+    )
     both = organise_full.view_candidates(facts, source, np.ones(len(edges)), policy=POLICY)
     found = organise_full.link_documents(facts, both, source, policy=POLICY)
     alone = [assignments.query_assignments(view.candidates, source, policy=POLICY).toarray() for view in both]
