@@ -51,6 +51,7 @@ def train(context: RunContext, *, parts: Parts | None = None) -> None:
     open_run(context)
     stopwatch = Stopwatch(context.folder if accelerator.is_main_process else None, resume=context.resume)
     model, processor = parts.build_model(recipe, seed=context.seed)
+    samples.limit_images(processor)
     with stopwatch.stage("features"):
         cache = parts.features_of(model, processor, samples, recipe=recipe, folder=context.features, seed=context.seed)
     with stopwatch.stage("image_side") as note:
@@ -74,6 +75,7 @@ def publish_run(
     recipe, seed = context.recipe, context.seed
     loaded_under = recipe_of_result(recipe)
     model, processor = with_image_weights(loaded_under, image.weights, seed=seed)
+    samples.limit_images(processor)
     encoders = EncoderPair(model, frozen_stages=recipe.model.frozen_stages)
     prototypes = None
     if is_head_published(recipe, categories=samples.num_categories):
