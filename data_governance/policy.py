@@ -11,6 +11,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS, MOST_IMAGE_PIXELS
+
+# Largest side of the square that the image processor makes.
+MOST_IMAGE_SIZE = 4096
 # Bits of 64: see dedupe.hash_pairs.
 MOST_RADIUS = 16
 
@@ -25,7 +29,8 @@ class Policy:
         threads: of DuckDB, torch and FAISS; 0 takes OMP_NUM_THREADS, or the idle cores.
 
         max_image_pixels: width x height above which an image is refused from its header, before decoding (a
-            50,000 x 50,000 PNG of one colour is small on disk and 7.5 GB in memory).
+            50,000 x 50,000 PNG of one colour is small on disk and 7.5 GB in memory). Training takes the limit from
+            here, and index and search from the trained model.
         max_image_bytes: size on disk above which an image is refused.
         max_text_characters: longer texts are rejected: a product text of 100,000 characters is a page dump.
         image_size: side in pixels of the encoder's input; 112 gave the best features per second.
@@ -78,7 +83,7 @@ class Policy:
     seed: int = 0
     memory_limit: str = "2GB"
     threads: int = 0
-    max_image_pixels: int = 40_000_000
+    max_image_pixels: int = MAX_IMAGE_PIXELS
     max_image_bytes: int = 30_000_000
     max_text_characters: int = 100_000
     image_size: int = 112
@@ -152,6 +157,9 @@ class Policy:
             if getattr(self, low) > getattr(self, high):
                 both = f"{low} = {getattr(self, low)} is above {high} = {getattr(self, high)}"
                 raise ValueError(f"policy {both}: exchange them or omit one.")
+        for name, most in (("max_image_pixels", MOST_IMAGE_PIXELS), ("image_size", MOST_IMAGE_SIZE)):
+            if getattr(self, name) > most:
+                raise ValueError(f"policy {name} = {getattr(self, name)}: at most {most}; lower it or omit the line.")
         if self.duplicate_radius > MOST_RADIUS:
             raise ValueError(
                 f"policy duplicate_radius = {self.duplicate_radius}: at most {MOST_RADIUS} of 64 bits; beyond, "

@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 import modeling_oclear
-from retrieval.pictures import MAX_IMAGE_PIXELS
+from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS
 
 THUMBNAIL_PIXELS = 96
 
@@ -50,9 +50,13 @@ class RetrievalEncoder:
         return getattr(self.model.config, "text_config", None) is not None
 
     @property
-    def max_pixels(self) -> int:
+    def decoding(self) -> dict[str, Any]:
+        """How the model's image processor wants pictures decoded: arguments of `pictures.decode`."""
         image_processor = getattr(self.processor, "image_processor", self.processor)
-        return int(getattr(image_processor, "max_image_pixels", None) or MAX_IMAGE_PIXELS)
+        return {
+            "max_pixels": int(getattr(image_processor, "max_image_pixels", None) or MAX_IMAGE_PIXELS),
+            "exif_orientation": bool(getattr(image_processor, "exif_orientation", True)),
+        }
 
     @torch.inference_mode()
     def queries(self, pictures: Sequence[Image.Image]) -> tuple[NDArray[np.float32], list[Image.Image]]:

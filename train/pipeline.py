@@ -56,6 +56,7 @@ def train(context: RunContext, *, parts: Parts | None = None) -> None:
     open_run(context)
     stopwatch = Stopwatch(context.folder if accelerator.is_main_process else None, resume=context.resume)
     model, processor = parts.build_model(recipe, seed=context.seed)
+    samples.limit_images(processor)
     with stopwatch.stage("features"):
         cache = parts.features_of(model, processor, samples, recipe=recipe, folder=context.features, seed=context.seed)
     image = None
@@ -87,6 +88,7 @@ def publish_run(
         chosen, frozen_CF, selection = _chosen(context, image, cache, samples)
     recipe = chosen.recipe
     model, processor, encoders = chosen.encoders(seed=seed)
+    samples.limit_images(processor)
     prototypes = None
     if is_head_published(recipe, categories=samples.num_categories):
         prototypes = category_prototypes(encoders, cache, samples, chosen.class_weights)

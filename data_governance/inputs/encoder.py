@@ -1,6 +1,6 @@
 """Image encoder: a saved model, or the packaged EfficientNet-Lite0.
 
-The only file here that imports `modeling_oclear`, and only inside a function: the packaged weights are there.
+The packaged weights are in `modeling_oclear`, which is imported only inside a function.
 """
 
 import hashlib

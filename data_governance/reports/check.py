@@ -44,6 +44,7 @@ REMEDIES = {
     "position_below_one": "positions count from 1",
     "image_missing": "a query needs an image",
     "image_undecodable": "save the image again as PNG, JPEG or WebP",
+    "image_format_refused": "save the image as PNG, JPEG or WebP",
     "image_too_many_pixels": "shrink the image or raise max_image_pixels",
     "image_file_too_large": "shrink the file or raise max_image_bytes",
     "image_file_missing": "paths are read below the table's folder",

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data_governance.inputs.images import decode_square
+from data_governance.inputs.images import MAX_IMAGE_PIXELS, decode_square
 from data_governance.stage import Workspace
 
 THUMBNAIL = 72
@@ -22,8 +22,6 @@ MERGED_SHOWN = 12
 RELABELLED_SHOWN = 12
 OVERRIDES_SHOWN = 40
 CAPTION_CHARACTERS = 60
-# Larger images are not decoded for a thumbnail.
-MAX_PIXELS = 40_000_000
 ImageCell = dict[str, Any] | None
 
 
@@ -57,7 +55,7 @@ def thumbnail(cell: ImageCell) -> str:
     """A small JPEG of the cropped image as a data URI; a grey square for a missing or broken image."""
     square = None
     if cell is not None and cell["bytes"] is not None:
-        square, _ = decode_square(cell["bytes"], size=THUMBNAIL, max_pixels=MAX_PIXELS)
+        square, _ = decode_square(cell["bytes"], size=THUMBNAIL, max_pixels=MAX_IMAGE_PIXELS)
     image = Image.new("RGB", (THUMBNAIL, THUMBNAIL), (230, 230, 230)) if square is None else Image.fromarray(square)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=70)

@@ -134,7 +134,7 @@ def embed_queries(
         pictures = []
         for query_id, cell in zip(batch["query_id"], batch["image"], strict=True):
             try:
-                picture = decode(cell, folder=queries.folder, max_pixels=encoder.max_pixels)
+                picture = decode(cell, folder=queries.folder, **encoder.decoding)
                 if picture is None:
                     raise PictureError("no image")
             except PictureError as error:

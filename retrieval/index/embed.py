@@ -122,7 +122,7 @@ def _embed_batch(
     kept: list[tuple[str, str, str | None]] = []
     for doc_id, cell, text, leaf in rows:
         try:
-            picture = decode(cell, folder=catalogue.folder, max_pixels=encoder.max_pixels)
+            picture = decode(cell, folder=catalogue.folder, **encoder.decoding)
         except PictureError as error:
             found.skipped.append({"doc_id": doc_id, "reason": str(error)})
             continue

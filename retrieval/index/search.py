@@ -49,7 +49,7 @@ def search(encoder: RetrievalEncoder, index: Index, images: list[Path], *, k: in
         ValueError: a picture is missing or undecodable, k is below 1, or the index belongs to another model.
     """
     index.check_model(encoder.folder)
-    pictures = [read_picture(path, max_pixels=encoder.max_pixels) for path in images]
+    pictures = [read_picture(path, **encoder.decoding) for path in images]
     found = []
     for path, picture in zip(images, pictures, strict=True):
         embeds_1D, [seen] = encoder.queries([picture])

@@ -8,9 +8,11 @@ Such documents, and categories of the split "validation", stay in the gallery th
 """
 
 import hashlib
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS, MOST_IMAGE_PIXELS
 from train.inputs.sample_table import SIDES, SampleTable, own_pages
 from train.recipes.auto import DataCounts
 
@@ -58,6 +61,7 @@ class GovernedSamples:
         fingerprint: digest of the category keys and of `classes`: equal tables give equal fingerprints.
         keys, leaves: category_key and coarse category ("" = unknown) by category id.
         events: (old_key, event, new_key) of category_map.parquet; empty without that file.
+        max_image_pixels: limit that governance admitted images under, from policy.toml.
     """
 
     table: SampleTable
@@ -71,6 +75,7 @@ class GovernedSamples:
     keys: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ()
     events: tuple[tuple[str | None, str, str | None], ...] = ()
+    max_image_pixels: int = MAX_IMAGE_PIXELS
 
     def is_trained(self) -> dict[str, np.ndarray]:
         """(N,) bool by side: rows of `classes` in split "train", with an image."""
@@ -86,6 +91,10 @@ class GovernedSamples:
     def class_leaves(self) -> list[str]:
         """Coarse category of every trained class, "" where it is unknown."""
         return [self.leaves[category] if self.leaves else "" for category in self.classes.tolist()]
+
+    def limit_images(self, processor: Any) -> None:
+        """Give a processor the limit of these samples; the published model, its index and its search then have it."""
+        processor.image_processor.max_image_pixels = self.max_image_pixels
 
 
 def read_samples(folder: Path) -> GovernedSamples:
@@ -122,6 +131,7 @@ def read_samples(folder: Path) -> GovernedSamples:
         keys=tuple(keys),
         leaves=tuple(leaves),
         events=_events(folder),
+        max_image_pixels=_max_image_pixels(folder),
     )
 
 
@@ -183,6 +193,22 @@ def _events(folder: Path) -> tuple[tuple[str | None, str, str | None], ...]:
     table = _parquet(path)
     _need_columns(table.column_names, MAP_COLUMNS, path.name)
     return tuple(zip(*(table.column(name).to_pylist() for name in MAP_COLUMNS), strict=True))
+
+
+def _max_image_pixels(folder: Path) -> int:
+    """Largest width x height of the policy that the folder was governed by; the default without a policy."""
+    path = folder / "policy.toml"
+    if not path.is_file():
+        return MAX_IMAGE_PIXELS
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8")).get("max_image_pixels", MAX_IMAGE_PIXELS)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is not valid TOML ({error}); {REMEDY}") from error
+    if not isinstance(found, int) or not 1 <= found <= MOST_IMAGE_PIXELS:
+        raise ValueError(
+            f"{path.name}: max_image_pixels is {found!r}, it must be from 1 to {MOST_IMAGE_PIXELS}; {REMEDY}"
+        )
+    return found
 
 
 def _sample_table(folder: Path) -> SampleTable:

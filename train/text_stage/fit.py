@@ -76,6 +76,7 @@ def fit_text_stage(
         frozen = None if is_trained else recipe.model.frozen_stages
         recipe = recipe.with_changes({"model.frozen_stages": frozen, "image.query_views": 0, "image.document_views": 0})
         _, processor = build_model(recipe, seed=seed)
+        samples.limit_images(processor)
         cache = cache_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
     if recipe.text.lora.rank or recipe.text.tune_layers:
         _, processor = build_model(recipe, seed=seed)

@@ -73,6 +73,7 @@ ROWS: list[tuple[str, str, Callable[[pa.Table], pa.Table]]] = [
         "image_too_many_pixels",
         lambda t: put(t, "image", 0, {"bytes": header_only_png(50_000, 50_000), "path": None}),
     ),
+    ("catalogue", "image_format_refused", lambda t: put(t, "image", 0, {"bytes": b"8BPS\0\1", "path": None})),
     ("catalogue", "text_too_long", lambda t: put(t, "text", 0, "x" * 10_000_000)),
     ("catalogue", "neither_image_nor_text", lambda t: put(put(t, "image", 0, None), "text", 0, "")),
     ("catalogue", "missing_id", lambda t: put(t, "doc_id", 0, "")),
@@ -277,6 +278,8 @@ def test_a_link_out_of_the_folder_is_rejected(tmp_path: Path) -> None:
         ("weight_low = 6.0", "weight_low = 6.0 is above weight_high = 5.0"),
         ("rounds = ", "not valid TOML"),
         ("duplicate_radius = 17", "at most 16 of 64 bits"),
+        ("max_image_pixels = 178956971", "max_image_pixels = 178956971: at most 178956970"),
+        ("image_size = 4097", "image_size = 4097: at most 4096"),
     ],
 )
 def test_an_invalid_policy_is_an_error_that_names_the_field(tmp_path: Path, text: str, message: str) -> None:

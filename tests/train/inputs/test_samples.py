@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from data_governance.policy import Policy
+from modeling_oclear import OclearImageProcessor, OclearQueryProcessor
 from tests.support.synthetic_governed import (
     CATEGORIES,
     DOCUMENTS,
@@ -86,6 +88,19 @@ def test_error_names_the_wrong_value_and_its_row(tmp_path: Path, column: str, va
     write_samples(folder, samples)
     with pytest.raises(ValueError, match=said):
         read_samples(folder)
+
+
+def test_the_limit_of_pixels_is_that_of_the_governed_folder(tmp_path: Path) -> None:
+    folder = write_governed(tmp_path / "governed")
+    assert read_samples(folder).max_image_pixels == Policy().max_image_pixels == OclearImageProcessor().max_image_pixels
+    (folder / "policy.toml").write_text(Policy(max_image_pixels=60_000_000).to_toml())
+    processor = OclearQueryProcessor(OclearImageProcessor())
+    read_samples(folder).limit_images(processor)
+    assert processor.image_processor.max_image_pixels == 60_000_000
+    for text, said in (("max_image_pixels = 0", "max_image_pixels is 0"), ("max_image_pixels", "not valid TOML")):
+        (folder / "policy.toml").write_text(text)
+        with pytest.raises(ValueError, match=said):
+            read_samples(folder)
 
 
 def test_error_names_the_missing_folder_table_or_column(tmp_path: Path) -> None:
