@@ -32,6 +32,7 @@ from data_governance.stages import (
     organise_incremental,
     overrides,
 )
+from runtime.files import only_user
 from runtime.tables import visible_files
 
 
@@ -76,7 +77,7 @@ def govern(request: Request, policy: Policy) -> dict[str, Any]:
     """
     # BLAS gives other last bits with another number of threads, and equal inputs must give equal tables. Matrices of a
     # thousand dimensions gain little from a second thread, and take five times as long when the other core is busy.
-    with threadpool_limits(limits=1, user_api="blas"):
+    with threadpool_limits(limits=1, user_api="blas"), only_user(request.out):
         context = open_context(request, policy)
         digest = input_digest(request, context)
         with tqdm(PIPELINE, desc="govern", unit="stage") as bar:

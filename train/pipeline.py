@@ -17,7 +17,7 @@ from train.inputs.features import features_of
 from train.inputs.samples import GovernedSamples, read_samples
 from train.journal import Stopwatch
 from train.publish.hub import calibration_queries, export_hub, with_head
-from train.publish.run_folder import close_run, open_run
+from train.publish.run_folder import close_run, only_run, open_run
 from train.text_stage.fit import fit_text_stage
 
 
@@ -48,16 +48,19 @@ def train(context: RunContext, *, parts: Parts | None = None) -> None:
     check_layout(recipe, processes=accelerator.num_processes)
     samples = read_samples(context.data)
     check_head(recipe, categories=samples.num_categories)
-    open_run(context)
-    stopwatch = Stopwatch(context.folder if accelerator.is_main_process else None, resume=context.resume)
-    model, processor = parts.build_model(recipe, seed=context.seed)
-    with stopwatch.stage("features"):
-        cache = parts.features_of(model, processor, samples, recipe=recipe, folder=context.features, seed=context.seed)
-    with stopwatch.stage("image_side") as note:
-        image = train_ensemble(context, model, cache, samples, when_saved=note)
-    if accelerator.is_main_process:
-        publish_run(context, samples, cache, image, stopwatch, parts=parts)
-    accelerator.end_training()
+    with only_run(context.folder):
+        open_run(context)
+        stopwatch = Stopwatch(context.folder if accelerator.is_main_process else None, resume=context.resume)
+        model, processor = parts.build_model(recipe, seed=context.seed)
+        with stopwatch.stage("features"):
+            cache = parts.features_of(
+                model, processor, samples, recipe=recipe, folder=context.features, seed=context.seed
+            )
+        with stopwatch.stage("image_side") as note:
+            image = train_ensemble(context, model, cache, samples, when_saved=note)
+        if accelerator.is_main_process:
+            publish_run(context, samples, cache, image, stopwatch, parts=parts)
+        accelerator.end_training()
 
 
 def publish_run(

@@ -32,10 +32,10 @@ FORMATS = {
     ".ndjson": "json",
 }
 COMPRESSIONS: dict[str, Callable[[Path], IO[bytes]]] = {
-    ".gz": gzip.GzipFile,
+    ".gz": lambda path: io.BufferedReader(gzip.GzipFile(path)),
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
-    ".zst": lambda path: io.BufferedReader(pa.input_stream(str(path), compression="zstd")),  # type: ignore[arg-type]
+    ".zst": lambda path: io.BufferedReader(pa.input_stream(str(path), compression="zstd")),
 }
 MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\x00": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
 # Data in a format that is not read: each such file of a folder is named. Other files (pictures, notes) are not data.

@@ -88,6 +88,15 @@ def test_error_names_the_wrong_value_and_its_row(tmp_path: Path, column: str, va
         read_samples(folder)
 
 
+def test_a_query_and_a_document_may_share_an_id(tmp_path: Path) -> None:
+    folder = write_governed(tmp_path / "governed")
+    samples = rows()
+    document = next(row for row in samples if row["side"] == "document")
+    document["sample_id"] = next(row["sample_id"] for row in samples if row["side"] == "query")
+    write_samples(folder, samples)
+    assert len(read_samples(folder).table) == len(samples)
+
+
 def test_error_names_the_missing_folder_table_or_column(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a folder.*data_governance run"):
         read_samples(tmp_path / "nowhere")
