@@ -18,7 +18,7 @@ from train.inputs.features import features_of
 from train.inputs.samples import GovernedSamples, can_train, check_classes, read_samples
 from train.journal import Stopwatch
 from train.publish.hub import calibration_queries, export_hub, with_head
-from train.publish.run_folder import close_run, open_run
+from train.publish.run_folder import close_run, only_run, open_run
 from train.selection.candidates import Candidate
 from train.selection.select import published_as_trained, select_image_weights
 from train.text_stage.fit import fit_text_stage
@@ -53,19 +53,22 @@ def train(context: RunContext, *, parts: Parts | None = None) -> None:
     check_head(recipe, categories=samples.num_categories)
     if recipe.publish == "trained":
         check_classes(samples)
-    open_run(context)
-    stopwatch = Stopwatch(context.folder if accelerator.is_main_process else None, resume=context.resume)
-    model, processor = parts.build_model(recipe, seed=context.seed)
-    samples.limit_images(processor)
-    with stopwatch.stage("features"):
-        cache = parts.features_of(model, processor, samples, recipe=recipe, folder=context.features, seed=context.seed)
-    image = None
-    if can_train(samples):
-        with stopwatch.stage("image_side") as note:
-            image = train_ensemble(context, model, cache, samples, when_saved=note)
-    if accelerator.is_main_process:
-        publish_run(context, samples, cache, image, stopwatch, parts=parts)
-    accelerator.end_training()
+    with only_run(context.folder):
+        open_run(context)
+        stopwatch = Stopwatch(context.folder if accelerator.is_main_process else None, resume=context.resume)
+        model, processor = parts.build_model(recipe, seed=context.seed)
+        samples.limit_images(processor)
+        with stopwatch.stage("features"):
+            cache = parts.features_of(
+                model, processor, samples, recipe=recipe, folder=context.features, seed=context.seed
+            )
+        image = None
+        if can_train(samples):
+            with stopwatch.stage("image_side") as note:
+                image = train_ensemble(context, model, cache, samples, when_saved=note)
+        if accelerator.is_main_process:
+            publish_run(context, samples, cache, image, stopwatch, parts=parts)
+        accelerator.end_training()
 
 
 def publish_run(

@@ -80,14 +80,28 @@ def dropped_cards(governed: Path) -> list[Card]:
     for (name, reason), (count, some) in shown.items():
         head = f"{name}: {reason}, {count} rows"
         if name in ("queries", "catalogue"):
-            at = pa.array([i for i, _ in some], pa.int64())
-            cells = pq.read_table(governed / "dropped" / f"{name}.parquet", columns=["image"]).take(at).column("image")
-            rows = zip(cells.to_pylist(), (row for _, row in some), strict=True)
+            cells = _images_at(governed / "dropped" / f"{name}.parquet", [i for i, _ in some])
+            rows = zip(cells, (row for _, row in some), strict=True)
             cards.append(Card(head, groups=tuple(_dropped_pictures(cell, row, documents) for cell, row in rows)))
         else:
             rows_shown = [[row["row_id"], row["stage"], row["figures"]] for _, row in some]
             cards.append(Card(head, table=Table(["row", "stage", "figures"], rows_shown)))
     return cards
+
+
+def _images_at(path: Path, rows: list[int]) -> list[ImageCell]:
+    """Images of some rows, ascending; only the row groups that hold them are read."""
+    found: list[ImageCell] = []
+    first = 0
+    with pq.ParquetFile(path) as opened:
+        for group in range(opened.num_row_groups):
+            last = first + opened.metadata.row_group(group).num_rows
+            mine = [row - first for row in rows if first <= row < last]
+            if mine:
+                cells = opened.read_row_group(group, columns=["image"]).column("image")
+                found += [cells[row].as_py() for row in mine]
+            first = last
+    return found
 
 
 def dropped_rows(path: Path) -> dict[str, tuple[int, list[tuple[int, dict[str, Any]]]]]:

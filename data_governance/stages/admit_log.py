@@ -5,6 +5,7 @@ unknown ids, and their shards are rewritten without them. A row's reason is the 
 order, then an unknown query, then an unknown document.
 """
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,16 +16,17 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data_governance.inputs import rules, shards
-from data_governance.inputs.behaviour_log import BrokenFile, Log
+from data_governance.inputs.behaviour_log import Log
 from data_governance.inputs.engine import Engine
 from data_governance.inputs.mapping import Rule, marked
 from data_governance.inputs.relations import unknown_ids
 from data_governance.inputs.tables import TABLES
 from data_governance.policy import Policy
 from data_governance.stage import DECISIONS, LOG, LOG_DROPPED, StageResult
-from runtime.tables import none_usable
+from runtime.tables import MARKS, ROW_DETAIL, BrokenFile, none_usable
 
 BEHAVIOUR_RULES: list[Rule] = [
+    rules.behaviour_row,
     rules.behaviour_ids,
     rules.behaviour_clicks,
     rules.behaviour_impressions,
@@ -80,6 +82,7 @@ def _split(result: StageResult, batch: pa.Table, *, first: int, policy: Policy) 
     is_valid = pc.equal(why, "")
     good, bad = rows.filter(is_valid), rows.filter(pc.invert(is_valid))
     assert good.num_rows + bad.num_rows == batch.num_rows
+    good = good.drop_columns(list(MARKS))
     clicks = good.column_names.index("clicks")
     result.add_shard(LOG, good.set_column(clicks, "clicks", good.column("clicks").cast(pa.int64())), first=first)
     result.add_shard(LOG_DROPPED, dropped(bad, why.filter(pc.invert(is_valid))), first=first)
@@ -94,9 +97,11 @@ def numbered(batch: pa.Table, first: int) -> pa.Table:
 
 
 def dropped(rows: pa.Table, why: pa.ChunkedArray) -> pa.Table:
-    """Decisions of this stage to drop numbered rows, with the rows as they were read."""
+    """Decisions of this stage to drop numbered rows, with the rows as they were read, and where a bad value stands."""
     number = pc.cast(rows.column("row"), pa.string())
-    return log_decisions(rows, "admit", why, pc.binary_join_element_wise('{"row": ', number, "}", ""))
+    details = rows.column(ROW_DETAIL).to_pylist() if ROW_DETAIL in rows.column_names else [None] * rows.num_rows
+    more = pa.array(["" if one is None else f', "why": {json.dumps(one)}' for one in details], pa.string())
+    return log_decisions(rows, "admit", why, pc.binary_join_element_wise('{"row": ', number, more, "}", ""))
 
 
 def log_decisions(rows: pa.Table, stage: str, why: pa.ChunkedArray, figures: pa.ChunkedArray) -> pa.Table:

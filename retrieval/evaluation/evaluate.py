@@ -128,7 +128,7 @@ def embed_queries(
     """
     ids: list[str] = []
     parts: list[Array] = []
-    unreadable: list[dict[str, str]] = []
+    unreadable = queries.skipped("query_id")
     bar = tqdm(total=queries.num_rows, desc="queries", unit="query", file=sys.stderr)
     for batch in queries.batches(batch_size):
         pictures = []

@@ -278,7 +278,7 @@ def _facts(table: SampleTable, *, num_categories: int) -> _Facts:
     validation = one_of("split", "validation", "train")
     weights = _numbers(table, "weight")
     reject_rows(~np.isfinite(weights) | (weights <= 0), "weight is not a number above 0 that single precision holds")
-    reject_rows(_is_duplicate(table), "sample_id is a duplicate")
+    reject_rows(_is_duplicate(table, query), "sample_id is a duplicate: ids are unique on each side")
     return _Facts(query, validation, ids, weights)
 
 
@@ -313,29 +313,33 @@ def _numbers(table: SampleTable, name: str, *, below: int | None = None) -> np.n
     return found
 
 
-def _is_duplicate(table: SampleTable) -> np.ndarray:
-    """(rows,) bool: an earlier row has the same sample id. Hashes find candidates; the ids themselves decide."""
-    ordered = _hashes(table)
+def _is_duplicate(table: SampleTable, query: np.ndarray) -> np.ndarray:
+    """(rows,) bool: an earlier row of the same side has the same sample id; a query and a document may share one.
+
+    Hashes find candidates; the ids themselves decide.
+    """
+    ordered = _hashes(table, query)
     ordered.sort()
     same = ordered[1:][ordered[1:] == ordered[:-1]]
     del ordered
     duplicate = np.zeros(len(table), dtype=bool)
     if not len(same):
         return duplicate
-    seen: set[str] = set()
-    for row in np.flatnonzero(np.isin(_hashes(table), same)):
-        name = _name_of(table, int(row))
+    seen: set[tuple[bool, str]] = set()
+    for row in np.flatnonzero(np.isin(_hashes(table, query), same)):
+        name = bool(query[row]), _name_of(table, int(row))
         duplicate[row] = name in seen
         seen.add(name)
     return duplicate
 
 
-def _hashes(table: SampleTable) -> np.ndarray:
-    """(rows,) int64 of the sample ids, equal within this process."""
+def _hashes(table: SampleTable, query: np.ndarray) -> np.ndarray:
+    """(rows,) int64 of the sides and sample ids, equal within this process."""
     found, first = own_pages(len(table), np.int64), 0
     for values in table.column("sample_id"):
         found[first : first + len(values)] = np.fromiter(map(hash, values.to_pylist()), np.int64, len(values))
         first += len(values)
+    found[query] ^= np.int64(0x5DEECE66D)  # any constant: a document with the same id has another number
     return found
 
 

@@ -103,6 +103,15 @@ def test_the_limit_of_pixels_is_that_of_the_governed_folder(tmp_path: Path) -> N
             read_samples(folder)
 
 
+def test_a_query_and_a_document_may_share_an_id(tmp_path: Path) -> None:
+    folder = write_governed(tmp_path / "governed")
+    samples = rows()
+    document = next(row for row in samples if row["side"] == "document")
+    document["sample_id"] = next(row["sample_id"] for row in samples if row["side"] == "query")
+    write_samples(folder, samples)
+    assert len(read_samples(folder).table) == len(samples)
+
+
 def test_error_names_the_missing_folder_table_or_column(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a folder.*data_governance run"):
         read_samples(tmp_path / "nowhere")
