@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 import modeling_oclear
 from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS
+from retrieval.fused_vision import with_fused_vision
 
 THUMBNAIL_PIXELS = 96
 
@@ -118,7 +119,8 @@ def _load(folder: Path, where: dict[str, str], bf16: bool) -> RetrievalEncoder:
             f"model {folder.name}: {type(model).__name__} has no get_query_embeds: not a folder of this kind"
         )
     # Channels last: the same numbers, and convolutions on a CPU run faster.
-    return RetrievalEncoder(model.eval().to(memory_format=torch.channels_last), processor, folder, bf16)
+    model = model.eval().to(memory_format=torch.channels_last)
+    return RetrievalEncoder(model if bf16 else with_fused_vision(model), processor, folder, bf16)
 
 
 def published_folder(name: str, *, query_only: bool = False) -> Path:
