@@ -51,10 +51,11 @@ def select_image_weights(
     rows = HeldOutRows.of(samples)
     found: dict[str, Candidate] = {}
     metrics: dict[str, np.ndarray] = {}
+    gaps: dict[str, float] = {}
     for candidate in candidates(context, image, cache, samples):
         found[candidate.name] = candidate
         _, _, encoders = candidate.encoders(seed=context.seed)
-        metrics[candidate.name] = image_metrics(encoders, cache, samples, rows)
+        metrics[candidate.name], gaps[candidate.name] = image_metrics(encoders, cache, samples, rows)
     verdicts = {name: verdict(name, values, metrics[FROZEN]) for name, values in metrics.items()}
     categories = len(metrics[FROZEN])
     chosen = best(verdicts, categories=categories)
@@ -63,7 +64,9 @@ def select_image_weights(
         "held_out_categories": categories,
         "held_out_queries": len(rows.queries),
         "gallery_documents": len(rows.documents),
-        "candidates": [one.to_json() for one in verdicts.values()],
+        "classes": len(samples.classes),
+        "share_of_categories_with_both_sides": round(share_with_both_sides(samples), 4),
+        "candidates": [{**one.to_json(), "side_gap": round(gaps[name], 4)} for name, one in verdicts.items()],
         "explanation": explanation(chosen, verdicts, samples, categories=categories),
     }
     logger.info("%s", report["explanation"])
@@ -100,6 +103,12 @@ def explanation(chosen: str, verdicts: dict[str, Verdict], samples: GovernedSamp
             f"[{ours.low:+.3f}, {ours.high:+.3f}]."
         )
     return " ".join([start, *shortcomings(samples)])
+
+
+def share_with_both_sides(samples: GovernedSamples) -> float:
+    """Of the training categories with a query, the share that has a document with an image too."""
+    asked = np.unique(samples.labels.query[~samples.labels.query_validation])
+    return len(samples.classes) / len(asked) if len(asked) else 0.0
 
 
 def shortcomings(samples: GovernedSamples) -> list[str]:
