@@ -11,6 +11,8 @@ from PIL import Image
 
 from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS, ImageRefused, decode_image
 
+MOST_PIXELS_AT_ONCE = 50_000_000  # of decoded pictures that wait for the rest of their batch: 200 MB
+
 
 class PictureError(ValueError):
     """An image value that cannot be used; the text is the reason, for a list of skipped rows."""

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from retrieval.encoder import THUMBNAIL_PIXELS, RetrievalEncoder
-from retrieval.pictures import PictureError, decode
+from retrieval.pictures import MOST_PIXELS_AT_ONCE, PictureError, decode
 from retrieval.tables import Table
 from runtime.text import is_visible, visible
 
@@ -121,6 +121,7 @@ def _embed_batch(
 ) -> None:
     pictures: list[Image.Image | None] = []
     kept: list[tuple[str, str, str | None]] = []
+    waiting = 0
     for doc_id, cell, text, leaf in rows:
         try:
             picture = decode(cell, folder=catalogue.folder, **encoder.decoding)
@@ -131,6 +132,11 @@ def _embed_batch(
         if picture is None and not (text and encoder.reads_text):
             found.skipped.append({"doc_id": doc_id, "reason": NEITHER if encoder.reads_text else NO_IMAGE})
             continue
+        area = 0 if picture is None else picture.width * picture.height
+        if waiting + area > MOST_PIXELS_AT_ONCE and kept:
+            _append(encoder, found, pictures, kept)
+            pictures, kept, waiting = [], [], 0
+        waiting += area
         found.texts_cut += len(text) > MAX_TEXT_CHARACTERS
         pictures.append(picture)
         kept.append((doc_id, text[:MAX_TEXT_CHARACTERS], None if leaf is None else str(leaf)))
