@@ -43,6 +43,7 @@ REMEDIES = {
     "impressions_not_whole": "impressions are counts",
     "fewer_impressions_than_clicks": "count both over the same time",
     "position_below_one": "positions count from 1",
+    "bot_query": "the query clicks on far more documents than others, each about equally often: leave it out",
     "image_missing": "a query needs an image",
     "image_undecodable": "save the image again as PNG, JPEG or WebP",
     "image_format_refused": "save the image as PNG, JPEG or WebP",

@@ -5,6 +5,7 @@ behaviour log, which has no images and no bound, is read in batches: see admit_l
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from data_governance.context import GovernanceContext, Inputs
@@ -28,8 +30,10 @@ from data_governance.inputs.mapping import Rule, reasons
 from data_governance.inputs.tables import Source, feature_column, image_bytes
 from data_governance.policy import Policy
 from data_governance.stage import LOG, LOG_DROPPED, StageResult
-from data_governance.stages.admit_log import admit_log, reasons_of
+from data_governance.stages.admit_log import BOT_QUERY, admit_log, bot_queries, drop_queries, reasons_of
 from runtime.tables import ROW_DETAIL, ROW_FAULT
+
+logger = logging.getLogger(__name__)
 
 # (fault or None, sha256 of the bytes or None without a valid image, perceptual hash)
 DecodedFacts = tuple[str | None, str | None, int]
@@ -91,6 +95,7 @@ def admit(
         )
         result.tables[side.table] = admitted[side.key] = without(kept, "image_fault", ROW_FAULT, ROW_DETAIL)
     lost = admit_log(result, inputs.behaviour, admitted, policy=policy, engine=engine)
+    drop_bots(result, engine=engine)
     record_lost_files(result, [replace(inputs.behaviour, lost=tuple(lost)), inputs.queries, inputs.catalogue])
     for name in (QUERY.source, DOCUMENT.source, LOG):
         if result.counts[name][1] == 0:
@@ -99,6 +104,30 @@ def admit(
             listed = ", ".join(sorted(found))
             raise ValueError(f"{name}: no row is usable ({listed}). `check` lists the first rows of each reason.")
     return result
+
+
+def drop_bots(result: StageResult, *, engine: Engine) -> None:
+    """Reject queries that click like a robot, with their rows of the log, and warn."""
+    bots = bot_queries(result, engine=engine)
+    if not bots:
+        return
+    drop_queries(result, bots, BOT_QUERY, engine=engine)
+    queries = result.tables[QUERY.table]
+    is_bot = pc.is_in(queries.column(QUERY.key), pa.array(bots, pa.string()))
+    gone = queries.filter(is_bot)
+    rows = gone.column("row").to_pylist()
+    result.decide(QUERY.source, gone.column(QUERY.key).to_pylist(), "dropped", BOT_QUERY, row=rows)
+    rows_in, kept = result.counts[QUERY.source]
+    result.counts[QUERY.source] = (rows_in, kept - len(rows))
+    for name in (QUERY.table, f"{QUERY.table}_features"):
+        result.tables[name] = result.tables[name].filter(pc.invert(is_bot))
+    logger.warning(
+        "%d of %d queries click like a robot and are rejected (%s), such as %s",
+        len(rows),
+        rows_in,
+        BOT_QUERY,
+        ", ".join(bots[:3]),
+    )
 
 
 def record_lost_files(result: StageResult, sources: Sequence[Source | Log]) -> None:

@@ -19,11 +19,15 @@ from data_governance.inputs import rules, shards
 from data_governance.inputs.behaviour_log import Log
 from data_governance.inputs.engine import Engine
 from data_governance.inputs.mapping import Rule, marked
-from data_governance.inputs.relations import unknown_ids
+from data_governance.inputs.relations import clicks_by_query, rows_of_queries, unknown_ids
 from data_governance.inputs.tables import TABLES
 from data_governance.policy import Policy
 from data_governance.stage import DECISIONS, LOG, LOG_DROPPED, StageResult
 from runtime.tables import MARKS, ROW_DETAIL, BrokenFile, none_usable
+
+BOT_QUERY = "bot_query"
+BOT_DOCUMENTS, BOT_FACTOR, BOT_SHARE = 20, 10, 0.1
+USUAL_QUANTILE = 0.9
 
 BEHAVIOUR_RULES: list[Rule] = [
     rules.behaviour_row,
@@ -129,6 +133,44 @@ def _drop_unknown(result: StageResult, admitted: dict[str, pa.Table], *, engine:
         parts += [pq.read_table(earlier[path.name])] if path.name in earlier else []
         result.add_shard(LOG, rows.filter(pa.array(~gone)), first=first)
         result.add_shard(LOG_DROPPED, pa.concat_tables(parts).sort_by("row"), first=first)
+
+
+def bot_queries(result: StageResult, *, engine: Engine) -> list[str]:
+    """Queries that click like a robot: on far more documents than others do, and on each about equally often.
+
+    Such a query belongs to no category, and its clicks would join all of them. It has clicked more than
+    `BOT_DOCUMENTS` documents and `BOT_FACTOR` times as many as nine tenths of the queries do at most, and no document
+    has `BOT_SHARE` of its clicks. A popular query has many documents too, but comes back to a few of them.
+    """
+    if not result.shards(LOG) or result.folder is None:
+        return []
+    found = engine.fetch(clicks_by_query(engine.read(result.folder / LOG)))
+    documents, clicks, most = (found.column(name).to_numpy() for name in ("documents", "clicks", "most"))
+    if not len(documents):
+        return []
+    usual = np.quantile(documents, USUAL_QUANTILE, method="lower")
+    is_bot = (documents > max(BOT_DOCUMENTS, BOT_FACTOR * usual)) & (most < BOT_SHARE * clicks)
+    ids: list[str] = found.column("query_id").filter(pa.array(is_bot)).to_pylist()
+    return ids
+
+
+def drop_queries(result: StageResult, query_ids: list[str], reason: str, *, engine: Engine) -> None:
+    """Move the log's rows of some queries from the kept to the dropped ones."""
+    if not query_ids or result.folder is None:
+        return
+    found = engine.stream(rows_of_queries(engine.read(result.folder / LOG), query_ids))
+    earlier = {path.name: path for path in result.shards(LOG_DROPPED)}
+    moved = 0
+    for path, mine in shards.by_shard(found, result.shards(LOG)):
+        first, rows = shards.first_row(path), pq.read_table(path)
+        gone = shards.picked(rows, mine)
+        parts = [dropped(rows.filter(pa.array(gone)), pa.chunked_array([pa.repeat(reason, int(gone.sum()))]))]
+        parts += [pq.read_table(earlier[path.name])] if path.name in earlier else []
+        result.add_shard(LOG, rows.filter(pa.array(~gone)), first=first)
+        result.add_shard(LOG_DROPPED, pa.concat_tables(parts).sort_by("row"), first=first)
+        moved += int(gone.sum())
+    rows_in, kept = result.counts[LOG]
+    result.counts[LOG] = (rows_in, kept - moved)
 
 
 def reasons_of(paths: Iterable[Path]) -> set[str]:
