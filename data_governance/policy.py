@@ -13,6 +13,8 @@ from typing import Any
 
 # Bits of 64: see dedupe.hash_pairs.
 MOST_RADIUS = 16
+# The most that the model's image processor reads, in training and in the index.
+MOST_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Policy:
         threads: of DuckDB, torch and FAISS; 0 takes OMP_NUM_THREADS, or the idle cores.
 
         max_image_pixels: width x height above which an image is refused from its header, before decoding (a
-            50,000 x 50,000 PNG of one colour is small on disk and 7.5 GB in memory).
+            50,000 x 50,000 PNG of one colour is small on disk and 7.5 GB in memory); at most 50,000,000, the limit of
+            training and index.
         max_image_bytes: size on disk above which an image is refused.
         max_text_characters: longer texts are rejected: a product text of 100,000 characters is a page dump.
         image_size: side in pixels of the encoder's input; 112 gave the best features per second.
@@ -142,6 +145,11 @@ class Policy:
             if getattr(self, low) > getattr(self, high):
                 both = f"{low} = {getattr(self, low)} is above {high} = {getattr(self, high)}"
                 raise ValueError(f"policy {both}: exchange them or omit one.")
+        if self.max_image_pixels > MOST_PIXELS:
+            raise ValueError(
+                f"policy max_image_pixels = {self.max_image_pixels}: at most {MOST_PIXELS}, the limit of training "
+                "and index. Scale larger images down."
+            )
         if self.duplicate_radius > MOST_RADIUS:
             raise ValueError(
                 f"policy duplicate_radius = {self.duplicate_radius}: at most {MOST_RADIUS} of 64 bits; beyond, "

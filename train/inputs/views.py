@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from modeling_oclear.image_processing_oclear import DECODE_ERRORS, split_alpha
+from runtime.text import is_visible
 from runtime.threads import available_cores
 from train.inputs import augment
 from train.inputs.composites import CompositeLayout, composite_image, white_pixel
@@ -62,8 +63,8 @@ class Side:
 
     @property
     def has_text(self) -> np.ndarray:
-        """(N,) bool; whitespace is no text."""
-        return np.array([bool(text.strip()) for text in self.texts()], dtype=bool)
+        """(N,) bool; whitespace and invisible characters are no text."""
+        return np.array([is_visible(text) for text in self.texts()], dtype=bool)
 
 
 def decode(data: bytes, *, sample_id: str, max_pixels: int) -> Image.Image:
