@@ -1,6 +1,7 @@
 """The command line of governance: run, check, explain, report."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
             "--encoder", type=Path, help="folder of a saved model, whose own code is run (default: packaged)"
         )
         one.add_argument("--engine", default="duckdb", choices=("duckdb", "spark"), help="relational engine")
+        if name == "check":
+            one.add_argument("--html", type=Path, help="also write a page with examples of the rejected rows")
         if name == "run":
             one.add_argument("--out", type=Path, help="governed folder; complete stages in it are reused")
             one.add_argument(
@@ -126,16 +129,28 @@ def dispatch(args: argparse.Namespace) -> int:
     if args.command == "check":
         from data_governance.reports.check import check
 
-        return check(request, policy)
+        return check(request, policy, html=args.html)
     facts = govern(request, policy)
     for table, rows in facts["rows"].items():
         print(f"{table}: {rows['in']} in, {rows['kept']} kept, {rows['dropped']} dropped")
+    for line in file_lines(request.out, facts):
+        print(line)
     print(recall_line(facts["notes"]["clean"]))
     for line in override_lines(facts["overrides"]):
         print(line)
     counts = ", ".join(f"{value} {name}" for name, value in facts["categories"].items())
     print(f"categories: {counts}; encoder: {facts['encoder']}; details: {request.out / 'ledger.json'}")
     return 0
+
+
+def file_lines(out: Path, facts: dict[str, Any]) -> list[str]:
+    """The files of a folder that could not be used, each with the reason."""
+    if not any(row["table"] == "files" for row in facts["decisions"]):
+        return []
+    from data_governance.stage import Workspace
+
+    rows = Workspace(out).table("admit", "decisions").to_pylist()
+    return [f"not read: {json.loads(row['figures'])['why']}" for row in rows if row["table"] == "files"]
 
 
 def recall_line(notes: dict[str, Any]) -> str:

@@ -3,13 +3,14 @@
 Opens and decodes like the first stage, without the encoder, and continues after an error, so that one call shows all.
 """
 
+import json
 import tempfile
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,10 +26,13 @@ from data_governance.stage import LOG, LOG_DROPPED, StageResult
 from data_governance.stages import admit
 from data_governance.stages.admit_log import admit_log
 from data_governance.stages.overrides import open_overrides
-from runtime.tables import remedy
+from data_governance.stages.readiness import shortfalls
+from runtime.tables import remedy, rows_in_files
+from runtime.text import lookalike
 
 T = TypeVar("T")
-SHOWN = 3
+# Rows of a reason in a line, and on the page.
+SHOWN, ON_PAGE = 3, 8
 REMEDIES = {
     "missing_id": "fill the id",
     "duplicate_id": "make ids unique; the first row is used",
@@ -59,18 +63,42 @@ REMEDIES = {
 }
 
 
-def check(request: Request, policy: Policy) -> int:
-    """Print one line for each kind of error; returns 1 when a table cannot be used at all, else 0."""
+@dataclass
+class Findings:
+    """What `check` prints and what its page shows: lines in order, and whether a run would fail."""
+
+    lines: list[str] = field(default_factory=list)
+    failed: bool = False
+
+    def say(self, line: str) -> None:
+        print(line)
+        self.lines.append(line)
+
+    def error(self, line: str) -> None:
+        self.failed = True
+        self.say(f"error: {line}")
+
+
+def check(request: Request, policy: Policy, *, html: Path | None = None) -> int:
+    """Print one line for each kind of error; returns 1 when a run or a training could not use the inputs, else 0.
+
+    Args:
+        html: also write a page with examples of the rejected rows of each reason.
+    """
+    found = Findings()
     with tempfile.TemporaryDirectory(prefix="governance-") as folder:
-        return _check(request, StageResult(folder=Path(folder)), policy)
+        result = StageResult(folder=Path(folder))
+        _check(request, result, policy, found)
+        if html is not None:
+            write_page(html, found.lines, result.counts, rejected(result))
+    return int(found.failed)
 
 
-def _check(request: Request, result: StageResult, policy: Policy) -> int:
-    queries, failed_queries = _opened(lambda: open_source(request.queries, name="queries"))
-    catalogue, failed_catalogue = _opened(lambda: open_source(request.catalogue, name="catalogue"))
-    log, failed_log = _opened(lambda: open_log(request.behaviour))
-    overrides, failed_overrides = _opened(lambda: open_overrides(request.overrides))
-    failed = failed_queries or failed_catalogue or failed_log or failed_overrides
+def _check(request: Request, result: StageResult, policy: Policy, found: Findings) -> None:
+    queries = _opened(lambda: open_source(request.queries, name="queries"), found)
+    catalogue = _opened(lambda: open_source(request.catalogue, name="catalogue"), found)
+    log = _opened(lambda: open_log(request.behaviour), found)
+    overrides = _opened(lambda: open_overrides(request.overrides), found)
     usable: dict[str, pa.Table] = {}
     for side, source in ((QUERY, queries), (DOCUMENT, catalogue)):
         if source is not None:
@@ -81,27 +109,57 @@ def _check(request: Request, result: StageResult, policy: Policy) -> int:
             lost = admit_log(result, log, usable, policy=policy, engine=engine)
             log = replace(log, lost=tuple(lost))
         except ValueError as error:
-            print(f"error: {error}")
-            failed = True
+            found.error(str(error))
     admit.record_lost_files(result, [source for source in (log, queries, catalogue) if source is not None])
     if overrides is not None and len(usable) == 2:
         _check_overrides(result, overrides, usable)
     for line in _lines(result):
-        print(line)
+        found.say(line)
+    for side in SIDES.values():
+        for line in lookalikes(usable.get(side.key), side):
+            found.say(line)
     for name, (rows_in, kept) in result.counts.items():
-        print(f"{name}: {kept} of {rows_in} rows are usable")
-        failed |= kept == 0 and name != "overrides"
-    print("a run would fail: correct the lines marked `error`" if failed else "a run would go through")
-    return int(failed)
+        found.say(f"{name}: {kept} of {rows_in} rows are usable")
+        found.failed |= kept == 0 and name != "overrides"
+    for name, location in (
+        ("behaviour", request.behaviour),
+        ("queries", request.queries),
+        ("catalogue", request.catalogue),
+    ):
+        if name in result.counts:
+            found.say(_counted(name, rows_in_files(location, name=name), result.counts[name][0]))
+    if len(usable) == 2 and not found.failed and LOG in result.counts:
+        for line in shortfalls(usable[DOCUMENT.key], result.shards(LOG)):
+            found.error(line)
+    found.say("a run would fail: correct the lines marked `error`" if found.failed else "a run would go through")
 
 
-def _opened(opener: Callable[[], T]) -> tuple[T | None, bool]:
-    """(input, False), or (None, True) with the error printed."""
+def _counted(name: str, on_disk: int, read: int) -> str:
+    more = "" if on_disk == read else ": cells of several lines and files that cannot be read make the difference"
+    return f"{name}: {on_disk} rows by the footers and lines of its files, {read} read{more}"
+
+
+def lookalikes(table: pa.Table | None, side: Side) -> list[str]:
+    """A warning for ids that look alike and are not equal: composed accents, spaces at the ends, invisible letters."""
+    first: dict[str, str] = {}
+    pairs = []
+    for row_id in [] if table is None else table.column(side.key).to_pylist():
+        other = first.setdefault(lookalike(row_id), row_id)
+        if other != row_id:
+            pairs.append(f"{other!a} and {row_id!a}")
+    if not pairs:
+        return []
+    shown = "; ".join(pairs[:SHOWN])
+    return [f"warning: {side.source}: {len(pairs)} ids look like another one ({shown}): they are different ids here"]
+
+
+def _opened(opener: Callable[[], T], found: Findings) -> T | None:
+    """The input, or None with the error printed."""
     try:
-        return opener(), False
+        return opener()
     except ValueError as error:
-        print(f"error: {error}")
-        return None, True
+        found.error(str(error))
+        return None
 
 
 def _check_overrides(result: StageResult, overrides: Source, usable: dict[str, pa.Table]) -> None:
@@ -117,28 +175,77 @@ def _usable_rows(result: StageResult, source: Source, side: Side, policy: Policy
     faults = [facts for _, _, batch in admit.decoded_batches(source, policy=policy) for facts in batch]
     table = source.table.append_column("image_fault", pa.array([fault or "" for fault, _, _ in faults]))
     table = table.append_column("has_image", pa.array([sha is not None for _, sha, _ in faults]))
+    table = table.append_column("sha", pa.array([sha for _, sha, _ in faults], pa.string()))
     why = admit.with_duplicates(table.column(side.key), reasons(table, admit.RULES[side], policy=policy))
     return admit.drop_rejected(result, table, side, why)
 
 
-def _lines(result: StageResult) -> list[str]:
-    """One line for each table and reason, with the first ids; decisions about the log are read shard by shard."""
-    counted: Counter[tuple[str, str]] = Counter()
-    first: dict[tuple[str, str], list[str]] = {}
+@dataclass
+class Rejected:
+    """Rows of one table that are rejected for one reason: how many, and (row id, where and what) of the first."""
+
+    rows: int = 0
+    first: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, rows: int, first: Iterable[tuple[str, str]]) -> None:
+        self.rows += rows
+        self.first = [*self.first, *first][:ON_PAGE]
+
+
+def rejected(result: StageResult) -> dict[tuple[str, str], Rejected]:
+    """(table, reason) -> its rows; decisions about the log are read shard by shard."""
+    found: dict[tuple[str, str], Rejected] = {}
     for row in result.decisions:
-        fault = row["table"], row["reason"]
-        counted[fault] += 1
-        first.setdefault(fault, []).append(row["row_id"])
-    for part in shards.batches(result.shards(LOG_DROPPED), ["reason", "row_id"]):
+        fault = found.setdefault((row["table"], row["reason"]), Rejected())
+        fault.add(1, [(row["row_id"], _place(row["figures"]))])
+    for part in shards.batches(result.shards(LOG_DROPPED), ["reason", "row_id", "figures"]):
         for reason in pc.unique(part.column("reason")).to_pylist():
-            ids = part.filter(pc.equal(part.column("reason"), reason)).column("row_id")
-            counted[LOG, reason] += len(ids)
-            first.setdefault((LOG, reason), []).extend(ids[:SHOWN].to_pylist())
+            mine = part.filter(pc.equal(part.column("reason"), reason))
+            some = mine.slice(0, ON_PAGE)
+            ids, places = (some.column(name).to_pylist() for name in ("row_id", "figures"))
+            first = zip(ids, map(_place, places), strict=True)
+            found.setdefault((LOG, reason), Rejected()).add(mine.num_rows, first)
+    return dict(sorted(found.items()))
+
+
+def _place(figures: str) -> str:
+    """File, line and value of a bad row, or its number."""
+    known = json.loads(figures)
+    return str(known.get("why") or (f"row {known['row']}" if "row" in known else ""))
+
+
+def remedy_of(reason: str) -> str:
+    """What to do about rows that are rejected for a reason."""
+    return REMEDIES.get(reason) or remedy(reason)
+
+
+def _lines(result: StageResult) -> list[str]:
+    """One line for each table and reason, with the first ids, and the first value that could not be read."""
     lines = []
-    for (table, reason), rows in sorted(counted.items()):
+    for (table, reason), bad in rejected(result).items():
         total = result.counts[table][0]
-        kind = "error" if rows == total and table != "overrides" else "warning"
-        shown = ", ".join(first[table, reason][:SHOWN])
-        what = REMEDIES.get(reason) or remedy(reason)
-        lines.append(f"{kind}: {table}: {reason} in {rows} of {total} rows ({shown}): {what}")
+        kind = "error" if bad.rows == total and table != "overrides" else "warning"
+        shown = ", ".join(row_id for row_id, _ in bad.first[:SHOWN])
+        place = bad.first[0][1]
+        example = "" if not place or place.startswith("row ") else f" [{place}]"
+        lines.append(f"{kind}: {table}: {reason} in {bad.rows} of {total} rows ({shown}): {remedy_of(reason)}{example}")
     return lines
+
+
+def write_page(
+    target: Path, lines: list[str], counts: dict[str, tuple[int, int]], bad: dict[tuple[str, str], Rejected]
+) -> None:
+    """Write the page: counts, and examples of each reason with its remedy."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    page = templates.get_template("check.html.j2").render(
+        lines=lines,
+        counts=[(name, rows_in, kept, rows_in - kept) for name, (rows_in, kept) in counts.items()],
+        reasons=[(table, reason, one.rows, remedy_of(reason), one.first) for (table, reason), one in bad.items()],
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page, encoding="utf-8")

@@ -31,6 +31,7 @@ from data_governance.inputs.tables import Source, feature_column, image_bytes
 from data_governance.policy import Policy
 from data_governance.stage import LOG, LOG_DROPPED, StageResult
 from data_governance.stages.admit_log import BOT_QUERY, admit_log, bot_queries, drop_queries, reasons_of
+from data_governance.stages.readiness import shortfalls
 from runtime.tables import ROW_DETAIL, ROW_FAULT
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,12 @@ RULES: dict[Side, list[Rule]] = {
 
 
 def run(context: GovernanceContext) -> StageResult:
-    """Stage 1 on the inputs of the run, into its new folder."""
-    return admit(
+    """Stage 1 on the inputs of the run, into its new folder.
+
+    Raises:
+        ValueError: what is usable is too little for the next stages.
+    """
+    result = admit(
         context.inputs,
         context.workspace.begin("admit"),
         policy=context.policy,
@@ -59,6 +64,10 @@ def run(context: GovernanceContext) -> StageResult:
         encoder=context.encoder,
         reused=(context.workspace.out, context.previous),
     )
+    missing = shortfalls(result.tables[DOCUMENT.table], result.shards(LOG))
+    if missing:
+        raise ValueError(" ".join(missing))
+    return result
 
 
 def admit(

@@ -25,8 +25,19 @@ MOST_POSITION = 1_000
 
 
 def run(context: GovernanceContext) -> StageResult:
-    """Stage 3 in the folder of the run."""
-    return click_rates(context.workspace, policy=context.policy, engine=context.engine)
+    """Stage 3 in the folder of the run.
+
+    Raises:
+        ValueError: fewer than two different documents keep a click.
+    """
+    result = click_rates(context.workspace, policy=context.policy, engine=context.engine)
+    documents = pc.unique(result.tables["edges"].column("doc"))
+    if len(documents) < 2:
+        raise ValueError(
+            f"behaviour: clicks remain on {len(documents)} document(s) after merging copies, and two categories "
+            "are the least. Add clicks on other documents."
+        )
+    return result
 
 
 def click_rates(workspace: Workspace, *, policy: Policy, engine: Engine) -> StageResult:

@@ -22,3 +22,4 @@ from runtime.tables.schema import remedy as remedy
 from runtime.tables.table import Part as Part
 from runtime.tables.table import Table as Table
 from runtime.tables.table import open_table as open_table
+from runtime.tables.table import rows_in_files as rows_in_files

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from modeling_oclear.image_decoding_oclear import ImageRefused
+from runtime.text import is_visible
 from runtime.threads import available_cores
 from train.inputs import augment
 from train.inputs.composites import CompositeLayout, composite_image, white_pixel
@@ -61,8 +62,8 @@ class Side:
 
     @property
     def has_text(self) -> np.ndarray:
-        """(N,) bool; whitespace is no text."""
-        return np.array([bool(text.strip()) for text in self.texts()], dtype=bool)
+        """(N,) bool; whitespace and invisible characters are no text."""
+        return np.array([is_visible(text) for text in self.texts()], dtype=bool)
 
 
 def decode(data: bytes, *, sample_id: str, processor: Any) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,7 @@ def test_a_killed_run_goes_on_with_the_member_that_it_was_at_and_ends_equal(
     governed: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     usual, calls = train_image_stage, []
 
@@ -186,9 +187,9 @@ def test_a_killed_run_goes_on_with_the_member_that_it_was_at_and_ends_equal(
         run(tmp_path / "run", small({"image.lora.rank": 2}), governed)
     assert calls == [0, 1]
     assert not (tmp_path / "run" / "hub").exists()
-    capsys.readouterr()
-    run(tmp_path / "run", small({"image.lora.rank": 2}), governed, "--resume")
-    said = capsys.readouterr().out
+    with caplog.at_level(logging.INFO, logger="train"):
+        run(tmp_path / "run", small({"image.lora.rank": 2}), governed, "--resume")
+    said = caplog.text
     assert "resumed from step-00000004: 4 steps done" in said
     assert "resumed from step-00000002: 2 steps done" in said
     theirs, ours = published(finished), published(tmp_path / "run")

@@ -1,5 +1,6 @@
 """Category changes in a running job: who takes over which row, what starts anew, what is refused."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -123,8 +124,9 @@ def changed_samples(story: Sequence[tuple[str | None, str, str | None]]) -> Gove
 
 
 def test_a_run_goes_on_with_other_categories_where_a_map_says_how(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    caplog.set_level(logging.INFO, logger="train")
     recipe = small_recipe({"head.optimizer": "momentum", "head.learning_rate": 0.05})
     before = train_small(recipe, tmp_path, max_steps=6)
     kept = {number: (f"key{number}", "kept", f"key{number}") for number in range(CATEGORIES)}
@@ -137,7 +139,7 @@ def test_a_run_goes_on_with_other_categories_where_a_map_says_how(
         train_small(recipe, tmp_path, resume=True)
     monkeypatch.setattr("tests.support.synthetic_run.small_samples", lambda: changed_samples(story))
     at_once = train_small(recipe, tmp_path, resume=True, max_steps=6)
-    assert "categories changed: 4 kept, 0 merged, 1 started, 1 retired" in capsys.readouterr().out
+    assert "categories changed: 4 kept, 0 merged, 1 started, 1 retired" in caplog.text
     old_place = [TRAINED.index(number) for number in (0, 1, 2, 6)]
     torch.testing.assert_close(at_once.class_weights[[0, 1, 2, 4]], before.class_weights[old_place])
     done = train_small(recipe, tmp_path, resume=True)
