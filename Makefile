@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUNS ?= runs
 SEED ?= 0
 
-.PHONY: help install browser demo demo-full test test-distributed format lint types docs unit benchmark clean
+.PHONY: help install browser demo demo-full test test-distributed test-fuzz format lint types docs unit benchmark clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -59,6 +59,9 @@ test-distributed: install  ## layouts that must agree, kills, restarts and other
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v --durations 20 tests/benchmarks/training/test_curves.py \
 	  tests/train/test_run.py tests/train/checkpoints tests/train/ensemble tests/train/parallel \
 	  tests/train/class_weights/test_reshard.py
+
+test-fuzz: install  ## 30,000 damaged image files through the decoder, in a process with a memory limit (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --files 30000
 
 benchmark: install  ## seeds 0 to 2 of the full demo in both settings (about an hour), then the rendered pages
 	$(BIN)/python -m benchmarks.training.demo_seeds --out $(RUNS)/seeds

@@ -38,7 +38,7 @@ class ImageCache:
 
 def cache_key(policy: Policy, image_encoder: Encoder) -> str:
     """Digest of everything that turns bytes into a hash and features: source, encoder, size, limit of pixels."""
-    source = mapping.source_digest(images, encoder)
+    source = mapping.source_digest(*mapping.with_imports(images), encoder)
     facts = f"{source} {image_encoder.name} {image_encoder.dtype} {policy.image_size} {policy.max_image_pixels}"
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 

@@ -32,6 +32,8 @@ from data_governance.stages import (
     organise_incremental,
     overrides,
 )
+from runtime.files import only_user
+from runtime.tables import visible_files
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,9 @@ def govern(request: Request, policy: Policy) -> dict[str, Any]:
     """
     # BLAS gives other last bits with another number of threads, and equal inputs must give equal tables. Matrices of a
     # thousand dimensions gain little from a second thread, and take five times as long when the other core is busy.
-    with threadpool_limits(limits=1, user_api="blas"):
+    with threadpool_limits(limits=1, user_api="blas"), only_user(request.out):
         context = open_context(request, policy)
-        digest = input_digest(request, context.encoder)
+        digest = input_digest(request, context)
         with tqdm(PIPELINE, desc="govern", unit="stage") as bar:
             for step in bar:
                 bar.set_postfix_str(step.name)
@@ -122,15 +124,19 @@ def open_context(request: Request, policy: Policy) -> GovernanceContext:
     return context
 
 
-def input_digest(request: Request, encoder: Encoder) -> str:
-    """Digest of the input files' names, sizes and times, the encoder and the engine."""
+def input_digest(request: Request, context: GovernanceContext) -> str:
+    """Digest of the encoder, the engine, and names, sizes and times of the input files and of pictures they name."""
+    encoder = context.encoder
     digest = hashlib.sha256(f"{encoder.name} {encoder.dtype} {request.engine}".encode())
     for location in (request.behaviour, request.queries, request.catalogue):
         path = Path(location)
-        files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
-        for file in files:
+        for file in visible_files(path) if path.is_dir() else [path]:
             stat = file.stat() if file.exists() else None
-            fact = [file.name, stat.st_size, stat.st_mtime_ns] if stat else [location]
+            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+            fact = [name, stat.st_size, stat.st_mtime_ns] if stat else [location]
+            digest.update(json.dumps(fact).encode())
+    for source in (context.inputs.queries, context.inputs.catalogue):
+        for fact in tables.picture_files(source):
             digest.update(json.dumps(fact).encode())
     return digest.hexdigest()
 

@@ -11,6 +11,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS, MOST_IMAGE_PIXELS
+
+# Largest side of the square that the image processor makes.
+MOST_IMAGE_SIZE = 4096
 # Bits of 64: see dedupe.hash_pairs.
 MOST_RADIUS = 16
 
@@ -25,7 +29,8 @@ class Policy:
         threads: of DuckDB, torch and FAISS; 0 takes OMP_NUM_THREADS, or the idle cores.
 
         max_image_pixels: width x height above which an image is refused from its header, before decoding (a
-            50,000 x 50,000 PNG of one colour is small on disk and 7.5 GB in memory).
+            50,000 x 50,000 PNG of one colour is small on disk and 7.5 GB in memory). Training takes the limit from
+            here, and index and search from the trained model.
         max_image_bytes: size on disk above which an image is refused.
         max_text_characters: longer texts are rejected: a product text of 100,000 characters is a page dump.
         image_size: side in pixels of the encoder's input; 112 gave the best features per second.
@@ -52,6 +57,8 @@ class Policy:
         min_source_share: least share of held-out document pairs across the two sources for the sources to be used.
         same_source_weight: factor on the affinity of two documents of one source, once sources are used.
         min_affinity: least affinity at which two groups of documents may join.
+        min_member_share: least evidence of a document in its category, as a share of that of the strongest one there; a
+            document below it is parted from the category.
         min_query_margin: least difference between the assignment shares of a query's best and second category; a
             query below it is rejected.
         rounds: of learning the space; from the second on, clicks outside their query's group count less.
@@ -69,13 +76,14 @@ class Policy:
         repeat_power: weight of a query is (median size / size of its category) ** power, within `weight_limits`.
         weight_low, weight_high: limits of that weight.
         min_queries_head, min_queries_body: least queries of a head or body category; the others are tail.
-        validation_share: share held out for validation, of the categories with a query and at least two documents.
+        validation_share: share held out for validation, of the categories with a query and a document; small data hold
+            out more (output/export.py), 0 holds out none.
     """
 
     seed: int = 0
     memory_limit: str = "2GB"
     threads: int = 0
-    max_image_pixels: int = 40_000_000
+    max_image_pixels: int = MAX_IMAGE_PIXELS
     max_image_bytes: int = 30_000_000
     max_text_characters: int = 100_000
     image_size: int = 112
@@ -98,6 +106,7 @@ class Policy:
     min_source_share: float = 0.6
     same_source_weight: float = 0.1
     min_affinity: float = 0.02
+    min_member_share: float = 0.05
     min_query_margin: float = 0.2
     rounds: int = 2
     clean_neighbours: int = 10
@@ -134,7 +143,13 @@ class Policy:
             _at_least(self, name, 0)
         for name in ("duplicate_cosine", "min_edge_share", "same_source_weight", "pool_cosine"):
             _within_one(self, name)
-        for name in ("min_query_margin", "max_dropped_share", "min_source_share", "validation_share"):
+        for name in (
+            "min_member_share",
+            "min_query_margin",
+            "max_dropped_share",
+            "min_source_share",
+            "validation_share",
+        ):
             _within_one(self, name)
         for name in ("wide_affinity", "merge_cosine", "merge_click_share", "trained_share"):
             _within_one(self, name)
@@ -142,6 +157,9 @@ class Policy:
             if getattr(self, low) > getattr(self, high):
                 both = f"{low} = {getattr(self, low)} is above {high} = {getattr(self, high)}"
                 raise ValueError(f"policy {both}: exchange them or omit one.")
+        for name, most in (("max_image_pixels", MOST_IMAGE_PIXELS), ("image_size", MOST_IMAGE_SIZE)):
+            if getattr(self, name) > most:
+                raise ValueError(f"policy {name} = {getattr(self, name)}: at most {most}; lower it or omit the line.")
         if self.duplicate_radius > MOST_RADIUS:
             raise ValueError(
                 f"policy duplicate_radius = {self.duplicate_radius}: at most {MOST_RADIUS} of 64 bits; beyond, "

@@ -151,7 +151,7 @@ def _training(run: RunResults) -> str:
     """Table of training.json, followed by the table of text weights if there is one."""
     seconds = run.training.section("seconds")
     total = sum(seconds.number(name) for name in seconds.content)
-    rows = [row for row in flat(run.training.content) if not row[0].startswith("text.table")]
+    rows = [row for row in flat(run.training.content) if not row[0].startswith(("text.table", "selection."))]
     shown = table(("key", "value"), [*rows, ("seconds, total", total)])
     if not run.training.has("text.table"):
         return shown
@@ -167,6 +167,28 @@ def _training(run: RunResults) -> str:
         [[line.number(name) for name in head] for line in lines],
     )
     return f"{shown}\n\nText weights, evaluated on the validation categories:\n\n{tried}"
+
+
+SELECTION_COLUMNS = ("recall_at_1", "recall_at_10", "mrr_at_10", "difference", "low", "high", "side_gap")
+
+
+def _selection(run: RunResults) -> str:
+    """What was published and why: the table of candidates on held-out queries; empty without a judgement."""
+    if not run.training.has("selection"):
+        return ""
+    selection = run.training.section("selection")
+    rows = [ResultFile(f"training.json:selection.{i}", row) for i, row in enumerate(selection.value("candidates"))]
+    head = ["candidate", *(METRIC_NAMES.get(name, name.replace("_", " ")) for name in SELECTION_COLUMNS)]
+    shown = table(
+        head,
+        [[row.text("candidate"), *(f"{row.number(name):.3f}" for name in SELECTION_COLUMNS)] for row in rows],
+    )
+    return (
+        f"{selection.text('explanation')}\n\n{shown}\n\nMeans over {selection.count('held_out_categories')} held-out "
+        f"categories ({selection.count('held_out_queries')} queries) against {selection.count('gallery_documents')} "
+        "documents, by image alone; difference in MRR@10 to the frozen encoder with its 95% interval over categories. "
+        "The gap is the distance between the mean embeddings of queries and documents."
+    )
 
 
 def _text_values(config: ResultFile) -> dict[str, Any]:
@@ -221,6 +243,7 @@ def model_card(run: RunResults, *, repo_id: str | None) -> ModelCard:
         governance=governance_measured(run.metrics),
         ledger=ledger_summary(run.ledger),
         recipe=key_table(run.recipe.content),
+        selection=_selection(run),
         training=_training(run),
         curve=_curve(run),
         environment=key_table(run.environment.content),

@@ -3,24 +3,19 @@
 All options are stored with the model, so that training, indexing and queries use the same pixels.
 """
 
-import struct
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-ORIENTATION_TAG = 0x0112
+from .image_decoding_oclear import MAX_IMAGE_PIXELS, MOST_IMAGE_PIXELS, ImageRefused, decode_image, upright_picture
+
 WHITE = (255, 255, 255)
 OPAQUE_FROM = 16  # alpha from 0 to 255; below this a pixel counts as background
-# Errors that the decoders of Pillow raise on damaged files.
-DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
 RESAMPLING = {"nearest", "bilinear", "bicubic", "lanczos"}
 
 
@@ -54,7 +49,7 @@ class OclearImageProcessor(BaseImageProcessor):
         crop_tolerance: int = 16,
         pad_to_square: bool = True,
         resample: str = "bicubic",
-        max_image_pixels: int = 50_000_000,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
         **bookkeeping: Any,
     ) -> None:
         known = {"image_processor_type", "auto_map", "processor_class", "feature_extractor_type"}
@@ -75,8 +70,8 @@ class OclearImageProcessor(BaseImageProcessor):
             raise ValueError(f"resample is {resample!r}; choose one of {', '.join(sorted(RESAMPLING))}.")
         if not 0 <= crop_tolerance <= 255:
             raise ValueError(f"crop_tolerance is {crop_tolerance}; it must be from 0 to 255.")
-        if max_image_pixels < 1:
-            raise ValueError(f"max_image_pixels is {max_image_pixels}; it must be at least 1.")
+        if not 1 <= max_image_pixels <= MOST_IMAGE_PIXELS:
+            raise ValueError(f"max_image_pixels is {max_image_pixels}; it must be from 1 to {MOST_IMAGE_PIXELS}.")
         self.size, self.image_mean, self.image_std = size, list(image_mean), list(image_std)
         self.exif_orientation, self.crop_to_subject = exif_orientation, crop_to_subject
         self.crop_tolerance, self.pad_to_square, self.resample = crop_tolerance, pad_to_square, resample
@@ -101,7 +96,7 @@ class OclearImageProcessor(BaseImageProcessor):
         has_image_B = np.zeros(len(rows), bool)
         for row, image in enumerate(rows):
             if image is not None:
-                pixel_BHWC[row] = self._square(image, row)
+                pixel_BHWC[row] = self._row(image, row)
                 has_image_B[row] = True
         # (pixel / 255 - mean) / std, written per channel into the output: no float copy of the whole batch.
         scale_C = 1 / (255 * np.asarray(self.image_std, np.float32))
@@ -118,29 +113,40 @@ class OclearImageProcessor(BaseImageProcessor):
             raise ValueError(f"return_tensors is {return_tensors!r}; choose 'pt' or 'np'.")
         return BatchFeature(arrays)
 
-    def _square(self, image: Any, row: int) -> np.ndarray:
-        """One image -> (size, size, 3) uint8."""
+    def _row(self, image: Any, row: int) -> np.ndarray:
+        """`square` of one image of a batch; its error names the row."""
         if not isinstance(image, Image.Image):
             raise ValueError(f"images[{row}] is a {type(image).__name__}; give PIL images (PIL.Image.open) or None.")
-        width, height = image.size
-        if width * height > self.max_image_pixels or width * height == 0:
-            raise ValueError(
-                f"images[{row}] has {width} x {height} pixels; the limit is {self.max_image_pixels} in total, at least "
-                "1. Scale it down first, or raise max_image_pixels."
-            )
         try:
-            image.load()
-            if self.exif_orientation and image.getexif().get(ORIENTATION_TAG, 1) != 1:
-                image = ImageOps.exif_transpose(image)
-        except DECODE_ERRORS as error:
-            raise ValueError(
-                f"images[{row}] cannot be decoded ({error}): replace this file or leave it out."
-            ) from error
-        colour, alpha = split_alpha(image)
-        box, border = self._subject(colour, alpha)
+            return self.square(image)
+        except ImageRefused as error:
+            remedy = "replace this file or leave it out"
+            if error.reason == "image_too_many_pixels":
+                remedy = "scale it down first, or raise max_image_pixels"
+            raise ValueError(f"images[{row}]: {error}; {remedy}.") from error
+
+    def decode(self, data: bytes) -> Image.Image:
+        """Decode an image file as this processor wants it: RGB or RGBA, upright.
+
+        Raises:
+            ImageRefused: another format, damage, or too many pixels.
+        """
+        return decode_image(data, max_pixels=self.max_image_pixels, exif_orientation=self.exif_orientation)
+
+    def square(self, image: Image.Image) -> np.ndarray:
+        """One image -> (size, size, 3) uint8, before normalisation.
+
+        Raises:
+            ImageRefused: it cannot be decoded or has too many pixels.
+        """
+        picture = upright_picture(image, max_pixels=self.max_image_pixels, exif_orientation=self.exif_orientation)
+        alpha = picture.getchannel("A") if picture.mode == "RGBA" else None
+        box, border = self._subject(picture, alpha)
         if alpha is not None:
-            colour = Image.composite(colour, Image.new("RGB", colour.size, WHITE), alpha)
-        return self._fit(colour, box, border)
+            opaque = Image.new("RGB", picture.size, WHITE)
+            opaque.paste(picture, None, alpha)
+            picture = opaque
+        return self._fit(picture, box, border)
 
     def _subject(
         self, colour: Image.Image, alpha: Image.Image | None
@@ -151,19 +157,12 @@ class OclearImageProcessor(BaseImageProcessor):
             is_opaque = alpha.point(lambda value: 255 * (value >= OPAQUE_FROM))
             box = is_opaque.getbbox() if self.crop_to_subject else full_box
             return box or full_box, WHITE
-        pixel_HWC = np.asarray(colour)
-        border_C = border_colour(pixel_HWC)
-        border = tuple(int(value) for value in border_C)
+        border = border_colour(colour)
         if not self.crop_to_subject:
             return full_box, border
-        # |pixel - border| in uint8: conversion to int64 would take eight times the memory of a large photograph.
-        difference_HWC = np.maximum(pixel_HWC, border_C) - np.minimum(pixel_HWC, border_C)
-        is_far_HWC = difference_HWC > self.crop_tolerance
-        is_subject_HW = is_far_HWC[..., 0] | is_far_HWC[..., 1] | is_far_HWC[..., 2]
-        rows, columns = np.flatnonzero(is_subject_HW.any(axis=1)), np.flatnonzero(is_subject_HW.any(axis=0))
-        if not len(rows):
-            return full_box, border
-        return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1), border
+        # A table per channel: 255 for the values that differ. An order of magnitude faster than arithmetic on arrays.
+        is_far = [255 * (abs(value - middle) > self.crop_tolerance) for middle in border for value in range(256)]
+        return colour.point(is_far).getbbox() or full_box, border
 
     def _fit(self, image: Image.Image, box: tuple[int, int, int, int], border: tuple[int, ...]) -> np.ndarray:
         """Resize the box to the square; the shorter side is padded with the border colour."""
@@ -182,23 +181,10 @@ class OclearImageProcessor(BaseImageProcessor):
         return square
 
 
-def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """(RGB image, alpha or None when everything is opaque), for every mode that Pillow reads."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow would clip 16-bit values to white: keep the high byte.
-        high_byte_HW = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(high_byte_HW).convert("RGB"), None
-    has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-    if not has_alpha:
-        return (image if image.mode == "RGB" else image.convert("RGB")), None
-    full = image if image.mode == "RGBA" else image.convert("RGBA")
-    alpha = full.getchannel("A")
-    return full.convert("RGB"), None if alpha.getextrema()[0] == 255 else alpha
-
-
-def border_colour(pixel_HWC: np.ndarray) -> np.ndarray:
-    """Median colour (3,) uint8 of the outermost pixels; robust against a subject that touches an edge."""
-    edges = (pixel_HWC[0], pixel_HWC[-1], pixel_HWC[:, 0], pixel_HWC[:, -1])
-    border_XC = np.concatenate(edges)
+def border_colour(image: Image.Image) -> tuple[int, ...]:
+    """Median colour of the outermost pixels of an RGB image; robust against a subject that touches an edge."""
+    width, height = image.size
+    edges = [(0, 0, width, 1), (0, height - 1, width, height), (0, 0, 1, height), (width - 1, 0, width, height)]
+    border_XC = np.concatenate([np.asarray(image.crop(edge)).reshape(-1, 3) for edge in edges])
     middle = len(border_XC) // 2
-    return np.partition(border_XC, middle, axis=0)[middle]
+    return tuple(int(value) for value in np.partition(border_XC, middle, axis=0)[middle])

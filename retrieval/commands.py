@@ -20,6 +20,7 @@ from retrieval.index.store import Index, build_index, describe, load_index, save
 from retrieval.report.page import Sources, write_answers, write_report
 from retrieval.report.picture import write_sheet
 from retrieval.tables import CATALOGUE, GALLERY, MERGE, QRELS, QUERIES, Table, read_table
+from runtime.files import only_user
 from runtime.threads import num_threads
 
 logger = logging.getLogger(__name__)
@@ -29,9 +30,11 @@ def index(options: argparse.Namespace) -> None:
     """Embed a catalogue and write the index folder."""
     _set_threads(options.threads)
     catalogue = read_table(options.catalogue, CATALOGUE)
-    encoder = load_encoder(options.model, bf16=options.bf16)
-    found = _build(encoder, catalogue, options)
-    save_index(found, Path(options.out))
+    out = Path(options.out)
+    with only_user(out, lock=out.resolve().with_name(f".{out.resolve().name}.lock")):
+        encoder = load_encoder(options.model, bf16=options.bf16)
+        found = _build(encoder, catalogue, options)
+        save_index(found, out)
 
 
 def search(options: argparse.Namespace) -> None:

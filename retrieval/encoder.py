@@ -23,7 +23,8 @@ from transformers import AutoModel, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 import modeling_oclear
-from retrieval.pictures import MAX_IMAGE_PIXELS
+from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS
+from retrieval.fused_vision import with_fused_vision
 
 THUMBNAIL_PIXELS = 96
 
@@ -50,9 +51,13 @@ class RetrievalEncoder:
         return getattr(self.model.config, "text_config", None) is not None
 
     @property
-    def max_pixels(self) -> int:
+    def decoding(self) -> dict[str, Any]:
+        """How the model's image processor wants pictures decoded: arguments of `pictures.decode`."""
         image_processor = getattr(self.processor, "image_processor", self.processor)
-        return int(getattr(image_processor, "max_image_pixels", None) or MAX_IMAGE_PIXELS)
+        return {
+            "max_pixels": int(getattr(image_processor, "max_image_pixels", None) or MAX_IMAGE_PIXELS),
+            "exif_orientation": bool(getattr(image_processor, "exif_orientation", True)),
+        }
 
     @torch.inference_mode()
     def queries(self, pictures: Sequence[Image.Image]) -> tuple[NDArray[np.float32], list[Image.Image]]:
@@ -114,7 +119,8 @@ def _load(folder: Path, where: dict[str, str], bf16: bool) -> RetrievalEncoder:
             f"model {folder.name}: {type(model).__name__} has no get_query_embeds: not a folder of this kind"
         )
     # Channels last: the same numbers, and convolutions on a CPU run faster.
-    return RetrievalEncoder(model.eval().to(memory_format=torch.channels_last), processor, folder, bf16)
+    model = model.eval().to(memory_format=torch.channels_last)
+    return RetrievalEncoder(model if bf16 else with_fused_vision(model), processor, folder, bf16)
 
 
 def published_folder(name: str, *, query_only: bool = False) -> Path:

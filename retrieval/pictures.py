@@ -1,58 +1,47 @@
 """Decode the image values of a table: bytes, a path or {bytes, path}.
 
-A path must lie below the folder of its table, so that a table from elsewhere cannot read other files. The size is read
-from the header before anything is decoded, so that a picture of 50,000 x 50,000 pixels costs nothing.
+A path must lie below the folder of its table, so that a table from elsewhere cannot read other files. The bytes are
+decoded by the model's own decoder, as in governance and training.
 """
 
-import io
-import struct
-import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-MAX_IMAGE_PIXELS = 50_000_000  # used when the processor names no limit of its own
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, OverflowError, IndexError, KeyError, TypeError, struct.error)
+from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS, ImageRefused, decode_image
+
+MOST_PIXELS_AT_ONCE = 50_000_000  # of decoded pictures that wait for the rest of their batch: 200 MB
 
 
 class PictureError(ValueError):
     """An image value that cannot be used; the text is the reason, for a list of skipped rows."""
 
 
-def decode(cell: Any, *, folder: Path | None, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image | None:
+def decode(
+    cell: Any, *, folder: Path | None, max_pixels: int = MAX_IMAGE_PIXELS, exif_orientation: bool = True
+) -> Image.Image | None:
     """Decode one image value.
 
     Args:
         cell: None, bytes, a path below `folder`, {"bytes", "path"}, or a list of those (the first is the main image).
         folder: where the table lives; None when the table came from the Hub and holds bytes only.
         max_pixels: the largest width x height that is decoded.
+        exif_orientation: turn the picture as its metadata says.
 
     Returns:
-        The picture, fully loaded, in its own mode and EXIF orientation (the processor rotates it), or None if missing.
+        The picture, RGB or RGBA, or None if missing.
 
     Raises:
-        PictureError: a path outside the folder, no such file, not a picture, too large, damaged.
+        PictureError: a path outside the folder, no such file, not a picture, another format, too large, damaged.
     """
     content = _content(cell, folder)
     if content is None:
         return None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
-            picture = Image.open(io.BytesIO(content))
-            if picture.width * picture.height > max_pixels:
-                raise PictureError(f"image of {picture.width} x {picture.height} is over {max_pixels} pixels")
-            picture.load()
-            picture.getexif()  # damaged orientation data would stop a whole batch later
-    except PictureError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"image is over {max_pixels} pixels") from error
-    except (*DAMAGE, zlib.error, MemoryError) as error:
-        raise PictureError(f"image cannot be decoded ({type(error).__name__})") from error
-    return picture
+        return decode_image(content, max_pixels=max_pixels, exif_orientation=exif_orientation)
+    except ImageRefused as error:
+        raise PictureError(str(error)) from error
 
 
 def _content(cell: Any, folder: Path | None) -> bytes | None:
@@ -82,8 +71,11 @@ def _read_below(name: str, folder: Path | None) -> bytes:
         raise PictureError(f"image file {name!r} cannot be read ({type(error).__name__})") from error
 
 
-def read_picture(path: Path, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+def read_picture(path: Path, **limits: Any) -> Image.Image:
     """Decode a picture file that the user names on the command line, in any folder.
+
+    Args:
+        limits: `max_pixels` and `exif_orientation` of `decode`.
 
     Raises:
         PictureError: no such file, or one that decode refuses; the message names the path.
@@ -93,7 +85,7 @@ def read_picture(path: Path, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Ima
     except OSError as error:
         raise PictureError(f"image {path}: {error.strerror or type(error).__name__}") from error
     try:
-        picture = decode(content, folder=None, max_pixels=max_pixels)
+        picture = decode(content, folder=None, **limits)
     except PictureError as error:
         raise PictureError(f"image {path}: {error}") from error
     if picture is None:

@@ -1,19 +1,22 @@
 """Tables of documents, queries and judgements: their declared columns, and checks of their ids.
 
-Parquet and `datasets` folders are streamed: a catalogue need not fit into memory. Ids may be strings or integers and
-are strings after reading. Columns that are not declared are kept: evaluation reports metrics by their values.
+Parquet and `datasets` folders are streamed: a catalogue need not fit into memory. Ids are strings after
+reading. Columns that are not declared are kept: evaluation reports metrics by their values. A document or query whose
+row cannot be read is left out with its reason; in the other tables such a row is an error.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import Features, Image, Value
 
 import runtime.tables
-from runtime.tables import Schema, open_table
+from runtime.tables import MARKS, Schema, open_table
 
 IDS = frozenset({"query_id", "doc_id", "same_as"})
 
@@ -33,14 +36,23 @@ GALLERY = _schema("gallery", {"doc_id": Value("string")})
 MERGE = _schema("merge", {"doc_id": Value("string"), "same_as": Value("string")})
 # Tables with one row for each id.
 UNIQUE = {"queries": "query_id", "catalogue": "doc_id", "gallery": "doc_id"}
+# Tables whose bad rows are left out with a reason; in the others they are errors.
+SKIPS = ("queries", "catalogue")
 BATCH_ROWS = 256
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A checked table; its rows are read when they are asked for, as Python lists."""
+    """A checked table; its rows are read when they are asked for, as Python lists.
+
+    Attributes:
+        bad: number of each row that cannot be read, and why; the other rows alone are given.
+    """
 
     rows: runtime.tables.Table
+    bad: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -55,7 +67,7 @@ class Table:
     @property
     def num_rows(self) -> int:
         """Number of rows."""
-        return self.rows.num_rows
+        return self.rows.num_rows - len(self.bad)
 
     @property
     def types(self) -> dict[str, pa.DataType]:
@@ -64,13 +76,31 @@ class Table:
 
     def read(self, columns: Sequence[str] | None = None) -> dict[str, list[Any]]:
         """All values of some columns (default: all) as Python lists; columns that the table lacks are left out."""
-        found: dict[str, list[Any]] = self.rows.read(columns).to_pydict()
+        found: dict[str, list[Any]] = self._good(self.rows.read(columns), first=0).to_pydict()
         return found
 
     def batches(self, rows: int = BATCH_ROWS) -> Iterator[dict[str, list[Any]]]:
         """The rows in order, at most `rows` at a time, as Python lists."""
+        first = 0
         for batch in self.rows.batches(rows):
-            yield batch.to_pydict()
+            good = self._good(batch, first=first)
+            first += batch.num_rows
+            if good.num_rows:
+                yield good.to_pydict()
+
+    def skipped(self, key: str) -> list[dict[str, str]]:
+        """The rows that cannot be read, each by its number, with its reason."""
+        return [{key: f"row {row}", "reason": reason} for row, reason in sorted(self.bad.items())]
+
+    def _good(self, table: pa.Table, *, first: int) -> pa.Table:
+        """The rows of a table that starts at row `first`, without the bad ones and without marks."""
+        table = table.drop_columns([name for name in MARKS if name in table.column_names])
+        bad = [row - first for row in self.bad if first <= row < first + table.num_rows]
+        if bad:
+            keep = np.ones(table.num_rows, dtype=bool)
+            keep[bad] = False
+            table = table.filter(pa.array(keep))
+        return table
 
 
 def read_table(path: str | Path, schema: Schema, *, may_be_empty: bool = False) -> Table:
@@ -85,7 +115,13 @@ def read_table(path: str | Path, schema: Schema, *, may_be_empty: bool = False) 
         ValueError: nothing there, an unknown format, a missing column, a wrong type, no rows, an id that is missing or
             comes twice. The message names table, column and row.
     """
-    table = Table(open_table(path, schema))
+    opened = open_table(path, schema, mark=schema.name in SKIPS)
+    bad = {row: f"{reason}: {detail}" for row, (reason, detail) in opened.bad_rows().items()} if opened.marked else {}
+    table = Table(opened, bad)
+    for _, reason in opened.lost:
+        logger.warning("warning: %s", reason)
+    if bad and table.num_rows == 0:
+        raise ValueError(f"{table.name}: no row of {path} can be read: {bad[min(bad)]}.")
     if table.num_rows == 0 and not may_be_empty:
         raise ValueError(f"{table.name}: {path} has no rows. Give a table with at least one.")
     for column in schema.columns:

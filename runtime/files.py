@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 
 def partial_path(path: Path) -> Path:
     """Where `path` is written before it is renamed.
@@ -81,3 +83,32 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def only_user(folder: Path, *, lock: Path | None = None, seconds: float = 1.0) -> Iterator[None]:
+    """Keep a second run out of an output folder; the lock ends with its process, however that ends.
+
+    Args:
+        folder: is created.
+        lock: the file that is locked; default: `.lock` in the folder. A folder that is replaced needs it elsewhere.
+        seconds: to wait for another run to end.
+
+    Raises:
+        ValueError: another run uses the folder, or it cannot be written.
+    """
+    path = lock or folder / ".lock"
+    held = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire(timeout=seconds)
+    except Timeout as error:
+        raise ValueError(
+            f"--out {folder}: another run uses this folder. Wait until it has ended, or give another --out."
+        ) from error
+    except OSError as error:
+        raise ValueError(f"--out {folder}: cannot be written ({error.strerror or error}).") from error
+    try:
+        yield
+    finally:
+        held.release()

@@ -8,6 +8,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from train.recipes.auto import NAME, auto_recipe
 from train.recipes.registry import RECIPES
 
 EXAMPLE = """example:
@@ -51,7 +52,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, help="governed folder, as `python -m data_governance run` writes it")
     parser.add_argument("--out", type=Path, help="folder of the run")
     parser.add_argument(
-        "--recipe", default="emoji", help="name (see --list-recipes) or a recipe.json; default %(default)s"
+        "--recipe", default=NAME, help="name (see --list-recipes) or a recipe.json; default %(default)s: from the data"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of every draw; default %(default)s")
     parser.add_argument(
@@ -75,6 +76,7 @@ def read_options(words: list[str]) -> Options | None:
     """
     parsed = argument_parser().parse_args(words)
     if parsed.list_recipes:
+        print(f"{NAME:18} {(auto_recipe.__doc__ or '').splitlines()[0]}")
         for name, recipe in RECIPES.items():
             print(f"{name:18} {(recipe.__doc__ or '').splitlines()[0]}")
         return None

@@ -32,7 +32,7 @@ from data_governance.inputs import behaviour_log, shards
 from data_governance.inputs.behaviour_log import log_of
 from data_governance.inputs.encoder import Encoder
 from data_governance.inputs.engine import Engine
-from data_governance.inputs.tables import Source
+from data_governance.inputs.tables import source_of
 from data_governance.policy import Policy
 from data_governance.stage import StageResult, Workspace
 from data_governance.stages import admit
@@ -168,7 +168,7 @@ def mixed(sound: pa.Table, rows: list[Row], seed: int) -> tuple[pa.Table, np.nda
 
 def admitted(tables: dict[str, pa.Table], folder: Path) -> tuple[float, StageResult]:
     """CPU seconds and result of the admit stage on one thread."""
-    queries, catalogue = (Source(name, tables[name], folder) for name in ("queries", "catalogue"))
+    queries, catalogue = (source_of(tables[name], name=name, folder=folder) for name in ("queries", "catalogue"))
     inputs, policy = Inputs(log_of(tables["behaviour"]), queries, catalogue), Policy(threads=1)
     part = Workspace(folder).begin("admit")
     start = time.process_time()
@@ -227,7 +227,7 @@ def refused(rows: int, seed: int) -> dict[str, str | None]:
     sound = good_tables(rows, seed)["behaviour"]
     broken = {
         "missing column": sound.drop_columns(["doc_id"]),
-        "wrong type": sound.set_column(2, "clicks", pa.array(["1"] * rows)),
+        "wrong type": sound.set_column(2, "clicks", pa.array([True] * rows)),
         "no rows": sound.slice(0, 0),
     }
     found: dict[str, str | None] = {}

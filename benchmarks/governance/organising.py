@@ -210,14 +210,16 @@ def by_organise(log: ClickLog) -> tuple[np.ndarray, dict[str, object]]:
     """Groups of the organise stage after its last round, and the stage's notes."""
     queries, documents = len(log.queries), len(log.documents)
     every_query, every_document = np.ones(queries, dtype=bool), np.ones(documents, dtype=bool)
-    clicks = evidence.click_matrix(log.edges, (queries, documents))
+    clicks = evidence.click_matrix(log.edges, (queries, documents), np.ones(len(log.edges)))
     graph = assignments.ClickGraph(clicks, evidence.query_leaf(clicks, log.leaf), log.leaf, every_document)
     view = evidence.View(
         feature_space.prepared(log.queries, every_query, [WIDTH], [False]),
         feature_space.prepared(log.documents, every_document, [WIDTH], [False]),
     )
     ids = [str(i) for i in range(queries)], [str(i) for i in range(documents)]
-    found, notes = organise_full.learn_in_rounds(evidence.Evidence(*ids, (view,), log.edges, graph), policy=Policy())
+    found, notes = organise_full.learn_in_rounds(
+        evidence.Evidence(*ids, (view,), log.edges, np.ones(len(log.edges)), graph), policy=Policy()
+    )
     return found.group, notes
 
 

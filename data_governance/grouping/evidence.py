@@ -40,12 +40,16 @@ class View:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Entities in a fixed order with their features and clicks; arrays follow `query_ids` and `doc_ids`."""
+    """Entities in a fixed order with their features and clicks; arrays follow `query_ids` and `doc_ids`.
+
+    `edges_P2` are the clicked pairs, `weights_P` their weights (`click_weights`).
+    """
 
     query_ids: list[str]
     doc_ids: list[str]
     views: tuple[View, ...]
     edges_P2: np.ndarray
+    weights_P: np.ndarray
     graph: ClickGraph
 
 
@@ -67,14 +71,15 @@ def load_evidence(workspace: Workspace, *, second_share: float) -> Evidence:
         ],
         dtype=np.int64,
     ).reshape(-1, 2)
-    clicks = click_matrix(pairs, (len(query_ids), len(doc_ids)))
+    weights = click_weights(pairs, edges.column("clicks").to_numpy())
+    clicks = click_matrix(pairs, (len(query_ids), len(doc_ids)), weights)
     names = np.array(leaf_of(documents))
     codes = np.unique(names, return_inverse=True)[1]
     document_leaf = np.where(names == "", -1, codes)
     graph = ClickGraph(clicks, query_leaf(clicks, document_leaf), document_leaf, has_image)
     widths = [sum(blocks) for blocks in view_blocks(workspace)]
     views = split_views(query_features, doc_features, widths, second_share=second_share)
-    return Evidence(query_ids, doc_ids, views, pairs, graph)
+    return Evidence(query_ids, doc_ids, views, pairs, weights, graph)
 
 
 def _entities(workspace: Workspace, side: Side) -> tuple[list[str], np.ndarray, pa.Table]:
@@ -139,6 +144,17 @@ def query_leaf(clicks: csr_array, document_leaf: np.ndarray) -> np.ndarray:
     return leaf
 
 
-def click_matrix(edges_P2: np.ndarray, shape: tuple[int, int]) -> csr_array:
-    """Sparse matrix with 1 for every edge."""
-    return csr_array((np.ones(len(edges_P2)), (edges_P2[:, 0], edges_P2[:, 1])), shape=shape)
+def click_weights(edges_P2: np.ndarray, clicks_P: np.ndarray) -> np.ndarray:
+    """(P,) weight of each edge, 0 to 1: its clicks over those of its query's most clicked document, squared.
+
+    Wrong clicks scatter over many documents while right ones come back to the same few. So a document with one of a
+    query's eight clicks is weak evidence, and with the only one it is all there is: its weight is 1.
+    """
+    most = np.zeros(int(edges_P2[:, 0].max(initial=-1)) + 1)
+    np.maximum.at(most, edges_P2[:, 0], clicks_P)
+    return np.asarray((clicks_P / np.maximum(most[edges_P2[:, 0]], 1)) ** 2, dtype=np.float64)
+
+
+def click_matrix(edges_P2: np.ndarray, shape: tuple[int, int], weights_P: np.ndarray) -> csr_array:
+    """Sparse matrix with the weight of every edge."""
+    return csr_array((weights_P, (edges_P2[:, 0], edges_P2[:, 1])), shape=shape)

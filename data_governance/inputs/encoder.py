@@ -1,6 +1,6 @@
 """Image encoder: a saved model, or the packaged EfficientNet-Lite0.
 
-The only file here that imports `modeling_oclear`, and only inside a function: the packaged weights are there.
+The packaged weights are in `modeling_oclear`, which is imported only inside a function.
 """
 
 import hashlib
@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from runtime.arithmetic import fast_feature_dtype
+from runtime.arithmetic import IMAGES_AT_ONCE, fast_feature_dtype, with_fused_kernels
 
-BATCH = 64
 MEAN, STD = 0.498, 0.502
 LATER_STAGES = (5, 6, 7)
 # Side of the grid of mean colours.
@@ -53,8 +52,8 @@ class Encoder:
     def features(self, squares_NSSC: np.ndarray) -> np.ndarray:
         """(N, S, S, 3) uint8 -> (N, W) float16, W the sum of `block_widths`."""
         parts = []
-        for start in range(0, len(squares_NSSC), BATCH):
-            blocks = self._blocks(squares_NSSC[start : start + BATCH])
+        for start in range(0, len(squares_NSSC), IMAGES_AT_ONCE):
+            blocks = self._blocks(squares_NSSC[start : start + IMAGES_AT_ONCE])
             parts.append(torch.cat([block.to(torch.float16) for block in blocks], dim=1).numpy())
         return np.concatenate(parts)
 
@@ -75,16 +74,36 @@ class Encoder:
             return [block for forward in self._views for block in (*forward(pixels), colour)]
 
 
-def _packaged(dtype: str) -> Callable[[torch.Tensor], list[torch.Tensor]]:
-    from modeling_oclear.packaged_weights import load_efficientnet_lite0
+class _Packaged(torch.nn.Module):
+    """The packaged network with its later stages, as a module that torch can trace."""
 
-    model: Any = load_efficientnet_lite0()
-    kind = getattr(torch, dtype)
-    model = model.to(kind).to(memory_format=torch.channels_last)
+    def __init__(self, dtype: torch.dtype) -> None:
+        from modeling_oclear.packaged_weights import load_efficientnet_lite0
+
+        super().__init__()
+        network: Any = load_efficientnet_lite0()
+        self.dtype = dtype
+        self.network = network.to(dtype).to(memory_format=torch.channels_last)
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(B, 3, S, S) -> pooled output and the means of the later stages."""
+        out = self.network(pixels.to(self.dtype).contiguous(memory_format=torch.channels_last))
+        return out.pooler_output, *(out.hidden_states[stage].mean(dim=(2, 3)) for stage in LATER_STAGES)
+
+
+def _packaged(dtype: str) -> Callable[[torch.Tensor], list[torch.Tensor]]:
+    """Forward function of the packaged network for up to `IMAGES_AT_ONCE` images; fewer are filled up with zeros."""
+    module = _Packaged(getattr(torch, dtype)).eval()
+    fused: dict[tuple[int, ...], Callable[[torch.Tensor], tuple[torch.Tensor, ...]]] = {}
 
     def forward(pixels: torch.Tensor) -> list[torch.Tensor]:
-        out = model(pixels.to(kind).contiguous(memory_format=torch.channels_last))
-        return [out.pooler_output, *(out.hidden_states[stage].mean(dim=(2, 3)) for stage in LATER_STAGES)]
+        if dtype != "float32":
+            return list(module(pixels))
+        count = len(pixels)
+        filled = torch.cat([pixels, pixels.new_zeros(-count % IMAGES_AT_ONCE, *pixels.shape[1:])])
+        if filled.shape not in fused:
+            fused[filled.shape] = with_fused_kernels(module, filled)
+        return [block[:count] for block in fused[filled.shape](filled)]
 
     return forward
 

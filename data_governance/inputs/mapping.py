@@ -56,12 +56,12 @@ def _mark(batch: dict[str, list[Any]], *, names: list[str], policy: Policy, sour
 
 
 def with_imports(module: ModuleType) -> tuple[ModuleType, ...]:
-    """A module and all modules of its package and of `runtime` that it imports, directly or not, except the policy.
+    """A module and what it imports of its package, `runtime` and `modeling_oclear`, directly or not, but no policy.
 
     Imports are read from the source, inside functions too. The policy's values are digested instead of its source.
     """
     package = module.__name__.partition(".")[0]
-    followed = (package, "runtime")
+    followed = (package, "runtime", "modeling_oclear")
     found, waiting = dict[str, ModuleType](), [module.__name__]
     while waiting:
         name = waiting.pop()
@@ -69,11 +69,22 @@ def with_imports(module: ModuleType) -> tuple[ModuleType, ...]:
             continue
         found[name] = importlib.import_module(name)
         for node in ast.walk(ast.parse(inspect.getsource(found[name]))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in followed:
-                waiting += [_module_of(str(node.module), alias.name) for alias in node.names]
+            if isinstance(node, ast.ImportFrom):
+                parent = _parent(node, found[name])
+                if parent.partition(".")[0] in followed:
+                    waiting += [_module_of(parent, alias.name) for alias in node.names]
             elif isinstance(node, ast.Import):
                 waiting += [alias.name for alias in node.names if alias.name.partition(".")[0] in followed]
     return tuple(found[name] for name in sorted(found))
+
+
+def _parent(node: ast.ImportFrom, module: ModuleType) -> str:
+    """What `from parent import name` names, relative imports too."""
+    if node.level == 0:
+        return str(node.module)
+    base = module.__name__ if hasattr(module, "__path__") else module.__name__.rpartition(".")[0]
+    base = base.rsplit(".", node.level - 1)[0] if node.level > 1 else base
+    return f"{base}.{node.module}" if node.module else base
 
 
 def _module_of(parent: str, name: str) -> str:

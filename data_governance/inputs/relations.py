@@ -78,3 +78,20 @@ def weak_rows(rows: ibis.Table, entities: dict[str, ibis.Table], edges: ibis.Tab
     mine = of_entities(rows.select("row", *entities), entities)
     found = mine.inner_join(weak, [mine.query_id_entity == weak["query"], mine.doc_id_entity == weak["doc"]])
     return found.select("row", "no_click", "rate").order_by("row")
+
+
+def clicks_by_query(rows: ibis.Table) -> ibis.Table:
+    """One row per query of a log: query_id, documents clicked, clicks on all of them, clicks on the most clicked."""
+    pairs = rows.filter(rows.clicks > 0).group_by(["query_id", "doc_id"])
+    pairs = pairs.aggregate(clicks=rows.clicks.sum().cast("decimal(38, 0)").cast("int64"))
+    found = pairs.group_by("query_id").aggregate(
+        documents=pairs.count().cast("int64"),
+        clicks=pairs.clicks.sum().cast("decimal(38, 0)").cast("int64"),
+        most=pairs.clicks.max(),
+    )
+    return found.order_by("query_id")
+
+
+def rows_of_queries(rows: ibis.Table, query_ids: list[str]) -> ibis.Table:
+    """The numbers of the rows of some queries, in order."""
+    return rows.filter(rows.query_id.isin(query_ids)).select("row").order_by("row")

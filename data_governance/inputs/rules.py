@@ -7,10 +7,23 @@ import math
 from typing import Any
 
 from data_governance.policy import Policy
+from runtime.tables import ROW_FAULT
+from runtime.text import is_visible
 
 Batch = dict[str, list[Any]]
 # Largest plausible count of one row: sums are in millionths in 64 bits (relations.py).
 MOST_COUNT = 10**9
+
+
+def readable_row(batch: Batch, *, policy: Policy) -> list[str | None]:
+    """The fault that the reader of the file found (`runtime.tables`), if any."""
+    rows = len(next(iter(batch.values())))
+    return list(batch.get(ROW_FAULT, [None] * rows))
+
+
+def behaviour_row(batch: Batch, *, policy: Policy) -> list[str | None]:
+    """`readable_row` for the log."""
+    return readable_row(batch, policy=policy)
 
 
 def behaviour_ids(batch: Batch, *, policy: Policy) -> list[str | None]:
@@ -59,7 +72,7 @@ def document_text(batch: Batch, *, policy: Policy) -> list[str | None]:
 def document_shows_something(batch: Batch, *, policy: Policy) -> list[str | None]:
     """`neither_image_nor_text`: no content."""
     return [
-        None if has_image or (text or "").strip() else "neither_image_nor_text"
+        None if has_image or is_visible(text or "") else "neither_image_nor_text"
         for has_image, text in zip(batch["has_image"], batch["text"], strict=True)
     ]
 

@@ -1,10 +1,13 @@
 """Input tables of governance: their declared columns, and how they are read.
 
-The tables of entities are read whole; the click log, which grows without bound, is read by behaviour_log.py in batches.
-Images stay bytes or paths: nothing is decoded here.
+The tables of entities are read whole, except their images, which need not fit into memory; the click log, which grows
+without bound, is read by behaviour_log.py in batches. Images stay bytes or paths: nothing is decoded here.
 """
 
-from dataclasses import dataclass
+import tempfile
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,13 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 
-from runtime.tables import IMAGE, Schema, open_table
+from runtime.tables import IMAGE, BrokenFile, Schema, none_usable, open_table
+
+# Bytes of images in memory; more of them are on disk. Then, of one batch, and its rows.
+IMAGE_MEMORY = 256 * 2**20
+BATCH_BYTES, BATCH_ROWS = 64 * 2**20, 256
+# Rows of a table without images at once.
+ALL_ROWS = 10_000_000
 
 TABLES = {
     "behaviour": Schema(
@@ -45,15 +54,75 @@ TABLES = {
 }
 
 
+class ImageCells:
+    """The image column of a table, outside of memory where it is large: bytes lie in one temporary file.
+
+    Arrow holds at most 2 GiB in one array of bytes, and a catalogue of pictures may be larger than memory.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = tempfile.SpooledTemporaryFile(max_size=IMAGE_MEMORY)  # noqa: SIM115 (closed with this object)
+        weakref.finalize(self, self._bytes.close)
+        self._place: list[tuple[int, int] | None] = []
+        self._path: list[str | None] = []
+        self._end = 0
+
+    def __len__(self) -> int:
+        return len(self._path)
+
+    def append(self, cells: pa.ChunkedArray) -> None:
+        """Add cells {bytes, path}.
+
+        Raises:
+            ValueError: when the temporary file cannot be written.
+        """
+        for cell in cells.to_pylist():
+            data = None if cell is None else cell["bytes"]
+            self._path.append(None if cell is None else cell["path"])
+            self._place.append(None if data is None else (self._end, len(data)))
+            if data is not None:
+                try:
+                    self._bytes.seek(self._end)
+                    self._bytes.write(data)
+                except OSError as error:
+                    where = tempfile.gettempdir()
+                    raise ValueError(
+                        f"images: cannot write {where} ({error.strerror or error}). Free space or set TMPDIR."
+                    ) from error
+                self._end += len(data)
+
+    def cut(self, rows: int) -> None:
+        """Forget all cells but the first `rows`."""
+        del self._place[rows:], self._path[rows:]
+
+    def __getitem__(self, row: int) -> dict[str, Any] | None:
+        place, path = self._place[row], self._path[row]
+        if place is None:
+            return None if path is None else {"bytes": None, "path": path}
+        self._bytes.seek(place[0])
+        return {"bytes": self._bytes.read(place[1]), "path": path}
+
+    def size(self, row: int) -> int:
+        """Bytes of a cell; 0 for a path."""
+        place = self._place[row]
+        return 0 if place is None else place[1]
+
+    @property
+    def paths(self) -> Iterator[str]:
+        """Paths of the cells without bytes."""
+        return (path for place, path in zip(self._place, self._path, strict=True) if place is None and path)
+
+
 @dataclass(frozen=True)
 class Source:
     """An opened input.
 
     Attributes:
-        table: its rows, in the declared columns.
+        table: its rows, in the declared columns, without the images.
         folder: below which its image paths must lie; None: paths are refused.
         files: number of files that it came in; 0 for a table of the Hub.
         lost: (file name, why) of the files of a folder that could not be used; the others were.
+        images: the image of every row; empty for a table without images.
     """
 
     name: str
@@ -61,19 +130,63 @@ class Source:
     folder: Path | None
     files: int = 0
     lost: tuple[tuple[str, str], ...] = ()
+    images: ImageCells = field(default_factory=ImageCells)
+
+    def image_batches(self) -> Iterator[list[dict[str, Any] | None]]:
+        """The images in order, `BATCH_ROWS` or some `BATCH_BYTES` at a time."""
+        first, held = 0, 0
+        for row in range(len(self.images)):
+            size = self.images.size(row)
+            if row > first and (row - first == BATCH_ROWS or held + size > BATCH_BYTES):
+                yield [self.images[i] for i in range(first, row)]
+                first, held = row, 0
+            held += size
+        if len(self.images) > first:
+            yield [self.images[i] for i in range(first, len(self.images))]
 
 
-def open_source(location: str, *, name: str) -> Source:
+def source_of(table: pa.Table, *, name: str, folder: Path | None = None) -> Source:
+    """A source from a table in memory."""
+    images = ImageCells()
+    if "image" in table.column_names:
+        images.append(table.column("image"))
+        table = table.drop_columns(["image"])
+    return Source(name, table, folder, images=images)
+
+
+def open_source(location: str, *, name: str, mark: bool = True) -> Source:
     """Read one input table in its declared columns; damaged files of a folder are left out and listed.
+
+    Args:
+        mark: mark bad rows with their reasons (`ROW_FAULT`), instead of an error.
 
     Raises:
         ValueError: naming table, column and remedy.
     """
-    opened = open_table(location, TABLES[name], skip_bad_files=True)
-    table, lost = opened.loaded()
-    if table.num_rows == 0:
+    opened = open_table(location, TABLES[name], skip_bad_files=True, mark=mark)
+    tables, lost, images = list[pa.Table](), list(opened.lost), ImageCells()
+    for part in opened.parts:
+        before, of_part = len(images), list[pa.Table]()
+        try:
+            for table in part.tables(opened.schema, rows=BATCH_ROWS if _has_images(name) else ALL_ROWS, mark=mark):
+                if _has_images(name):
+                    images.append(table.column("image"))
+                    table = table.drop_columns(["image"])
+                of_part.append(table)
+        except BrokenFile as error:
+            lost.append((part.name, str(error)))
+            images.cut(before)
+        else:
+            tables += of_part
+    if not tables and lost:
+        raise none_usable(sorted(lost), files=opened.files, folder=opened.folder or Path())
+    if sum(table.num_rows for table in tables) == 0:
         raise ValueError(f"{name}: {location} has no rows. Give a table with at least one.")
-    return Source(name, table, opened.folder, opened.files, lost)
+    return Source(name, pa.concat_tables(tables), opened.folder, opened.files, tuple(sorted(lost)), images)
+
+
+def _has_images(name: str) -> bool:
+    return "image" in TABLES[name].columns
 
 
 def image_bytes(cell: dict[str, Any] | None, folder: Path | None, *, max_bytes: int) -> tuple[bytes | None, str | None]:
@@ -87,15 +200,26 @@ def image_bytes(cell: dict[str, Any] | None, folder: Path | None, *, max_bytes: 
         return (cell["bytes"], None) if len(cell["bytes"]) <= max_bytes else (None, "image_file_too_large")
     if folder is None:
         return None, "image_path_without_folder"
-    path = (folder / cell["path"]).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        return None, "image_path_escapes_folder"
     try:
+        path = (folder / cell["path"]).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            return None, "image_path_escapes_folder"
         if path.stat().st_size > max_bytes:
             return None, "image_file_too_large"
         return path.read_bytes(), None
-    except OSError:
+    # A path may hold a zero byte, be too long, or be a circle of links.
+    except (OSError, ValueError, RuntimeError):
         return None, "image_file_missing"
+
+
+def picture_files(source: Source) -> Iterator[tuple[str, Any]]:
+    """(path, size and times or None) of every picture file that a table names; the files are not opened."""
+    for path in source.images.paths:
+        try:
+            found = (source.folder or Path()).joinpath(path).stat()
+            yield path, [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+        except (OSError, ValueError):
+            yield path, None
 
 
 def as_dataset(table: pa.Table) -> Dataset:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,26 @@ from data_governance.policy import Policy
 from data_governance.stage import DECISIONS, LOG, LOG_DROPPED, Workspace
 from data_governance.stages.balance import band, sizes
 from runtime.files import atomic_file, empty_partial, replace_folder
-from runtime.tables import IMAGE
+from runtime.tables import IMAGE, IMAGE_TYPE
+from runtime.text import visible
 
+LEAST_HELD_OUT = 60  # categories
 ROWS_PER_SHARD = 10_000
 ROWS_PER_GROUP = 256  # reading a single image reads the whole row group
-IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+BYTES_PER_GROUP = 32 * 2**20
+ImageCell = dict[str, Any] | None
+SAMPLES = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("side", pa.string()),
+        ("image", IMAGE_TYPE),
+        ("text", pa.string()),
+        ("category_id", pa.int64()),
+        ("weight", pa.float64()),
+        ("split", pa.string()),
+    ]
+)
+DROPPED = pa.schema([*DECISIONS, pa.field("image", IMAGE_TYPE), pa.field("text", pa.string())])
 
 
 def export(context: GovernanceContext) -> None:
@@ -109,12 +125,14 @@ def previous_categories(previous: Path | None) -> dict[str, list[str]]:
 def splits(content: dict[str, dict[str, Any]], *, share: float) -> dict[str, str]:
     """category_key -> "train" or "validation".
 
-    Of the categories with a query and two documents, the `share` with the smallest sha256 of their key is held out, so
-    that the split is stable from run to run. Categories are held out whole.
+    Of the categories with a query and a document, the `share` with the smallest sha256 of their key is held out, so
+    that the split is stable from run to run. Categories are held out whole. In small data it is more than the share,
+    `LEAST_HELD_OUT` categories or a fifth of all, because fewer judge nothing; a share of 0 holds out none.
     """
-    eligible = [key for key, entry in content.items() if entry["query"] and len(entry["document"]) >= 2]
+    eligible = [key for key, entry in content.items() if entry["query"] and entry["document"]]
     eligible.sort(key=lambda key: hashlib.sha256(f"validation {key}".encode()).hexdigest())
-    held = set(eligible[: round(share * len(eligible))])
+    least = min(LEAST_HELD_OUT, len(eligible) // 5) if share > 0 else 0
+    held = set(eligible[: max(round(share * len(eligible)), least)])
     return {key: "validation" if key in held else "train" for key in content}
 
 
@@ -134,23 +152,49 @@ def _write_samples(
     shard = 0
     for side, source in ((QUERY, context.inputs.queries), (DOCUMENT, context.inputs.catalogue)):
         at = _rows_of_ids(workspace, side)
+        sha_of = _shas(workspace, side)
         mine = members.filter(pc.equal(members.column("side"), side.name)).sort_by("id")
         for start in range(0, mine.num_rows, ROWS_PER_SHARD):
             rows = mine.slice(start, ROWS_PER_SHARD)
             ids = rows.column("id").to_pylist()
-            table = sample_rows(source, [at[row_id] for row_id in ids], policy=context.policy)
             category = rows.column("category").to_pylist()
-            columns = {
-                "sample_id": pa.array(ids, pa.string()),
-                "side": pa.array([side.name] * len(ids)),
-                **table,
-                "category_id": pa.array([number[c] for c in category], pa.int64()),
-                "weight": pa.array(rows.column("weight").to_numpy().astype(np.float64)),
-                "split": pa.array([splits_of[c] for c in category]),
-            }
-            pq.write_table(pa.table(columns), part / f"{shard:05d}.parquet", row_group_size=ROWS_PER_GROUP)
+            with pq.ParquetWriter(part / f"{shard:05d}.parquet", SAMPLES) as writer:
+                places = [at[row_id] for row_id in ids]
+                for first, images in image_groups(source, places, policy=context.policy):
+                    group = slice(first, first + len(images))
+                    _check_unchanged(source, ids[group], places[group], images, sha_of)
+                    columns = {
+                        "sample_id": pa.array(ids[group], pa.string()),
+                        "side": pa.array([side.name] * len(images)),
+                        "image": pa.array(images, IMAGE_TYPE),
+                        "text": pa.array([visible(text) for text in texts(source, places[group], context.policy)]),
+                        "category_id": pa.array([number[c] for c in category[group]], pa.int64()),
+                        "weight": pa.array(rows.column("weight").to_numpy()[group].astype(np.float64)),
+                        "split": pa.array([splits_of[c] for c in category[group]]),
+                    }
+                    writer.write_table(pa.table(columns, schema=SAMPLES), row_group_size=ROWS_PER_GROUP)
             shard += 1
     replace_folder(workspace.out / "samples")
+
+
+def _shas(workspace: Workspace, side: Side) -> dict[str, str | None]:
+    """Id -> sha256 of its image as it was admitted."""
+    admitted = workspace.table("admit", side.table)
+    return dict(zip(admitted.column(side.key).to_pylist(), admitted.column("sha").to_pylist(), strict=True))
+
+
+def _check_unchanged(
+    source: Source, ids: list[str], rows: list[int], images: list[ImageCell], sha_of: dict[str, str | None]
+) -> None:
+    """Picture files must be what they were when they were admitted: a label must not lie beside another picture."""
+    for row_id, row, image in zip(ids, rows, images, strict=True):
+        if source.images.size(row):
+            continue  # the bytes are in the table
+        if (hashlib.sha256(image["bytes"]).hexdigest() if image else None) != sha_of[row_id]:
+            raise ValueError(
+                f"{source.name}: the picture file of {row_id} changed while it was governed. Run again when no other "
+                "program writes the pictures."
+            )
 
 
 def _rows_of_ids(workspace: Workspace, side: Side) -> dict[str, int]:
@@ -159,19 +203,31 @@ def _rows_of_ids(workspace: Workspace, side: Side) -> dict[str, int]:
     return dict(zip(admitted.column(side.key).to_pylist(), admitted.column("row").to_pylist(), strict=True))
 
 
-def sample_rows(source: Source, rows: list[int], *, policy: Policy) -> dict[str, pa.Array]:
-    """Columns image (bytes, never a local path) and text ("" = missing) of some rows.
+def image_groups(source: Source, rows: list[int], *, policy: Policy) -> Iterator[tuple[int, list[ImageCell]]]:
+    """(place of the first, images) of some rows: bytes, never a local path; a group is as large as a row group may be.
 
-    An image that cannot be read or is too large is null; a text is cut at the policy's limit.
+    An image that cannot be read or is too large is null.
     """
-    picked = source.table.take(pa.array(rows, pa.int64()))
-    images: list[dict[str, Any] | None] = []
-    for cell in picked.column("image").to_pylist():
+    first, held = 0, list[ImageCell]()
+    num_bytes = 0
+    for place, row in enumerate(rows):
+        cell = source.images[row] if len(source.images) else None
         data, _ = image_bytes(cell, source.folder, max_bytes=policy.max_image_bytes)
-        images.append(None if data is None else dict(zip(IMAGE, (data, None), strict=True)))
-    text = picked.column("text").to_pylist() if "text" in picked.column_names else [None] * len(rows)
-    short = [(value or "")[: policy.max_text_characters] for value in text]
-    return {"image": pa.array(images, IMAGE_TYPE), "text": pa.array(short, pa.string())}
+        if held and (len(held) == ROWS_PER_GROUP or num_bytes + len(data or b"") > BYTES_PER_GROUP):
+            yield first, held
+            first, held, num_bytes = place, [], 0
+        held.append(None if data is None else dict(zip(IMAGE, (data, None), strict=True)))
+        num_bytes += len(data or b"")
+    if held:
+        yield first, held
+
+
+def texts(source: Source, rows: list[int], policy: Policy) -> list[str]:
+    """Texts of some rows, cut at the policy's limit; "" where it is missing."""
+    if "text" not in source.table.column_names:
+        return [""] * len(rows)
+    picked = source.table.column("text").take(pa.array(rows, pa.int64())).to_pylist()
+    return [(value or "")[: policy.max_text_characters] for value in picked]
 
 
 def _write_dropped(context: GovernanceContext) -> None:
@@ -192,7 +248,14 @@ def _write_dropped(context: GovernanceContext) -> None:
         at = _rows_of_ids(workspace, side)
         facts = zip(*(mine.column(c).to_pylist() for c in ("row_id", "stage", "figures")), strict=True)
         rows = [json.loads(figures)["row"] if stage == "admit" else at[row_id] for row_id, stage, figures in facts]
-        _write(_beside(mine, sample_rows(source, rows, policy=context.policy)), folder / f"{side.source}.parquet")
+        with atomic_file(folder / f"{side.source}.parquet") as part, pq.ParquetWriter(part, DROPPED) as writer:
+            for first, images in image_groups(source, rows, policy=context.policy):
+                group = slice(first, first + len(images))
+                shown = {
+                    "image": pa.array(images, IMAGE_TYPE),
+                    "text": pa.array(texts(source, rows[group], context.policy)),
+                }
+                writer.write_table(_beside(mine.slice(first, len(images)), shown))
     _write_log_dropped(workspace, folder / "behaviour.parquet")
 
 

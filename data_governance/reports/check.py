@@ -25,6 +25,7 @@ from data_governance.stage import LOG, LOG_DROPPED, StageResult
 from data_governance.stages import admit
 from data_governance.stages.admit_log import admit_log
 from data_governance.stages.overrides import open_overrides
+from runtime.tables import remedy
 
 T = TypeVar("T")
 SHOWN = 3
@@ -42,8 +43,10 @@ REMEDIES = {
     "impressions_not_whole": "impressions are counts",
     "fewer_impressions_than_clicks": "count both over the same time",
     "position_below_one": "positions count from 1",
+    "bot_query": "the query clicks on far more documents than others, each about equally often: leave it out",
     "image_missing": "a query needs an image",
     "image_undecodable": "save the image again as PNG, JPEG or WebP",
+    "image_format_refused": "save the image as PNG, JPEG or WebP",
     "image_too_many_pixels": "shrink the image or raise max_image_pixels",
     "image_file_too_large": "shrink the file or raise max_image_bytes",
     "image_file_missing": "paths are read below the table's folder",
@@ -112,8 +115,7 @@ def _check_overrides(result: StageResult, overrides: Source, usable: dict[str, p
 
 def _usable_rows(result: StageResult, source: Source, side: Side, policy: Policy) -> pa.Table:
     faults = [facts for _, _, batch in admit.decoded_batches(source, policy=policy) for facts in batch]
-    table = source.table.drop_columns(["image"])
-    table = table.append_column("image_fault", pa.array([fault or "" for fault, _, _ in faults]))
+    table = source.table.append_column("image_fault", pa.array([fault or "" for fault, _, _ in faults]))
     table = table.append_column("has_image", pa.array([sha is not None for _, sha, _ in faults]))
     why = admit.with_duplicates(table.column(side.key), reasons(table, admit.RULES[side], policy=policy))
     return admit.drop_rejected(result, table, side, why)
@@ -137,5 +139,6 @@ def _lines(result: StageResult) -> list[str]:
         total = result.counts[table][0]
         kind = "error" if rows == total and table != "overrides" else "warning"
         shown = ", ".join(first[table, reason][:SHOWN])
-        lines.append(f"{kind}: {table}: {reason} in {rows} of {total} rows ({shown}): {REMEDIES[reason]}")
+        what = REMEDIES.get(reason) or remedy(reason)
+        lines.append(f"{kind}: {table}: {reason} in {rows} of {total} rows ({shown}): {what}")
     return lines

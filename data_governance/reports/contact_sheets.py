@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data_governance.inputs.images import decode_square
+from data_governance.inputs.images import MAX_IMAGE_PIXELS, decode_square
 from data_governance.stage import Workspace
 
 THUMBNAIL = 72
@@ -22,8 +22,6 @@ MERGED_SHOWN = 12
 RELABELLED_SHOWN = 12
 OVERRIDES_SHOWN = 40
 CAPTION_CHARACTERS = 60
-# Larger images are not decoded for a thumbnail.
-MAX_PIXELS = 40_000_000
 ImageCell = dict[str, Any] | None
 
 
@@ -57,7 +55,7 @@ def thumbnail(cell: ImageCell) -> str:
     """A small JPEG of the cropped image as a data URI; a grey square for a missing or broken image."""
     square = None
     if cell is not None and cell["bytes"] is not None:
-        square, _ = decode_square(cell["bytes"], size=THUMBNAIL, max_pixels=MAX_PIXELS)
+        square, _ = decode_square(cell["bytes"], size=THUMBNAIL, max_pixels=MAX_IMAGE_PIXELS)
     image = Image.new("RGB", (THUMBNAIL, THUMBNAIL), (230, 230, 230)) if square is None else Image.fromarray(square)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=70)
@@ -82,14 +80,28 @@ def dropped_cards(governed: Path) -> list[Card]:
     for (name, reason), (count, some) in shown.items():
         head = f"{name}: {reason}, {count} rows"
         if name in ("queries", "catalogue"):
-            at = pa.array([i for i, _ in some], pa.int64())
-            cells = pq.read_table(governed / "dropped" / f"{name}.parquet", columns=["image"]).take(at).column("image")
-            rows = zip(cells.to_pylist(), (row for _, row in some), strict=True)
+            cells = _images_at(governed / "dropped" / f"{name}.parquet", [i for i, _ in some])
+            rows = zip(cells, (row for _, row in some), strict=True)
             cards.append(Card(head, groups=tuple(_dropped_pictures(cell, row, documents) for cell, row in rows)))
         else:
             rows_shown = [[row["row_id"], row["stage"], row["figures"]] for _, row in some]
             cards.append(Card(head, table=Table(["row", "stage", "figures"], rows_shown)))
     return cards
+
+
+def _images_at(path: Path, rows: list[int]) -> list[ImageCell]:
+    """Images of some rows, ascending; only the row groups that hold them are read."""
+    found: list[ImageCell] = []
+    first = 0
+    with pq.ParquetFile(path) as opened:
+        for group in range(opened.num_row_groups):
+            last = first + opened.metadata.row_group(group).num_rows
+            mine = [row - first for row in rows if first <= row < last]
+            if mine:
+                cells = opened.read_row_group(group, columns=["image"]).column("image")
+                found += [cells[row].as_py() for row in mine]
+            first = last
+    return found
 
 
 def dropped_rows(path: Path) -> dict[str, tuple[int, list[tuple[int, dict[str, Any]]]]]:

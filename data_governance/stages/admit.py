@@ -5,6 +5,7 @@ behaviour log, which has no images and no bound, is read in batches: see admit_l
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from data_governance.context import GovernanceContext, Inputs
@@ -28,14 +30,22 @@ from data_governance.inputs.mapping import Rule, reasons
 from data_governance.inputs.tables import Source, feature_column, image_bytes
 from data_governance.policy import Policy
 from data_governance.stage import LOG, LOG_DROPPED, StageResult
-from data_governance.stages.admit_log import admit_log, reasons_of
+from data_governance.stages.admit_log import BOT_QUERY, admit_log, bot_queries, drop_queries, reasons_of
+from runtime.tables import ROW_DETAIL, ROW_FAULT
 
-ROWS_PER_BATCH = 256
+logger = logging.getLogger(__name__)
+
 # (fault or None, sha256 of the bytes or None without a valid image, perceptual hash)
 DecodedFacts = tuple[str | None, str | None, int]
 RULES: dict[Side, list[Rule]] = {
-    QUERY: [rules.query_id, rules.image_fault, rules.query_has_image],
-    DOCUMENT: [rules.document_id, rules.image_fault, rules.document_text, rules.document_shows_something],
+    QUERY: [rules.readable_row, rules.query_id, rules.image_fault, rules.query_has_image],
+    DOCUMENT: [
+        rules.readable_row,
+        rules.document_id,
+        rules.image_fault,
+        rules.document_text,
+        rules.document_shows_something,
+    ],
 }
 
 
@@ -75,8 +85,7 @@ def admit(
     for side, source in ((QUERY, inputs.queries), (DOCUMENT, inputs.catalogue)):
         facts = image_facts(source, policy=policy, encoder=encoder, cache=cache, width=sum(widths))
         result.notes["images_taken_over"] += facts.num_reused
-        table = source.table.drop_columns(["image"])
-        table = table.append_column("row", pa.array(range(table.num_rows), pa.int64()))
+        table = source.table.append_column("row", pa.array(range(source.table.num_rows), pa.int64()))
         for name, column in facts.columns.items():
             table = table.append_column(name, column)
         why = with_duplicates(table.column(side.key), reasons(table, RULES[side], policy=policy))
@@ -84,8 +93,9 @@ def admit(
         result.tables[f"{side.table}_features"] = pa.table(
             {side.key: kept.column(side.key), "features": feature_column(facts.features[_kept_mask(why)])}
         )
-        result.tables[side.table] = admitted[side.key] = kept.drop_columns(["image_fault"])
+        result.tables[side.table] = admitted[side.key] = without(kept, "image_fault", ROW_FAULT, ROW_DETAIL)
     lost = admit_log(result, inputs.behaviour, admitted, policy=policy, engine=engine)
+    drop_bots(result, engine=engine)
     record_lost_files(result, [replace(inputs.behaviour, lost=tuple(lost)), inputs.queries, inputs.catalogue])
     for name in (QUERY.source, DOCUMENT.source, LOG):
         if result.counts[name][1] == 0:
@@ -96,6 +106,30 @@ def admit(
     return result
 
 
+def drop_bots(result: StageResult, *, engine: Engine) -> None:
+    """Reject queries that click like a robot, with their rows of the log, and warn."""
+    bots = bot_queries(result, engine=engine)
+    if not bots:
+        return
+    drop_queries(result, bots, BOT_QUERY, engine=engine)
+    queries = result.tables[QUERY.table]
+    is_bot = pc.is_in(queries.column(QUERY.key), pa.array(bots, pa.string()))
+    gone = queries.filter(is_bot)
+    rows = gone.column("row").to_pylist()
+    result.decide(QUERY.source, gone.column(QUERY.key).to_pylist(), "dropped", BOT_QUERY, row=rows)
+    rows_in, kept = result.counts[QUERY.source]
+    result.counts[QUERY.source] = (rows_in, kept - len(rows))
+    for name in (QUERY.table, f"{QUERY.table}_features"):
+        result.tables[name] = result.tables[name].filter(pc.invert(is_bot))
+    logger.warning(
+        "%d of %d queries click like a robot and are rejected (%s), such as %s",
+        len(rows),
+        rows_in,
+        BOT_QUERY,
+        ", ".join(bots[:3]),
+    )
+
+
 def record_lost_files(result: StageResult, sources: Sequence[Source | Log]) -> None:
     """Record files of a folder that could not be used; how many rows they held is unknown, so files are counted."""
     lost = [(source.name, file, why) for source in sources for file, why in source.lost]
@@ -104,6 +138,11 @@ def record_lost_files(result: StageResult, sources: Sequence[Source | Log]) -> N
         names = [f"{name}/{file}" for name, file, _ in lost]
         result.decide("files", names, "dropped", "file_unusable", why=[why for _, _, why in lost])
         result.counts["files"] = (files, files - len(lost))
+
+
+def without(table: pa.Table, *names: str) -> pa.Table:
+    """The table without some columns, as far as it has them."""
+    return table.drop_columns([name for name in names if name in table.column_names])
 
 
 def _kept_mask(why: Sequence[str]) -> np.ndarray:
@@ -125,7 +164,11 @@ def drop_rejected(result: StageResult, table: pa.Table, side: Side, why: Sequenc
     """Record the rows that have a reason as dropped; returns the others."""
     ids = [f"{row_id}" if row_id else f"row {i}" for i, row_id in enumerate(table.column(side.key).to_pylist())]
     bad = [i for i, reason in enumerate(why) if reason]
-    result.decide(side.source, [ids[i] for i in bad], "dropped", [why[i] for i in bad], row=bad)
+    places = table.column(ROW_DETAIL).to_pylist() if ROW_DETAIL in table.column_names else [None] * table.num_rows
+    plain, marked = ([i for i in bad if (places[i] is None) == is_plain] for is_plain in (True, False))
+    result.decide(side.source, [ids[i] for i in plain], "dropped", [why[i] for i in plain], row=plain)
+    values = [places[i] for i in marked]
+    result.decide(side.source, [ids[i] for i in marked], "dropped", [why[i] for i in marked], row=marked, why=values)
     kept = table.filter(pa.array(_kept_mask(why)))
     result.counts[side.source] = (table.num_rows, kept.num_rows)
     return kept
@@ -195,11 +238,10 @@ def decoded_batches(
         square, fault = decode_square(data, size=policy.image_size, max_pixels=policy.max_image_pixels)
         return (None, (fault, None, 0)) if square is None else (square, (None, sha, hash64(square)))
 
-    cells = source.table.column("image")
     # Threads help: Pillow and hashlib release the GIL.
     with ThreadPoolExecutor(threads(policy)) as pool:
-        for start in range(0, len(cells), ROWS_PER_BATCH):
-            done = list(pool.map(decode, cells.slice(start, ROWS_PER_BATCH).to_pylist()))
+        for cells in source.image_batches():
+            done = list(pool.map(decode, cells))
             new = [(i, square) for i, (square, _) in enumerate(done) if square is not None]
             squares = np.stack([square for _, square in new]) if new else np.zeros((0, 0, 0, 3), dtype=np.uint8)
             yield squares, [i for i, _ in new], [facts for _, facts in done]

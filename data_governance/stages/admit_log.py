@@ -5,6 +5,7 @@ unknown ids, and their shards are rewritten without them. A row's reason is the 
 order, then an unknown query, then an unknown document.
 """
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,16 +16,21 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data_governance.inputs import rules, shards
-from data_governance.inputs.behaviour_log import BrokenFile, Log
+from data_governance.inputs.behaviour_log import Log
 from data_governance.inputs.engine import Engine
 from data_governance.inputs.mapping import Rule, marked
-from data_governance.inputs.relations import unknown_ids
+from data_governance.inputs.relations import clicks_by_query, rows_of_queries, unknown_ids
 from data_governance.inputs.tables import TABLES
 from data_governance.policy import Policy
 from data_governance.stage import DECISIONS, LOG, LOG_DROPPED, StageResult
-from runtime.tables import none_usable
+from runtime.tables import MARKS, ROW_DETAIL, BrokenFile, none_usable
+
+BOT_QUERY = "bot_query"
+BOT_DOCUMENTS, BOT_FACTOR, BOT_SHARE = 20, 10, 0.1
+USUAL_QUANTILE = 0.9
 
 BEHAVIOUR_RULES: list[Rule] = [
+    rules.behaviour_row,
     rules.behaviour_ids,
     rules.behaviour_clicks,
     rules.behaviour_impressions,
@@ -80,6 +86,7 @@ def _split(result: StageResult, batch: pa.Table, *, first: int, policy: Policy) 
     is_valid = pc.equal(why, "")
     good, bad = rows.filter(is_valid), rows.filter(pc.invert(is_valid))
     assert good.num_rows + bad.num_rows == batch.num_rows
+    good = good.drop_columns(list(MARKS))
     clicks = good.column_names.index("clicks")
     result.add_shard(LOG, good.set_column(clicks, "clicks", good.column("clicks").cast(pa.int64())), first=first)
     result.add_shard(LOG_DROPPED, dropped(bad, why.filter(pc.invert(is_valid))), first=first)
@@ -94,9 +101,11 @@ def numbered(batch: pa.Table, first: int) -> pa.Table:
 
 
 def dropped(rows: pa.Table, why: pa.ChunkedArray) -> pa.Table:
-    """Decisions of this stage to drop numbered rows, with the rows as they were read."""
+    """Decisions of this stage to drop numbered rows, with the rows as they were read, and where a bad value stands."""
     number = pc.cast(rows.column("row"), pa.string())
-    return log_decisions(rows, "admit", why, pc.binary_join_element_wise('{"row": ', number, "}", ""))
+    details = rows.column(ROW_DETAIL).to_pylist() if ROW_DETAIL in rows.column_names else [None] * rows.num_rows
+    more = pa.array(["" if one is None else f', "why": {json.dumps(one)}' for one in details], pa.string())
+    return log_decisions(rows, "admit", why, pc.binary_join_element_wise('{"row": ', number, more, "}", ""))
 
 
 def log_decisions(rows: pa.Table, stage: str, why: pa.ChunkedArray, figures: pa.ChunkedArray) -> pa.Table:
@@ -124,6 +133,44 @@ def _drop_unknown(result: StageResult, admitted: dict[str, pa.Table], *, engine:
         parts += [pq.read_table(earlier[path.name])] if path.name in earlier else []
         result.add_shard(LOG, rows.filter(pa.array(~gone)), first=first)
         result.add_shard(LOG_DROPPED, pa.concat_tables(parts).sort_by("row"), first=first)
+
+
+def bot_queries(result: StageResult, *, engine: Engine) -> list[str]:
+    """Queries that click like a robot: on far more documents than others do, and on each about equally often.
+
+    Such a query belongs to no category, and its clicks would join all of them. It has clicked more than
+    `BOT_DOCUMENTS` documents and `BOT_FACTOR` times as many as nine tenths of the queries do at most, and no document
+    has `BOT_SHARE` of its clicks. A popular query has many documents too, but comes back to a few of them.
+    """
+    if not result.shards(LOG) or result.folder is None:
+        return []
+    found = engine.fetch(clicks_by_query(engine.read(result.folder / LOG)))
+    documents, clicks, most = (found.column(name).to_numpy() for name in ("documents", "clicks", "most"))
+    if not len(documents):
+        return []
+    usual = np.quantile(documents, USUAL_QUANTILE, method="lower")
+    is_bot = (documents > max(BOT_DOCUMENTS, BOT_FACTOR * usual)) & (most < BOT_SHARE * clicks)
+    ids: list[str] = found.column("query_id").filter(pa.array(is_bot)).to_pylist()
+    return ids
+
+
+def drop_queries(result: StageResult, query_ids: list[str], reason: str, *, engine: Engine) -> None:
+    """Move the log's rows of some queries from the kept to the dropped ones."""
+    if not query_ids or result.folder is None:
+        return
+    found = engine.stream(rows_of_queries(engine.read(result.folder / LOG), query_ids))
+    earlier = {path.name: path for path in result.shards(LOG_DROPPED)}
+    moved = 0
+    for path, mine in shards.by_shard(found, result.shards(LOG)):
+        first, rows = shards.first_row(path), pq.read_table(path)
+        gone = shards.picked(rows, mine)
+        parts = [dropped(rows.filter(pa.array(gone)), pa.chunked_array([pa.repeat(reason, int(gone.sum()))]))]
+        parts += [pq.read_table(earlier[path.name])] if path.name in earlier else []
+        result.add_shard(LOG, rows.filter(pa.array(~gone)), first=first)
+        result.add_shard(LOG_DROPPED, pa.concat_tables(parts).sort_by("row"), first=first)
+        moved += int(gone.sum())
+    rows_in, kept = result.counts[LOG]
+    result.counts[LOG] = (rows_in, kept - moved)
 
 
 def reasons_of(paths: Iterable[Path]) -> set[str]:

@@ -30,6 +30,7 @@ from data_governance.grouping.feature_space import (
     reciprocal_rank,
 )
 from data_governance.grouping.projection import Projection, fit_projection
+from data_governance.grouping.weak_members import part_weak_members
 from data_governance.policy import Policy
 from data_governance.stage import Workspace
 
@@ -89,6 +90,7 @@ def organise_full(workspace: Workspace, *, policy: Policy) -> Outcome:
     entities = load_evidence(workspace, second_share=policy.trained_share)
     preparations, evidence = prepared_evidence(entities, view_blocks(workspace))
     found, notes = learn_in_rounds(evidence, policy=policy)
+    found = with_strong_members(found, least_share=policy.min_member_share)
     found, by_content = pair_unclicked(found, evidence.graph)
     has_image = evidence.graph.has_image
     projections = tuple(
@@ -96,6 +98,13 @@ def organise_full(workspace: Workspace, *, policy: Policy) -> Outcome:
         for preparation, view, space in zip(preparations, evidence.views, found.views, strict=True)
     )
     return Outcome(evidence, found, notes | by_content, projections)
+
+
+def with_strong_members(found: Grouping, *, least_share: float, open_M: np.ndarray | None = None) -> Grouping:
+    """The grouping without members that the category's own queries hardly point to (weak_members.py)."""
+    group = part_weak_members(found.assignments, found.group, found.best, least_share=least_share, open_M=open_M)
+    best = matching.best_two(matching.group_assignments(found.assignments, group))
+    return Grouping(found.space, found.assignments, group, found.source, *best, views=found.views)
 
 
 def pair_unclicked(
@@ -114,7 +123,7 @@ def learn_in_rounds(evidence: Evidence, *, policy: Policy) -> tuple[Grouping, di
     chosen = [choose_shrinkage(view, evidence, policy=policy) for view in evidence.views]
     views = [replace(view, shrinkage=one) for view, (one, _) in zip(evidence.views, chosen, strict=True)]
     evidence = replace(evidence, views=tuple(views))
-    edge_weight = np.ones(len(evidence.edges_P2))
+    edge_weight = evidence.weights_P
     source = np.zeros(len(evidence.doc_ids), dtype=np.int64)
     links = learn_and_link(evidence, source, edge_weight, policy=policy)
     found = group_documents(links, source, resolution=_default_resolution(source), policy=policy)
@@ -127,7 +136,7 @@ def learn_in_rounds(evidence: Evidence, *, policy: Policy) -> tuple[Grouping, di
             evidence.views[0].documents_MF, links.pairs_E2, seed=policy.seed, min_share=policy.min_source_share
         )
         inside = found.group[evidence.edges_P2[:, 1]] == found.best[evidence.edges_P2[:, 0]]
-        edge_weight = np.where(inside, 1.0, OUTSIDE_WEIGHT) if number else edge_weight
+        edge_weight = evidence.weights_P * np.where(inside, 1.0, OUTSIDE_WEIGHT) if number else edge_weight
         resolution, fits = _default_resolution(source), dict[str, float]()
         if number == policy.rounds - 1:
             policy, resolution, fits = choose_click_weight(evidence, source, edge_weight, policy=policy)
@@ -242,8 +251,9 @@ def choose_click_weight(
     hidden = np.random.default_rng(policy.seed).random(len(evidence.edges_P2)) < HELD_OUT_SHARE
     if hidden.all() or not hidden.any():
         return policy, _default_resolution(source), {}
-    clicks = click_matrix(evidence.edges_P2[~hidden], evidence.graph.clicks.shape)
-    part = replace(evidence, edges_P2=evidence.edges_P2[~hidden], graph=replace(evidence.graph, clicks=clicks))
+    kept, weights = evidence.edges_P2[~hidden], evidence.weights_P[~hidden]
+    clicks = click_matrix(kept, evidence.graph.clicks.shape, weights)
+    part = replace(evidence, edges_P2=kept, weights_P=weights, graph=replace(evidence.graph, clicks=clicks))
     views, tested = view_candidates(part, source, edge_weight[~hidden], policy=policy), evidence.edges_P2[hidden]
     links = link_documents(part, views, source, policy=policy)
     resolution, fits = choose_resolution(links, part, tested, source, policy=policy)
@@ -279,7 +289,8 @@ def choose_shrinkage(view: View, evidence: Evidence, *, policy: Policy) -> tuple
     With few clicks and little shrinkage the space overfits: every query is close to its own click, wrong ones too. A
     shrinkage in the policy is used as it is. Ties go to the larger one.
     """
-    edges = evidence.edges_P2[evidence.graph.has_image[evidence.edges_P2[:, 1]]]
+    has_image = evidence.graph.has_image[evidence.edges_P2[:, 1]]
+    edges, weights = evidence.edges_P2[has_image], evidence.weights_P[has_image]
     hidden = np.random.default_rng(policy.seed + 1).random(len(edges)) < HELD_OUT_SHARE
     if policy.scatter_shrinkage >= 0 or hidden.all() or not hidden.any():
         return (policy.scatter_shrinkage if policy.scatter_shrinkage >= 0 else 0.5), {}
@@ -290,7 +301,7 @@ def choose_shrinkage(view: View, evidence: Evidence, *, policy: Policy) -> tuple
             view.queries_NF,
             view.documents_MF,
             edges[~hidden],
-            np.ones(int((~hidden).sum())),
+            weights[~hidden],
             shrinkage=shrinkage,
             width=policy.content_width,
         )

@@ -29,6 +29,7 @@ from data_governance.stages.organise_full import (
     ViewCandidates,
     link_documents,
     pair_unclicked,
+    with_strong_members,
 )
 
 MAX_PASSES = 20
@@ -104,7 +105,8 @@ def organise_incremental(workspace: Workspace, previous: PreviousRun, *, policy:
     best = matching.best_two(matching.group_assignments(links.assignments, group))
     open_M = np.isin(np.arange(len(group)), touched)
     by_clicks = Grouping(links.space, links.assignments, group, source, *best)
-    grouped, by_content = pair_unclicked(by_clicks, evidence.graph, new=open_M)
+    strong = with_strong_members(by_clicks, least_share=policy.min_member_share, open_M=open_M)
+    grouped, by_content = pair_unclicked(strong, evidence.graph, new=open_M)
     notes: dict[str, object] = {
         "incremental": True,
         "documents_new": sum(doc not in previous.group_of for doc in evidence.doc_ids),

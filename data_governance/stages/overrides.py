@@ -44,7 +44,7 @@ def open_overrides(path: Path | None) -> Source | None:
     """
     if path is None:
         return None
-    source = open_source(str(path), name="overrides")
+    source = open_source(str(path), name="overrides", mark=False)
     if source.lost:
         raise ValueError(f"overrides: {source.lost[0][1]} Correct the file: overrides are never skipped.")
     first: dict[tuple[str, str], int] = {}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
 from retrieval.encoder import RetrievalEncoder
@@ -25,7 +26,7 @@ from retrieval.evaluation.judgements import (
 )
 from retrieval.evaluation.scoring import Tally
 from retrieval.index.store import Index
-from retrieval.pictures import PictureError, decode
+from retrieval.pictures import MOST_PIXELS_AT_ONCE, PictureError, decode
 from retrieval.tables import Table
 from runtime.environment import environment
 
@@ -128,18 +129,24 @@ def embed_queries(
     """
     ids: list[str] = []
     parts: list[Array] = []
-    unreadable: list[dict[str, str]] = []
+    unreadable = queries.skipped("query_id")
     bar = tqdm(total=queries.num_rows, desc="queries", unit="query", file=sys.stderr)
     for batch in queries.batches(batch_size):
-        pictures = []
+        pictures: list[Image.Image] = []
+        waiting = 0
         for query_id, cell in zip(batch["query_id"], batch["image"], strict=True):
             try:
-                picture = decode(cell, folder=queries.folder, max_pixels=encoder.max_pixels)
+                picture = decode(cell, folder=queries.folder, **encoder.decoding)
                 if picture is None:
                     raise PictureError("no image")
             except PictureError as error:
                 unreadable.append({"query_id": query_id, "reason": str(error)})
                 continue
+            area = picture.width * picture.height
+            if waiting + area > MOST_PIXELS_AT_ONCE and pictures:
+                parts.append(encoder.queries(pictures)[0])
+                pictures, waiting = [], 0
+            waiting += area
             ids.append(query_id)
             pictures.append(picture)
         if pictures:

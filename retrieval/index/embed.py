@@ -19,8 +19,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from retrieval.encoder import THUMBNAIL_PIXELS, RetrievalEncoder
-from retrieval.pictures import PictureError, decode
+from retrieval.pictures import MOST_PIXELS_AT_ONCE, PictureError, decode
 from retrieval.tables import Table
+from runtime.text import is_visible, visible
 
 MAX_TEXT_CHARACTERS = 10_000  # longer than any tokenizer limit, so that a text of ten megabytes costs nothing
 # Within this many batches, documents are sorted by length of text: one long text slows its whole batch down.
@@ -90,7 +91,7 @@ def embed_documents(encoder: RetrievalEncoder, catalogue: Table, *, changes: Cha
     Raises:
         ValueError: no document is left.
     """
-    found = Embedded()
+    found = Embedded(skipped=catalogue.skipped("doc_id"))
     shuffled = shuffled_texts(catalogue, seed=changes.seed) if changes.text == "shuffle" else None
     start = 0
     bar = tqdm(total=catalogue.num_rows, desc="documents", unit="doc", file=sys.stderr)
@@ -120,18 +121,25 @@ def _embed_batch(
 ) -> None:
     pictures: list[Image.Image | None] = []
     kept: list[tuple[str, str, str | None]] = []
+    waiting = 0
     for doc_id, cell, text, leaf in rows:
         try:
-            picture = decode(cell, folder=catalogue.folder, max_pixels=encoder.max_pixels)
+            picture = decode(cell, folder=catalogue.folder, **encoder.decoding)
         except PictureError as error:
             found.skipped.append({"doc_id": doc_id, "reason": str(error)})
             continue
-        if picture is None and not (text.strip() and encoder.reads_text):
+        text = visible(text).strip()
+        if picture is None and not (text and encoder.reads_text):
             found.skipped.append({"doc_id": doc_id, "reason": NEITHER if encoder.reads_text else NO_IMAGE})
             continue
+        area = 0 if picture is None else picture.width * picture.height
+        if waiting + area > MOST_PIXELS_AT_ONCE and kept:
+            _append(encoder, found, pictures, kept)
+            pictures, kept, waiting = [], [], 0
+        waiting += area
         found.texts_cut += len(text) > MAX_TEXT_CHARACTERS
         pictures.append(picture)
-        kept.append((doc_id, text.strip()[:MAX_TEXT_CHARACTERS], None if leaf is None else str(leaf)))
+        kept.append((doc_id, text[:MAX_TEXT_CHARACTERS], None if leaf is None else str(leaf)))
     if kept:
         _append(encoder, found, pictures, kept)
 
@@ -186,7 +194,7 @@ def shuffled_texts(catalogue: Table, *, seed: int) -> list[str]:
     """
     column = catalogue.read(["text", "leaf"])
     texts = [text or "" for text in column["text"]]
-    written = [row for row, text in enumerate(texts) if text.strip()]
+    written = [row for row, text in enumerate(texts) if is_visible(text)]
     if len(written) < 2:
         raise ValueError(f"{catalogue.name}: {len(written)} documents have text; shuffling needs two or more")
     leaf = np.asarray([str(name) for name in column.get("leaf", [None] * len(texts))])[written]

@@ -49,9 +49,9 @@ def search(encoder: RetrievalEncoder, index: Index, images: list[Path], *, k: in
         ValueError: a picture is missing or undecodable, k is below 1, or the index belongs to another model.
     """
     index.check_model(encoder.folder)
-    pictures = [read_picture(path, max_pixels=encoder.max_pixels) for path in images]
     found = []
-    for path, picture in zip(images, pictures, strict=True):
+    for path in images:
+        picture = read_picture(path, **encoder.decoding)
         embeds_1D, [seen] = encoder.queries([picture])
         rows_1K, scores_1K = index.search(embeds_1D, k)
         kept = [place for place, row in enumerate(rows_1K[0]) if row >= 0]

@@ -151,7 +151,7 @@ def _cards(encoder: RetrievalEncoder, sources: Sources, chosen: Sequence[JudgedA
     cards = []
     for row in chosen:
         try:
-            picture = decode(cells.get(row.query_id), folder=sources.queries.folder, max_pixels=encoder.max_pixels)
+            picture = decode(cells.get(row.query_id), folder=sources.queries.folder, **encoder.decoding)
         except PictureError as error:
             raise ValueError(f"queries: {row.query_id}: {error}") from error
         if picture is None:

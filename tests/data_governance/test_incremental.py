@@ -13,7 +13,7 @@ import torch
 from data_governance.__main__ import main
 from data_governance.image_cache import ImageCache, cache_key, load_cache
 from data_governance.inputs.encoder import Encoder
-from data_governance.inputs.tables import Source, feature_column
+from data_governance.inputs.tables import Source, feature_column, source_of
 from data_governance.policy import Policy
 from data_governance.stage import StageResult, Workspace
 from data_governance.stages import admit
@@ -27,7 +27,7 @@ def source(numbers: list[int]) -> Source:
     """Drawings by number; a negative one is no image."""
     cells = [{"bytes": png(n, style="filled") if n >= 0 else b"nothing", "path": None} for n in numbers]
     ids = [f"q{i}" for i in range(len(numbers))]
-    return Source("queries", pa.table({"query_id": ids, "image": pa.array(cells, IMAGE)}), None)
+    return source_of(pa.table({"query_id": ids, "image": pa.array(cells, IMAGE)}), name="queries")
 
 
 class CountingEncoder(Encoder):

@@ -57,7 +57,7 @@ def parquet(folder: Path, name: str, **columns: Any) -> Path:
     [
         ({"doc_id": ["a"], "image": [b"x"]}, CATALOGUE, "column 'text' is missing"),
         ({"doc_id": [1.5], "image": [b"x"], "text": [""]}, CATALOGUE, "'doc_id' has type double"),
-        ({"doc_id": ["a"], "image": [b"x"], "text": [3]}, CATALOGUE, "'text' has type int64"),
+        ({"doc_id": ["a"], "image": [b"x"], "text": [1.5]}, CATALOGUE, "'text' has type double"),
         ({"doc_id": ["a"], "image": [7], "text": [""]}, CATALOGUE, "'image' has type int64"),
         ({"doc_id": ["a", "b", "a"], "image": [None] * 3, "text": [""] * 3}, CATALOGUE, "comes twice, in rows 0 and 2"),
         ({"query_id": ["q", "q"], "image": [b"x", b"x"]}, QUERIES, "query_id 'q' comes twice"),

@@ -129,8 +129,8 @@ def test_images_may_be_bytes_paths_structs_or_lists() -> None:
     ("column", "values", "message"),
     [
         ("doc_id", pa.array([1.5]), "'doc_id' has type double, text is needed"),
-        ("text", pa.array([3]), "'text' has type int64, text is needed"),
-        ("price", pa.array(["3"]), "'price' has type string, a number is needed"),
+        ("text", pa.array([True]), "'text' has type bool, text is needed"),
+        ("price", pa.array([[3]]), r"'price' has type list<item: int64>, a number is needed"),
         ("count", pa.array([0.5]), "'count' has type double, a whole number is needed"),
         ("image", pa.array([7]), "'image' has type int64; bytes, a path or a struct of both is needed"),
     ],

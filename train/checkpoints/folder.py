@@ -98,6 +98,13 @@ def publish_checkpoint(partial: Path, final: Path, state: dict[str, Any], *, kee
             _remove(old)
 
 
+def drop_checkpoints_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints of more than `step` steps."""
+    for path in _newest_first(folder):
+        if int(path.name.removeprefix("step-")) > step:
+            _remove(path)
+
+
 def clear_partial(partial: Path) -> None:
     """Create the empty folder `partial`; remove what killed processes have left beside it."""
     for old in partial.parent.glob(".step-*"):

@@ -99,6 +99,11 @@ class Checkpointer:
             self.training.hard.renew()
         self.last, self.saved_at = done, time.monotonic()
 
+    def forget(self) -> None:
+        """Wait, then forget what was written last: the run goes back to an earlier step."""
+        self.wait()
+        self.last = -1
+
     def wait(self) -> None:
         """Return when no checkpoint is being written any more.
 

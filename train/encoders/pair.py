@@ -183,8 +183,9 @@ def start_image_head(
     """
     head = encoders.image_head
     standardised = []
-    for side in ("query", "document"):
-        pooled = _pooled_sample(encoders, inputs[side], rows[side])
+    for side, other in (("query", "document"), ("document", "query")):
+        known = side if len(rows[side]) else other  # without a query its side is taken to look like documents
+        pooled = _pooled_sample(encoders, inputs[known], rows[known])
         mean, deviation = pooled.mean(0), pooled.std(0, correction=0)
         deviation = deviation.clamp_min(LEAST_DEVIATION * float(deviation.mean()) + torch.finfo(torch.float32).tiny)
         getattr(head, f"{side}_mean").copy_(mean)

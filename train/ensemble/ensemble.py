@@ -12,6 +12,7 @@ the rank hold it exactly. With `alpha` the factor s is alpha / rank, which has t
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from train.image_stage.loop import ImageResult, train_image_stage, trained_rows
 from train.inputs.samples import GovernedSamples
 from train.parallel.collectives import on_main, rank
 from train.recipes.recipe import Lora, Recipe, image_stage_settings
+
+logger = logging.getLogger(__name__)
 
 STUDENT = "student.safetensors"
 
@@ -62,7 +65,7 @@ def train_ensemble(
             model, _ = build_model(recipe, seed=context.seed)
             on_main(lambda folder=mine.folder: folder.mkdir(parents=True, exist_ok=True))  # type: ignore[misc]
         if recipe.ensemble.num_members > 1 and rank() == 0:
-            print(f"member {member + 1} of {recipe.ensemble.num_members}", flush=True)
+            logger.info("member %d of %d", member + 1, recipe.ensemble.num_members)
         members.append(train_image_stage(mine, model, cache, samples, when_saved=when_saved))
     if len(members) == 1:
         return members[0]

@@ -10,17 +10,20 @@ from train.inputs.samples import GovernedSamples
 
 
 def category_prototypes(
-    encoders: EncoderPair, cache: FeatureCache, samples: GovernedSamples, class_weights: Tensor
+    encoders: EncoderPair, cache: FeatureCache, samples: GovernedSamples, class_weights: Tensor | None
 ) -> Tensor:
     """(N, D) unit rows: trained class weights, and for every other category the mean of its embeddings.
+
+    Without class weights it is the mean for all categories.
 
     The mean is that of its documents with images, or of its queries without such; a category without any image keeps a
     row of zeros, which no embedding is near to.
     """
-    found = torch.zeros(samples.num_categories, class_weights.shape[1])
-    found[torch.from_numpy(samples.classes)] = class_weights
+    found = torch.zeros(samples.num_categories, encoders.image_head.projection.weight.shape[0])
     known = np.zeros(samples.num_categories, dtype=bool)
-    known[samples.classes] = True
+    if class_weights is not None:
+        found[torch.from_numpy(samples.classes)] = class_weights
+        known[samples.classes] = True
     labels = samples.labels
     for side, category_ids, usable, inputs in (
         ("document", labels.document, samples.document_has_image, cache.document_inputs),

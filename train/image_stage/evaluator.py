@@ -13,6 +13,7 @@ Letters: Q queries, N documents, D width, R rows of a rank.
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from train.class_weights.initialization import while_running
 from train.image_stage.step import ImageStage
 from train.inputs.samples import GovernedSamples
 from train.parallel.collectives import gather_rows, on_main, rank, world_size
+
+logger = logging.getLogger(__name__)
 
 EVALUATION_FILE = "evaluation.jsonl"
 DECIDING_METRIC = "mrr_at_10"  # finer than recall on few queries, with most weight on the first place
@@ -250,6 +253,10 @@ class Evaluator:
         on_main(self._write_last)
         return float(self.lines[-1][DECIDING_METRIC])
 
+    def go_back(self, step: int) -> None:
+        """Forget the evaluations after `step`."""
+        self.lines = on_main(lambda: self._cut(step))
+
     def _cut(self, start: int) -> list[dict[str, Any]]:
         kept = [line for line in read_evaluations(self.path.parent) if line["step"] <= start]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -260,4 +267,4 @@ class Evaluator:
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         metrics = ", ".join(f"{name} {line[name]:.3f}" for name in ("recall_at_1", "recall_at_10", "mrr_at_10"))
-        print(f"evaluation after {line['step']} steps: {metrics}; best after {best.best_step}", flush=True)
+        logger.info("evaluation after %d steps: %s; best after %s", line["step"], metrics, best.best_step)

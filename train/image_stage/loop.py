@@ -5,6 +5,7 @@ unseen categories pay for it. The text stage is fitted afterwards to the prototy
 """
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,8 +34,9 @@ from train.encoders.pair import EncoderPair, start_image_head
 from train.encoders.parameter_groups import parameter_groups
 from train.encoders.recompute import recompute_blocks
 from train.image_stage.evaluator import Evaluator, load_best, stopped_early, summary
+from train.image_stage.recovery import Recovery
 from train.image_stage.remap import resume_classes
-from train.image_stage.step import ImageStage, optimiser_step
+from train.image_stage.step import Diverged, ImageStage, optimiser_step
 from train.inputs.feature_keys import model_identity
 from train.inputs.feature_stream import with_look_ahead
 from train.inputs.sample_table import in_own_pages
@@ -44,6 +46,8 @@ from train.journal import Journal
 from train.parallel.collectives import on_main, rank, world_size
 from train.parallel.watchdog import Watchdog
 from train.recipes.recipe import Recipe, SoftmaxLoss, image_stage_settings, learned_settings
+
+logger = logging.getLogger(__name__)
 
 TORCH_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -68,14 +72,11 @@ class ImageResult:
 
 
 def trained_rows(samples: GovernedSamples) -> dict[str, SideRowsOfClass]:
-    """Rows of each side that are trained on: split "train", with an image."""
+    """Rows of each side that are trained on: those of `classes` in split "train", with an image."""
     labels = samples.labels
-    usable = {
-        "query": ~labels.query_validation,
-        "document": ~labels.document_validation & samples.document_has_image,
-    }
     place = np.full(samples.num_categories, -1, np.int32)
     place[samples.classes] = np.arange(len(samples.classes))
+    usable = samples.is_trained()
     found = {}
     for side, category_ids, weights in (
         ("query", labels.query, samples.query_weights),
@@ -118,7 +119,7 @@ def train_image_stage(
     checkpoints = folder / "checkpoints"
     identity = run_identity(model, samples, recipe, seed=context.draw_seed)
     stage = _prepare(context, model, cache, samples)
-    _print_ranges(stage.shard)
+    _log_ranges(stage.shard)
     classes = class_table(samples)
     checkpointer = Checkpointer(stage, checkpoints, identity=identity, classes=classes)
     start = _resume(stage, checkpoints, identity, samples) if context.resume else 0
@@ -152,7 +153,35 @@ def _run_steps(
     steps: tuple[int, int],
     when_saved: Callable[[], None],
 ) -> int:
-    """Train from the first of `steps` to before the last, or until early stopping; returns the number of steps done."""
+    """Train from the first of `steps` to before the last, or until early stopping; returns the number of steps done.
+
+    A run that may recover from divergence is evaluated and saved before its first step too.
+    """
+    start, end = steps
+    recovery = Recovery(stage, evaluator, folder=folder, start=start)
+    if recovery.most and start == 0 < end:
+        checkpointer.save(0, metric=evaluator.after(0))
+    while True:
+        done, trouble = _run_until_trouble(
+            stage, checkpointer, evaluator, recovery, folder=folder, steps=(start, end), when_saved=when_saved
+        )
+        if trouble is None:
+            return done
+        checkpointer.forget()
+        start = recovery.go_back(trouble, done=done)
+
+
+def _run_until_trouble(
+    stage: ImageStage,
+    checkpointer: Checkpointer,
+    evaluator: Evaluator,
+    recovery: Recovery,
+    *,
+    folder: Path,
+    steps: tuple[int, int],
+    when_saved: Callable[[], None],
+) -> tuple[int, str | None]:
+    """(steps done, why the run must go back; None at its end)."""
     (start, end), recipe = steps, stage.recipe
     done, rows = start, recipe.image.queries_per_step + recipe.image.documents_per_step
     journal = Journal(stage.accelerator, folder, steps=end, start=start, rows_per_step=rows)
@@ -161,15 +190,24 @@ def _run_steps(
             if evaluator.should_stop:
                 break
             watchdog.step = step
-            journal.write(step, dataclasses.asdict(optimiser_step(stage, step)))
+            try:
+                metrics = optimiser_step(stage, step)
+            except Diverged as error:
+                if not recovery.is_possible:
+                    raise
+                return done, str(error).partition(";")[0]
+            journal.write(step, dataclasses.asdict(metrics))
             done = step + 1
             metric = evaluator.after(done)
+            trouble = recovery.reason() if metric is not None else None
+            if trouble is not None:
+                return done, trouble
             last = done if evaluator.should_stop else end
             if checkpointer.due(done, end=last) or (recipe.image.export_best and evaluator.is_best(done)):
                 checkpointer.save(done, metric=metric)
                 when_saved()
         checkpointer.wait()
-    return done
+    return done, None
 
 
 def class_table(samples: GovernedSamples) -> ClassTable:
@@ -269,7 +307,7 @@ def _encoders(model: Any, recipe: Recipe, accelerator: Accelerator, *, seed: int
     if recipe.image.lora.rank:
         add_adapters(model.vision_model, recipe, seed=seed)
         if rank() == 0:
-            print(trained_share(encoders), flush=True)
+            logger.info("%s", trained_share(encoders))
     # eval: norms use running statistics, and dropout comes in as masks, so train mode would change nothing but them.
     return encoders.to(device=accelerator.device, dtype=TORCH_DTYPES[recipe.model.dtype]).eval()
 
@@ -299,12 +337,14 @@ def _hard_classes(recipe: Recipe, shard: ClassShard, samples: GovernedSamples, *
     )
 
 
-def _print_ranges(shard: ClassShard) -> None:
-    """The main process prints which classes every rank holds."""
+def _log_ranges(shard: ClassShard) -> None:
+    """The main process logs which classes every rank holds."""
     bounds = [class_range(shard.num_classes, part=part, parts=world_size()) for part in range(world_size())]
     if rank() == 0:
         for part, (start, end) in enumerate(bounds):
-            print(f"rank {part} holds classes {start} to {end} ({end - start} of {shard.num_classes} rows)", flush=True)
+            logger.info(
+                "rank %d holds classes %d to %d (%d of %d rows)", part, start, end, end - start, shard.num_classes
+            )
 
 
 def _resume(stage: ImageStage, checkpoints: Path, identity: dict[str, Any], samples: GovernedSamples) -> int:
@@ -320,7 +360,7 @@ def _resume(stage: ImageStage, checkpoints: Path, identity: dict[str, Any], samp
     else:
         resume_classes(stage, path, class_table(samples), events=samples.events, rows=trained_rows(samples))
     if rank() == 0:
-        print(f"resumed from {path.name}: {done} steps done", flush=True)
+        logger.info("resumed from %s: %d steps done", path.name, done)
     return done
 
 
@@ -340,7 +380,7 @@ def _reuse(stage: ImageStage, run: Path, identity: dict[str, Any], *, steps: int
     load_checkpoint(stage, path)
     done = int(on_main(lambda: read_state(path)["step"]))
     if rank() == 0:
-        print(f"image stage reused from {run}: {done} steps done there", flush=True)
+        logger.info("image stage reused from %s: %d steps done there", run, done)
     return done
 
 

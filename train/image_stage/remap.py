@@ -15,6 +15,7 @@ A key without an event is refused before anything changes.
 Letters: P places of class rows, W width of a row.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from train.class_weights.initialization import SideRowsOfClass, start_from_means
 from train.class_weights.shard import ClassShard
 from train.image_stage.step import ImageStage
 from train.parallel.collectives import on_main, rank
+
+logger = logging.getLogger(__name__)
 
 EVENTS = ("kept", "renamed", "merged", "split", "retired", "new")
 ROWS_AT_ONCE = 2**16
@@ -127,7 +130,7 @@ def resume_classes(
     start_from_means(side.shard, embed, rows, only=started, on_every_rank=True)
     if rank() == 0:
         counts = ", ".join(f"{number} {event}" for event, number in changes.counts().items())
-        print(f"categories changed: {counts}", flush=True)
+        logger.info("categories changed: %s", counts)
 
 
 def take_rows(shard: ClassShard, path: Path, changes: ClassChanges, *, samples: np.ndarray) -> None:

@@ -11,7 +11,7 @@ Every rank knows the labels of the whole step before its first micro-step, becau
 
 import contextlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,17 @@ from train.parallel.collectives import gather_rows, max_over_ranks, rank, sum_ov
 from train.recipes.recipe import ProxyAnchorLoss, Recipe, SoftmaxLoss
 
 
+class Diverged(ValueError):
+    """Training cannot go on from here: loss, embedding or gradient is not finite."""
+
+
+@dataclass
+class Rate:
+    """Factor of all learning rates of the image stage; lowered when training diverges (recovery.py)."""
+
+    factor: float = 1.0
+
+
 @dataclass(frozen=True)
 class ImageStage:
     """The state that a training step reads and changes.
@@ -53,6 +64,7 @@ class ImageStage:
         hard: finds hard classes that take part beside the drawn ones; None for none.
         leaf_N: from `leaf_ids`, for label smoothing within a coarse category; None smooths over all sampled classes.
         average: average of the encoders' weights over the steps; None keeps none.
+        rate: factor of all learning rates.
     """
 
     accelerator: Accelerator
@@ -67,6 +79,7 @@ class ImageStage:
     hard: HardClasses | None = None
     leaf_N: Tensor | None = None
     average: WeightAverage | None = None
+    rate: Rate = field(default_factory=Rate)
 
 
 @dataclass(frozen=True)
@@ -83,10 +96,11 @@ def optimiser_step(side: ImageStage, step: int) -> StepMetrics:
     """Run step `step` (0-based) and update encoders and class weights.
 
     Raises:
-        ValueError: the loss or the gradient is not finite; nothing has been updated then.
+        Diverged: the loss or the gradient is not finite; nothing has been updated then.
     """
     recipe = side.recipe
     factor = learning_rate_factor(step, steps=recipe.image.steps, warmup_steps=recipe.image.warmup_steps)
+    factor *= side.rate.factor
     rows = side.sampler.compose(
         step, seed=side.seed, queries=recipe.image.queries_per_step, documents=recipe.image.documents_per_step
     )
@@ -123,11 +137,11 @@ def optimiser_step(side: ImageStage, step: int) -> StepMetrics:
     )
 
 
-def _diverged(what: str, step: int) -> ValueError:
-    return ValueError(
-        f"{what} at step {step}; lower head_learning_rate, encoder_learning_rate or prototype_learning_rate in the "
-        "recipe, set encoder_max_grad_norm and head_max_grad_norm, or look for values in the cached features that are "
-        "not finite"
+def _diverged(what: str, step: int) -> Diverged:
+    return Diverged(
+        f"{what} at step {step}; lower image.encoder_learning_rate, image.projection_learning_rate or "
+        "head.learning_rate in the recipe, set image.max_grad_norm and head.max_grad_norm, or look for values in the "
+        "cached features that are not finite"
     )
 
 

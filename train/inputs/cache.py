@@ -25,7 +25,7 @@ from tqdm import tqdm
 from train.inputs.composites import CompositeLayout, composite_layouts
 from train.inputs.feature_files import Progress, RowFile, WorkerGroup, fill_rows, locked
 from train.inputs.feature_keys import cache_keys
-from train.inputs.frozen_part import arithmetic, cells_are_trained, check_stages, trunk_in_parts
+from train.inputs.frozen_part import FrozenPart, arithmetic, cells_are_trained, check_stages
 from train.inputs.sample_table import SampleTable
 from train.inputs.views import CompositeImages, Side, Views, decode_workers, pixel_batches
 from train.parallel.collectives import max_over_ranks
@@ -67,18 +67,24 @@ class FeatureCache:
 
 @dataclass(frozen=True)
 class _ImageJob:
-    """Images to embed: `data` of N rows, `present` (N,) bool, and the outputs of `trunk` to write to `home`."""
+    """Images to embed, and the outputs of `trunk` to write to `home`.
+
+    Attributes:
+        data: of N rows. present: (N,) bool, has an image. augmented: (N,) bool, is trained on: of the other rows the
+            clean view alone is embedded.
+    """
 
     name: str
     data: Any
     present: np.ndarray
+    augmented: np.ndarray
     home: Path
     keep: tuple[str, ...]
 
 
-def _fill_images(model: Any, job: _ImageJob, *, recipe: Recipe, workers: int, group: WorkerGroup) -> None:
+def _fill_images(frozen: FrozenPart, job: _ImageJob, *, workers: int, group: WorkerGroup) -> None:
     """Embed every row; write the `inputs` of all views and the `cells` of the clean one."""
-    shapes = _shapes(model, job.data, recipe)
+    shapes = _shapes(frozen, job.data)
     files = {
         name: RowFile(job.home / f"{job.name}_{name}.npy", (len(job.data), *shapes[name]), np.float16)
         for name in job.keep
@@ -87,34 +93,32 @@ def _fill_images(model: Any, job: _ImageJob, *, recipe: Recipe, workers: int, gr
     def batches(rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         part, place = Subset(job.data, rows.tolist()), 0
         for pixel_BVCHW in pixel_batches(part, workers=workers, title=f"{job.name} features"):
-            present = job.present[rows[place : place + len(pixel_BVCHW)]]
+            here = rows[place : place + len(pixel_BVCHW)]
             place += len(pixel_BVCHW)
-            yield {name: _zero_missing(value, present) for name, value in _embedded(model, pixel_BVCHW, recipe).items()}
+            wanted_BV = np.repeat(job.augmented[here][:, None], pixel_BVCHW.shape[1], axis=1)
+            wanted_BV[:, 0] = True
+            yield _embedded(frozen, pixel_BVCHW, wanted_BV & job.present[here][:, None])
 
     fill_rows(files, Progress(job.home / f"{job.name}.progress", len(job.data)), group=group, batches=batches)
 
 
-def _embedded(model: Any, pixel_BVCHW: Tensor, recipe: Recipe) -> dict[str, np.ndarray]:
-    """`inputs` (B, V, ...) and `cells`, the patches of the clean view (B, P, H), fp16."""
-    shape = pixel_BVCHW.shape[:2]
-    with torch.inference_mode(), arithmetic(recipe):
-        found = trunk_in_parts(model, pixel_BVCHW.flatten(0, 1), recipe)
-    found = {name: value.unflatten(0, shape) for name, value in found.items()}
-    return {
-        "inputs": found["inputs"].to(torch.float16).numpy(),
-        "cells": found["cells"][:, 0].to(torch.float16).numpy(),
-    }
+def _embedded(frozen: FrozenPart, pixel_BVCHW: Tensor, wanted_BV: np.ndarray) -> dict[str, np.ndarray]:
+    """`inputs` (B, V, ...) and `cells`, the patches of the clean view (B, P, H), fp16; zeros where not wanted."""
+    wanted = torch.from_numpy(wanted_BV)
+    found = frozen(pixel_BVCHW[wanted]) if wanted_BV.any() else frozen(torch.zeros_like(pixel_BVCHW[0, :1]))
+    values = {}
+    for name, value in found.items():
+        full = torch.zeros(*wanted.shape, *value.shape[1:], dtype=torch.float16)
+        if wanted_BV.any():
+            full[wanted] = value.to(torch.float16)
+        values[name] = full.numpy()
+    return {"inputs": values["inputs"], "cells": values["cells"][:, 0]}
 
 
-def _zero_missing(values: np.ndarray, present_B: np.ndarray) -> np.ndarray:
-    values[~present_B] = 0
-    return values
-
-
-def _shapes(model: Any, data: Any, recipe: Recipe) -> dict[str, tuple[int, ...]]:
+def _shapes(frozen: FrozenPart, data: Any) -> dict[str, tuple[int, ...]]:
     """Shape of a row of each output, from an image of zeros."""
     views, size = (data.views + 1, data.processor.size) if isinstance(data, Views) else (1, data.clean.processor.size)
-    found = _embedded(model, torch.zeros(1, views, 3, size, size), recipe)
+    found = _embedded(frozen, torch.zeros(1, views, 3, size, size), np.ones((1, views), dtype=bool))
     return {name: value.shape[1:] for name, value in found.items()}
 
 
@@ -166,6 +170,7 @@ def cache_features(
     seed: int,
     workers: int | None = None,
     together: bool = False,
+    trained: dict[str, np.ndarray] | None = None,
 ) -> FeatureCache:
     """Compute the features of every governed sample, or open those that were computed before.
 
@@ -176,6 +181,8 @@ def cache_features(
         folder: parent of the cache folders; with several ranks on a disk that all of them share.
         workers: processes that decode and augment; None = `decode_workers()`.
         together: all ranks call it, and each embeds its part of the rows.
+        trained: (N,) bool by side, rows that are trained on; the others are embedded without augmentation, and their
+            other views are zeros. None: all rows.
 
     Raises:
         ValueError: the backbone cannot be cut there, the patches come from a stage that is trained, an image cannot be
@@ -188,22 +195,28 @@ def cache_features(
     has_text = np.array([bool(text.strip()) for text in texts], dtype=bool)
     layouts = composite_layouts(documents.labels, usable=documents.has_image, has_text=has_text, seed=seed)
     workers = decode_workers() if workers is None else workers
-    images_key, texts_key = group.on_main(lambda: cache_keys(model, processor, samples, recipe=recipe, seed=seed))
+    trained = trained or {side.side: np.ones(len(side), dtype=bool) for side in (queries, documents)}
+    images_key, texts_key = group.on_main(
+        lambda: cache_keys(model, processor, samples, recipe=recipe, seed=seed, trained=trained)
+    )
     model.eval()
+    frozen = FrozenPart(model, recipe)
     has_composites = (
         model.config.text_config is not None and len(layouts.named) and not cells_are_trained(model, recipe)
     )
     with _unfinished(folder / images_key, group=group) as images:
         if images.is_needed:
-            for job in _sample_jobs(queries, documents, processor, recipe=recipe, home=images.home, seed=seed):
-                _fill_images(model, job, recipe=recipe, workers=workers, group=group)
+            for job in _sample_jobs(
+                (queries, documents), trained, processor, recipe=recipe, home=images.home, seed=seed
+            ):
+                _fill_images(frozen, job, workers=workers, group=group)
     with _unfinished(folder / texts_key, group=group) as texts_folder:
         if texts_folder.is_needed and has_composites:
-            present = np.ones(len(layouts.named), dtype=bool)
+            every = np.ones(len(layouts.named), dtype=bool)
             job = _ImageJob(
-                "page", CompositeImages(documents, layouts, processor), present, texts_folder.home, ("cells",)
+                "page", CompositeImages(documents, layouts, processor), every, every, texts_folder.home, ("cells",)
             )
-            _fill_images(model, job, recipe=recipe, workers=workers, group=group)
+            _fill_images(frozen, job, workers=workers, group=group)
         if texts_folder.is_needed:
             _fill_texts(model, processor, texts, recipe=recipe, folder=texts_folder.home, group=group)
     return _read(images.home, texts_folder.home, documents, layouts)
@@ -222,14 +235,17 @@ def cache_texts(
 
 
 def _sample_jobs(
-    queries: Side, documents: Side, processor: Any, *, recipe: Recipe, home: Path, seed: int
+    sides: tuple[Side, Side], trained: dict[str, np.ndarray], processor: Any, *, recipe: Recipe, home: Path, seed: int
 ) -> Iterator[_ImageJob]:
-    """Jobs of both sides: all views of each image, and the patches of documents."""
-    for name, rows, views, keep in (
-        ("query", queries, recipe.image.query_views, ("inputs",)),
-        ("document", documents, recipe.image.document_views, ("inputs", "cells")),
+    """Jobs of both sides: all views of trained images, the clean one of the others, and the patches of documents."""
+    for rows, views, keep in zip(
+        sides,
+        (recipe.image.query_views, recipe.image.document_views),
+        (("inputs",), ("inputs", "cells")),
+        strict=True,
     ):
-        yield _ImageJob(name, Views(rows, processor, views=views, seed=seed), rows.has_image, home, keep)
+        data = Views(rows, processor, views=views, seed=seed, augmented=trained[rows.side])
+        yield _ImageJob(rows.side, data, rows.has_image, trained[rows.side], home, keep)
 
 
 @dataclass(frozen=True)

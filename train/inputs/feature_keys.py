@@ -5,6 +5,7 @@ import inspect
 import json
 from typing import Any
 
+import numpy as np
 import torch
 
 from train.inputs import augment, composites, views
@@ -13,7 +14,15 @@ from train.inputs.sample_table import SIDES, SampleTable
 from train.recipes.recipe import Recipe
 
 
-def cache_keys(model: Any, processor: Any, samples: SampleTable, *, recipe: Recipe, seed: int) -> tuple[str, str]:
+def cache_keys(
+    model: Any,
+    processor: Any,
+    samples: SampleTable,
+    *,
+    recipe: Recipe,
+    seed: int,
+    trained: dict[str, np.ndarray] | None = None,
+) -> tuple[str, str]:
     """Folder names of cached image features, and of composite images and texts; stale features are never read.
 
     Images depend on encoder, processor, recipe, seed, image bytes and source code of the augmentation; composite images
@@ -31,6 +40,8 @@ def cache_keys(model: Any, processor: Any, samples: SampleTable, *, recipe: Reci
     ]
     settings += [model.config.vision_feature_stage, processor.image_processor.to_json_string()]
     digest.update(json.dumps([*settings, image_digests]).encode())
+    for rows in (trained or {}).values():
+        digest.update(np.packbits(rows).tobytes())
     for source in (augment, views):
         digest.update(inspect.getsource(source).encode())
     images = digest.hexdigest()[:16]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from train.inputs.cache import FeatureCache
 from train.inputs.composites import CompositeLayout
-from train.inputs.frozen_part import arithmetic, cells_are_trained, check_stages, trunk_in_parts
+from train.inputs.frozen_part import FrozenPart, cells_are_trained, check_stages
 from train.inputs.sample_table import SIDES, SampleTable
 from train.inputs.sampler import StepRows, StepSampler, piece
 from train.inputs.views import ROWS_PER_BATCH, Side, UnreadableImage, Views, decode_workers
@@ -129,11 +129,11 @@ class StreamedInputs:
     """Substitute for a cached array (N, V, ...): `inputs[rows, views]` computes those rows.
 
     Args:
-        decoder: shared by both sides. frozen: see `frozen_part`. present: (N,) bool, has an image.
+        decoder: shared by both sides. frozen: the frozen stages. present: (N,) bool, has an image.
     """
 
-    def __init__(self, side: str, decoder: Decoder, *, frozen: Any, present: np.ndarray, recipe: Recipe) -> None:
-        self.side, self.decoder, self.frozen, self.recipe = side, decoder, frozen, recipe
+    def __init__(self, side: str, decoder: Decoder, *, frozen: FrozenPart, present: np.ndarray) -> None:
+        self.side, self.decoder, self.frozen = side, decoder, frozen
         self.present = present
 
     def __len__(self) -> int:
@@ -150,17 +150,14 @@ class StreamedInputs:
         """fp16 output of the frozen stages."""
         if not len(pixel_BCHW):
             return self._frozen_values(torch.zeros(1, *pixel_BCHW.shape[1:]))[:0]
-        with torch.inference_mode(), arithmetic(self.recipe):
-            found = trunk_in_parts(self.frozen, pixel_BCHW, self.recipe)["inputs"]
-        values: np.ndarray = found.to(torch.float16).numpy()
+        values: np.ndarray = self.frozen(pixel_BCHW)["inputs"].to(torch.float16).numpy()
         return values
 
 
-def frozen_part(model: Any, recipe: Recipe) -> Any:
-    """Copy of the model for `trunk`, which training neither moves, shards nor changes."""
-    if cells_are_trained(model, recipe):
-        return model  # pixel values pass through
-    return copy.deepcopy(model).eval()
+def unchanging_part(model: Any, recipe: Recipe) -> FrozenPart:
+    """The frozen stages of a copy of the model, which training neither moves, shards nor changes."""
+    passes_pixels = cells_are_trained(model, recipe)
+    return FrozenPart(model if passes_pixels else copy.deepcopy(model).eval(), recipe)
 
 
 def stream_features(
@@ -188,10 +185,8 @@ def stream_features(
     decoder = Decoder(views, workers=decode_workers() if workers is None else workers)
     has_image = samples.has_image()
     present = {name: has_image[side.rows] for name, side in sides.items()}
-    frozen = frozen_part(model, recipe)
-    inputs = {
-        name: StreamedInputs(name, decoder, frozen=frozen, present=present[name], recipe=recipe) for name in SIDES
-    }
+    frozen = unchanging_part(model, recipe)
+    inputs = {name: StreamedInputs(name, decoder, frozen=frozen, present=present[name]) for name in SIDES}
     count = len(sides["document"])
     nothing = np.zeros(0, np.int64)
     return FeatureCache(

@@ -15,4 +15,13 @@ def features_of(
     """Features of every sample, cached by all ranks together or streamed, as the recipe says; all ranks call it."""
     if recipe.runtime.feature_storage == "stream":
         return stream_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
-    return cache_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed, together=True)
+    return cache_features(
+        model,
+        processor,
+        samples.table,
+        recipe=recipe,
+        folder=folder,
+        seed=seed,
+        together=True,
+        trained=samples.is_trained(),
+    )

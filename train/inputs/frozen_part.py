@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.arithmetic import fast_feature_dtype
+from runtime.arithmetic import IMAGES_AT_ONCE, fast_feature_dtype, with_fused_kernels
 from train.recipes.recipe import Recipe
-
-IMAGES_AT_ONCE = 16
 
 
 def cells_are_trained(model: Any, recipe: Recipe) -> bool:
@@ -54,21 +52,50 @@ def trunk(model: Any, pixel_BCHW: Tensor, recipe: Recipe) -> dict[str, Tensor]:
     return {"inputs": hidden_BCHW, "cells": stages[model.config.vision_feature_stage].flatten(2).transpose(1, 2)}
 
 
-def trunk_in_parts(model: Any, pixel_BCHW: Tensor, recipe: Recipe) -> dict[str, Tensor]:
-    """`trunk` of any number of images in parts of `IMAGES_AT_ONCE`, the last one padded with zeros.
+class FrozenPart:
+    """Computes `trunk` of any number of images, in parts of `IMAGES_AT_ONCE`, the last one padded with zeros.
 
     Kernels, and with them the last bits, depend on the number of images, so every call has the same number. Small parts
-    also fit in the processor's cache.
+    also fit in the processor's cache. In float32 on a CPU the kernels are fused (runtime/arithmetic.py).
     """
-    count = len(pixel_BCHW)
-    if not count or cells_are_trained(model, recipe):
-        return trunk(model, pixel_BCHW, recipe)
-    filled = torch.cat([pixel_BCHW, pixel_BCHW.new_zeros(-count % IMAGES_AT_ONCE, *pixel_BCHW.shape[1:])])
-    parts = [
-        trunk(model, part.contiguous(memory_format=torch.channels_last), recipe)
-        for part in filled.split(IMAGES_AT_ONCE)
-    ]
-    return {name: torch.cat([part[name] for part in parts])[:count] for name in parts[0]}
+
+    def __init__(self, model: Any, recipe: Recipe) -> None:
+        self.model, self.recipe = model, recipe
+        self._fused: tuple[tuple[int, ...], Any] | None = None
+
+    def __call__(self, pixel_BCHW: Tensor) -> dict[str, Tensor]:
+        """`inputs` of the trained part, and `cells`, the patches (B, P, H), in the recipe's feature dtype."""
+        count = len(pixel_BCHW)
+        with torch.inference_mode(), arithmetic(self.recipe):
+            if not count or cells_are_trained(self.model, self.recipe):
+                return trunk(self.model, pixel_BCHW, self.recipe)
+            filled = torch.cat([pixel_BCHW, pixel_BCHW.new_zeros(-count % IMAGES_AT_ONCE, *pixel_BCHW.shape[1:])])
+            parts = [self._part(part) for part in filled.split(IMAGES_AT_ONCE)]
+        return {name: torch.cat([part[name] for part in parts])[:count] for name in parts[0]}
+
+    def _part(self, pixel_BCHW: Tensor) -> dict[str, Tensor]:
+        if not self._can_fuse(pixel_BCHW):
+            return trunk(self.model, pixel_BCHW.contiguous(memory_format=torch.channels_last), self.recipe)
+        if self._fused is None or self._fused[0] != pixel_BCHW.shape:
+            self._fused = (tuple(pixel_BCHW.shape), with_fused_kernels(_Trunk(self.model, self.recipe), pixel_BCHW))
+        inputs, cells_BPH = self._fused[1](pixel_BCHW)
+        return {"inputs": inputs, "cells": cells_BPH}
+
+    def _can_fuse(self, pixel_BCHW: Tensor) -> bool:
+        is_network = hasattr(self.model.vision_model, "forward_trunk")
+        return is_network and pixel_BCHW.device.type == "cpu" and feature_dtype(self.recipe) == "float32"
+
+
+class _Trunk(torch.nn.Module):
+    """`trunk` as a module, which torch can trace."""
+
+    def __init__(self, model: Any, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self.recipe = model, recipe
+
+    def forward(self, pixel_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        found = trunk(self.model, pixel_BCHW, self.recipe)
+        return found["inputs"], found["cells"]
 
 
 def arithmetic(recipe: Recipe) -> Any:

@@ -1,13 +1,18 @@
 """Read and check a governed folder: samples, categories and training classes.
 
-Errors in the input are raised here, before the first image is decoded, naming table, row and remedy. Categories of the
-split "validation" keep their samples (the text weight is selected on them) but are no classes of the image stage.
+Errors in the input are raised here, before the first image is decoded, naming table, row and remedy.
+
+A category is a class of the image stage when both sides have a training sample with an image. A document that nobody
+clicked is no class: no query belongs to it, and as one more class it would push every query away from it (docs/log.md).
+Such documents, and categories of the split "validation", stay in the gallery that judges the model.
 """
 
 import hashlib
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +21,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS, MOST_IMAGE_PIXELS
 from train.inputs.sample_table import SIDES, SampleTable, own_pages
+from train.recipes.auto import DataCounts
 
 COLUMNS = ("sample_id", "side", "image", "text", "category_id", "weight", "split")
 CATEGORY_COLUMNS = ("category_id", "category_key")
@@ -48,11 +55,13 @@ class GovernedSamples:
         labels: category and split of every row of each side.
         query_weights, document_weights: (Nq,), (Nd,) float32.
         document_has_image: (Nd,) bool.
-        classes: (C,) ascending category ids of the image stage; the position is the class index.
+        classes: (C,) ascending category ids of the image stage, those with training images of both sides; the position
+            is the class index. It may be empty: see `check_classes`.
         num_categories: N, categories in all.
         fingerprint: digest of the category keys and of `classes`: equal tables give equal fingerprints.
         keys, leaves: category_key and coarse category ("" = unknown) by category id.
         events: (old_key, event, new_key) of category_map.parquet; empty without that file.
+        max_image_pixels: limit that governance admitted images under, from policy.toml.
     """
 
     table: SampleTable
@@ -66,11 +75,26 @@ class GovernedSamples:
     keys: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ()
     events: tuple[tuple[str | None, str, str | None], ...] = ()
+    max_image_pixels: int = MAX_IMAGE_PIXELS
+
+    def is_trained(self) -> dict[str, np.ndarray]:
+        """(N,) bool by side: rows of `classes` in split "train", with an image."""
+        known = np.zeros(self.num_categories, dtype=bool)
+        known[self.classes] = True
+        labels = self.labels
+        return {
+            "query": ~labels.query_validation & known[labels.query],
+            "document": ~labels.document_validation & known[labels.document] & self.document_has_image,
+        }
 
     @property
     def class_leaves(self) -> list[str]:
         """Coarse category of every trained class, "" where it is unknown."""
         return [self.leaves[category] if self.leaves else "" for category in self.classes.tolist()]
+
+    def limit_images(self, processor: Any) -> None:
+        """Give a processor the limit of these samples; the published model, its index and its search then have it."""
+        processor.image_processor.max_image_pixels = self.max_image_pixels
 
 
 def read_samples(folder: Path) -> GovernedSamples:
@@ -88,11 +112,8 @@ def read_samples(folder: Path) -> GovernedSamples:
         name = _name_of(table, int(np.flatnonzero(query & ~has_image)[0]))
         raise ValueError(f"samples: query {name!r} has no image; a query is an image; {REMEDY}")
     trained = ~validation & has_image
-    classes = np.unique(facts.category_ids[trained])
-    if not (trained & query).any() or not (trained & document).any():
-        raise ValueError(f"samples: split 'train' needs queries and documents with images; {REMEDY}")
-    if len(classes) < 2:
-        raise ValueError(f"samples: split 'train' holds {len(classes)} category; classification needs at least 2")
+    sides = (np.unique(facts.category_ids[trained & side]) for side in (query, document))
+    classes = np.intersect1d(*sides)
     return GovernedSamples(
         table=table,
         labels=Labels(
@@ -110,6 +131,39 @@ def read_samples(folder: Path) -> GovernedSamples:
         keys=tuple(keys),
         leaves=tuple(leaves),
         events=_events(folder),
+        max_image_pixels=_max_image_pixels(folder),
+    )
+
+
+def can_train(samples: GovernedSamples) -> bool:
+    """Whether the image stage has something to tell apart."""
+    return len(samples.classes) >= 2
+
+
+def check_classes(samples: GovernedSamples) -> None:
+    """Refuse data that the image stage cannot learn from.
+
+    Raises:
+        ValueError: fewer than two classes.
+    """
+    if not can_train(samples):
+        raise ValueError(
+            f"samples: split 'train' holds {len(samples.classes)} category with a query and a document that have "
+            "images; classification needs at least 2. Add clicks, or publish the frozen encoder with --recipe frozen"
+        )
+
+
+def data_counts(samples: GovernedSamples) -> DataCounts:
+    """Counts that the recipe `auto` follows."""
+    labels, trained = samples.labels, samples.is_trained()
+    findable = labels.document[samples.document_has_image]
+    texts = samples.table.of_side("text", "document")
+    return DataCounts(
+        classes=len(samples.classes),
+        queries=int(trained["query"].sum()),
+        documents=int(trained["document"].sum()),
+        has_text=any(text and text.strip() for text in texts.to_pylist()),
+        has_validation=bool(np.isin(labels.query[labels.query_validation], findable).any()),
     )
 
 
@@ -139,6 +193,22 @@ def _events(folder: Path) -> tuple[tuple[str | None, str, str | None], ...]:
     table = _parquet(path)
     _need_columns(table.column_names, MAP_COLUMNS, path.name)
     return tuple(zip(*(table.column(name).to_pylist() for name in MAP_COLUMNS), strict=True))
+
+
+def _max_image_pixels(folder: Path) -> int:
+    """Largest width x height of the policy that the folder was governed by; the default without a policy."""
+    path = folder / "policy.toml"
+    if not path.is_file():
+        return MAX_IMAGE_PIXELS
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8")).get("max_image_pixels", MAX_IMAGE_PIXELS)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is not valid TOML ({error}); {REMEDY}") from error
+    if not isinstance(found, int) or not 1 <= found <= MOST_IMAGE_PIXELS:
+        raise ValueError(
+            f"{path.name}: max_image_pixels is {found!r}, it must be from 1 to {MOST_IMAGE_PIXELS}; {REMEDY}"
+        )
+    return found
 
 
 def _sample_table(folder: Path) -> SampleTable:
@@ -208,7 +278,7 @@ def _facts(table: SampleTable, *, num_categories: int) -> _Facts:
     validation = one_of("split", "validation", "train")
     weights = _numbers(table, "weight")
     reject_rows(~np.isfinite(weights) | (weights <= 0), "weight is not a number above 0 that single precision holds")
-    reject_rows(_is_duplicate(table), "sample_id is a duplicate")
+    reject_rows(_is_duplicate(table, query), "sample_id is a duplicate: ids are unique on each side")
     return _Facts(query, validation, ids, weights)
 
 
@@ -243,29 +313,33 @@ def _numbers(table: SampleTable, name: str, *, below: int | None = None) -> np.n
     return found
 
 
-def _is_duplicate(table: SampleTable) -> np.ndarray:
-    """(rows,) bool: an earlier row has the same sample id. Hashes find candidates; the ids themselves decide."""
-    ordered = _hashes(table)
+def _is_duplicate(table: SampleTable, query: np.ndarray) -> np.ndarray:
+    """(rows,) bool: an earlier row of the same side has the same sample id; a query and a document may share one.
+
+    Hashes find candidates; the ids themselves decide.
+    """
+    ordered = _hashes(table, query)
     ordered.sort()
     same = ordered[1:][ordered[1:] == ordered[:-1]]
     del ordered
     duplicate = np.zeros(len(table), dtype=bool)
     if not len(same):
         return duplicate
-    seen: set[str] = set()
-    for row in np.flatnonzero(np.isin(_hashes(table), same)):
-        name = _name_of(table, int(row))
+    seen: set[tuple[bool, str]] = set()
+    for row in np.flatnonzero(np.isin(_hashes(table, query), same)):
+        name = bool(query[row]), _name_of(table, int(row))
         duplicate[row] = name in seen
         seen.add(name)
     return duplicate
 
 
-def _hashes(table: SampleTable) -> np.ndarray:
-    """(rows,) int64 of the sample ids, equal within this process."""
+def _hashes(table: SampleTable, query: np.ndarray) -> np.ndarray:
+    """(rows,) int64 of the sides and sample ids, equal within this process."""
     found, first = own_pages(len(table), np.int64), 0
     for values in table.column("sample_id"):
         found[first : first + len(values)] = np.fromiter(map(hash, values.to_pylist()), np.int64, len(values))
         first += len(values)
+    found[query] ^= np.int64(0x5DEECE66D)  # any constant: a document with the same id has another number
     return found
 
 

@@ -3,7 +3,6 @@
 Letters: N rows of a side, B batch, V views, C channels, H height, W width.
 """
 
-import io
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -12,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
-from modeling_oclear.image_processing_oclear import DECODE_ERRORS, split_alpha
+from modeling_oclear.image_decoding_oclear import ImageRefused
 from runtime.threads import available_cores
 from train.inputs import augment
 from train.inputs.composites import CompositeLayout, composite_image, white_pixel
@@ -66,25 +65,18 @@ class Side:
         return np.array([bool(text.strip()) for text in self.texts()], dtype=bool)
 
 
-def decode(data: bytes, *, sample_id: str, max_pixels: int) -> Image.Image:
-    """Upright image of a governed sample, RGB, or RGBA if it has transparent pixels.
+def decode(data: bytes, *, sample_id: str, processor: Any) -> Image.Image:
+    """Image of a governed sample as the image processor decodes it: RGB or RGBA, upright.
 
     Raises:
         ValueError: it cannot be decoded, or has too many pixels.
     """
-    remedy = "replace this image or leave the sample out, and write the governed folder again"
     try:
-        image = Image.open(io.BytesIO(data))
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ValueError(f"{width} x {height} pixels; at most {max_pixels} in all are read")
-        image.load()
-        colour, alpha = split_alpha(ImageOps.exif_transpose(image))
-    except DECODE_ERRORS as error:
+        picture: Image.Image = processor.decode(data)
+    except ImageRefused as error:
+        remedy = "replace this image or leave the sample out, and write the governed folder again"
         raise ValueError(f"the image of sample {sample_id!r} cannot be read ({error}); {remedy}") from error
-    if alpha is not None:
-        colour.putalpha(alpha)
-    return colour
+    return picture
 
 
 @dataclass(frozen=True)
@@ -95,17 +87,28 @@ class UnreadableImage:
 
 
 class Views(Dataset[Tensor | UnreadableImage]):
-    """Row i -> pixel values (V, 3, H, W): the clean view, then the augmented ones. A missing image is all zero."""
+    """Row i -> pixel values (V, 3, H, W): the clean view, then the augmented ones. A missing image is all zero.
 
-    def __init__(self, side: Side, processor: Any, *, views: int, seed: int) -> None:
-        self.side, self.views, self.seed = side, views, seed
+    Args:
+        augmented: (N,) bool; augmented views of the other rows are zeros. None: all rows.
+    """
+
+    def __init__(
+        self, side: Side, processor: Any, *, views: int, seed: int, augmented: np.ndarray | None = None
+    ) -> None:
+        self.side, self.views, self.seed, self.augmented = side, views, seed, augmented
         self.processor = processor.image_processor
 
     def __len__(self) -> int:
         return len(self.side)
 
     def __getitem__(self, row: int) -> Tensor | UnreadableImage:
-        return self.of(row, range(1 + self.views))
+        if self.augmented is None or self.augmented[row]:
+            return self.of(row, range(1 + self.views))
+        clean = self.of(row, [0])
+        if isinstance(clean, UnreadableImage):
+            return clean
+        return torch.cat([clean, clean.new_zeros(self.views, *clean.shape[1:])])
 
     def of(self, row: int, wanted: Sequence[int]) -> Tensor | UnreadableImage:
         """Pixel values (len(wanted), 3, H, W) of some views; each is independent of the others."""
@@ -113,7 +116,7 @@ class Views(Dataset[Tensor | UnreadableImage]):
         if data is None:
             return torch.zeros(len(wanted), 3, self.processor.size, self.processor.size)
         try:
-            clean = decode(data, sample_id=sample_id, max_pixels=self.processor.max_image_pixels)
+            clean = decode(data, sample_id=sample_id, processor=self.processor)
         except ValueError as error:
             return UnreadableImage(str(error))
         pictures = [

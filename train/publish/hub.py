@@ -38,11 +38,13 @@ def export_hub(
 
     Args:
         folder: runs/x/hub. model: the retriever, or `with_head` of it.
-        calibration: (Q, D) unit rows of training queries. categories: categories.parquet of the governed folder.
+        calibration: (Q, D) unit rows of training queries; without a row there is no such file.
+        categories: categories.parquet of the governed folder.
     """
     with atomic_folder(folder) as partial:
         publish(model, processor, partial)
-        save_file({"query_embeds": calibration.to(torch.float16).contiguous()}, partial / CALIBRATION_FILE)
+        if len(calibration):
+            save_file({"query_embeds": calibration.to(torch.float16).contiguous()}, partial / CALIBRATION_FILE)
         _write_categories(categories, partial / CATEGORIES_FILE)
 
 

@@ -4,10 +4,12 @@ A folder that holds another run is never written over; a reader of a finished ru
 counts in files of fixed names.
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from runtime.files import write_json
+from runtime.files import only_user, write_json
 from train.checkpoints.checkpoint import check_identity
 from train.checkpoints.folder import newest_checkpoint
 from train.context import RunContext
@@ -16,6 +18,26 @@ from train.inputs.samples import GovernedSamples
 from train.journal import STEPS_FILE, Stopwatch, environment
 from train.parallel.collectives import on_main
 from train.recipes.recipe import Recipe, learned_settings
+
+# A killed run holds its lock until its last worker process has ended.
+LOCK_SECONDS = 10.0
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Keep a second run out of the folder; all ranks call it.
+
+    Raises:
+        ValueError: another run uses it, on every rank.
+    """
+
+    def lock() -> None:
+        if not folder.exists() or folder.is_dir():  # else `open_run` tells what is wrong
+            held.enter_context(only_user(folder, seconds=LOCK_SECONDS))
+
+    with ExitStack() as held:
+        on_main(lock)
+        yield
 
 
 def open_run(context: RunContext) -> None:
@@ -50,9 +72,15 @@ def _claim(folder: Path, recipe: Recipe, *, resume: bool, seed: int) -> None:
 
 
 def close_run(
-    context: RunContext, *, samples: GovernedSamples, image: ImageResult, text: dict[str, Any], stopwatch: Stopwatch
+    context: RunContext,
+    *,
+    samples: GovernedSamples,
+    image: ImageResult | None,
+    text: dict[str, Any],
+    selection: dict[str, Any] | None = None,
+    stopwatch: Stopwatch,
 ) -> None:
-    """Write training.json: counts, timings of all calls and the report of the text stage. Main process only."""
+    """Write training.json: counts, timings of all calls, reports of selection and text stage. Main process only."""
     rows = trained_rows(samples)
     counts = {
         "categories": samples.num_categories,
@@ -61,11 +89,13 @@ def close_run(
         "trained_queries": len(rows["query"].rows),
         "documents": len(samples.labels.document),
         "trained_documents": len(rows["document"].rows),
-        "steps": image.steps,
+        "steps": 0 if image is None else image.steps,
         "recipe_steps": context.recipe.image.steps,
     }
     seconds = {"seconds": stopwatch.totals, "calls": stopwatch.calls}
     training = {"recipe": context.recipe.name, "seed": context.seed, "counts": counts, **seconds, "text": text}
-    if image.evaluation is not None:
+    if selection is not None:
+        training["selection"] = selection
+    if image is not None and image.evaluation is not None:
         training["evaluation"] = image.evaluation
     write_json(context.folder / "training.json", training)

@@ -38,7 +38,7 @@ def emoji() -> Recipe:
 
 def emoji_image_only() -> Recipe:
     """`emoji` without text: the baseline that shows what the documents' text adds."""
-    return emoji().with_changes({"name": "emoji_image_only", "text.encoder": None})
+    return emoji().with_changes({"name": "emoji_image_only", "publish": "trained", "text.encoder": None})
 
 
 def emoji_single() -> Recipe:
@@ -56,6 +56,7 @@ def emoji_tuned() -> Recipe:
     return emoji_single().with_changes(
         {
             "name": "emoji_tuned",
+            "publish": "trained",
             "head.loss": SoftmaxLoss(),
             "image.lora": Lora(),
             "image.encoder_learning_rate": 2e-3,
@@ -73,6 +74,7 @@ def emoji_zero_shot() -> Recipe:
     return emoji_single().with_changes(
         {
             "name": "emoji_zero_shot",
+            "publish": "trained",
             "model.hidden_size": 1280,
             "model.frozen_stages": None,
             "image.lora": Lora(),
@@ -85,10 +87,16 @@ def emoji_zero_shot() -> Recipe:
     )
 
 
+def frozen() -> Recipe:
+    """Frozen features alone, for any catalogue: nothing is learned and text is not read."""
+    return emoji_zero_shot().with_changes({"name": "frozen"})
+
+
 def tiny() -> Recipe:
     """Tiny random backbones in double precision: the whole path in seconds, for tests."""
     return Recipe(
         name="tiny",
+        publish="trained",
         model=ModelSettings(
             vision="tiny",
             image_size=37,
@@ -120,5 +128,6 @@ EMOJI_RECIPES: dict[str, Callable[[], Recipe]] = {
     "emoji_lora": emoji_lora,
     "emoji_tuned": emoji_tuned,
     "emoji_zero_shot": emoji_zero_shot,
+    "frozen": frozen,
     "tiny": tiny,
 }

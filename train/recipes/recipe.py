@@ -96,6 +96,8 @@ class ImageSettings(Settings):
             (image_stage/evaluator.py); None is never.
         early_stopping: training ends after so many evaluations without a better mrr_at_10; None goes to the end.
         export_best: publish the weights of the best evaluation instead of the last ones.
+        recover: how often a run that diverges may go back to its best checkpoint at a quarter of its rates
+            (image_stage/recovery.py).
         checkpoint_every: steps between checkpoints; one more is written at the end. The index of nearest classes is
             rebuilt at each checkpoint too, so this changes what is learned with hard_classes "nearest".
     """
@@ -121,10 +123,15 @@ class ImageSettings(Settings):
     evaluate_every: int | None = setting(None, least=1)
     early_stopping: int | None = setting(None, least=1)
     export_best: bool = False
+    recover: int = setting(0, least=0)
     checkpoint_every: int = setting(100, least=1)
 
     def check(self) -> None:
-        for name, is_on in (("early_stopping", self.early_stopping is not None), ("export_best", self.export_best)):
+        for name, is_on in (
+            ("early_stopping", self.early_stopping is not None),
+            ("export_best", self.export_best),
+            ("recover", self.recover > 0),
+        ):
             if is_on and self.evaluate_every is None:
                 raise ValueError(
                     f"recipe.image.{name} is {getattr(self, name)} with evaluate_every null; there is nothing to "
@@ -334,10 +341,13 @@ class Recipe(Settings):
 
     Attributes:
         name: for people; recorded in the run folder and on the model card.
+        publish: "best" publishes the best of frozen encoder and trained weights that held-out queries show to be surely
+            not worse than the frozen encoder (selection/); "trained" publishes what was trained, whatever it is worth.
     """
 
     place: ClassVar[str] = "recipe"
     name: str
+    publish: str = setting("best", choices=("best", "trained"))
     model: ModelSettings
     image: ImageSettings = ImageSettings()
     head: HeadSettings = HeadSettings()
@@ -445,8 +455,8 @@ def flattened(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
 
 
 def image_stage_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `to_json` that the trained image stage depends on: without name, text and runtime."""
-    return {name: value for name, value in values.items() if name not in ("name", "text", "runtime")}
+    """The part of `to_json` that the trained image stage depends on: without name, publish, text and runtime."""
+    return {name: value for name, value in values.items() if name not in ("name", "publish", "text", "runtime")}
 
 
 def learned_settings(values: Mapping[str, Any]) -> dict[str, Any]:

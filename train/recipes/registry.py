@@ -23,7 +23,7 @@ def recipe_by_name(name: str) -> Recipe:
     if name.endswith(".json"):
         return _from_file(Path(name))
     if name not in RECIPES:
-        raise ValueError(f"no recipe is called {name!r}; choose one of {', '.join(RECIPES)}, or give a recipe.json")
+        raise ValueError(f"no recipe is called {name!r}; choose auto, {', '.join(RECIPES)}, or give a recipe.json")
     return RECIPES[name]()
 
 

@@ -21,6 +21,8 @@ from train.inputs.frozen_part import cells_are_trained
 from train.inputs.samples import GovernedSamples
 from train.inputs.views import Side
 from train.recipes.recipe import Recipe
+from train.selection.held_out import METRICS, ValidationGallery, held_out_metrics, metric_means
+from train.selection.verdict import verdict
 from train.text_stage.adapters import adapt_text
 from train.text_stage.attention import mass_in_named_half, train_attention
 from train.text_stage.gate import fit_gate
@@ -33,7 +35,7 @@ from train.text_stage.sentence_map import (
     out_of_fold_concepts,
     sentence_vectors,
 )
-from train.text_stage.weight import METRICS, ValidationGallery, held_out_metrics, largest_harmless, metric_means
+from train.text_stage.weight import largest_harmless
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,14 @@ class TextResult:
 
 
 def fit_text_stage(
-    model: Any, cache: FeatureCache, samples: GovernedSamples, prototypes: Tensor | None, *, recipe: Recipe, seed: int
+    model: Any,
+    cache: FeatureCache,
+    samples: GovernedSamples,
+    prototypes: Tensor | None,
+    *,
+    recipe: Recipe,
+    seed: int,
+    frozen_CF: np.ndarray | None = None,
 ) -> TextResult:
     """Adapt the text encoder where the recipe says so, then fit the fusion, in place. Main process only.
 
@@ -53,6 +62,7 @@ def fit_text_stage(
         model: the whole model with its trained image stage, float32.
         cache: features that the image stage was trained on.
         prototypes: (categories, D); None only without text (class_weights/published_size.py).
+        frozen_CF: held-out metrics of the frozen encoder, which no text weight may fall behind; None = no such check.
     """
     if recipe.text.encoder is None:
         return TextResult({"text": False, "strength": 0.0}, {})
@@ -66,6 +76,7 @@ def fit_text_stage(
         frozen = None if is_trained else recipe.model.frozen_stages
         recipe = recipe.with_changes({"model.frozen_stages": frozen, "image.query_views": 0, "image.document_views": 0})
         _, processor = build_model(recipe, seed=seed)
+        samples.limit_images(processor)
         cache = cache_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
     if recipe.text.lora.rank or recipe.text.tune_layers:
         _, processor = build_model(recipe, seed=seed)
@@ -80,7 +91,9 @@ def fit_text_stage(
             cache = dataclasses.replace(cache, document_tokens=tokens, document_mask=mask)
             adapters = {f"text.{name}": value for name, value in found.adapters.items()}
             adapted = {"encoder": found.report}
-    report = fit_fusion(model, cache, labels=samples.labels, prototypes=prototypes, recipe=recipe, seed=seed)
+    report = fit_fusion(
+        model, cache, labels=samples.labels, prototypes=prototypes, recipe=recipe, seed=seed, frozen_CF=frozen_CF
+    )
     return TextResult({**report, **adapted}, adapters)
 
 
@@ -92,13 +105,14 @@ def fit_fusion(
     prototypes: Tensor,
     recipe: Recipe,
     seed: int,
+    frozen_CF: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Fit the fusion of a model whose image stage is trained.
 
     Args:
         model: an `OclearModel` in float32, eval mode; only `model.fusion` and the text weight change.
         labels: train.inputs.samples.Labels.
-        prototypes: (categories, D).
+        prototypes: (categories, D). frozen_CF: see `fit_text_stage`.
 
     Returns:
         A JSON-able report: rows fitted, attention mass, table of text weights, seconds.
@@ -113,7 +127,7 @@ def fit_fusion(
     queries, documents = image_embeddings(model, cache, recipe)
     fitted = _fit_parts(model.fusion, cache, rows, documents, labels.document, seed=seed)
     gallery = ValidationGallery.of(labels, queries=queries, images=documents, cache=cache)
-    report = choose_weight(model, cache, gallery, recipe=recipe)
+    report = choose_weight(model, cache, gallery, recipe=recipe, frozen_CF=frozen_CF)
     seconds = round(time.perf_counter() - begun, 1)
     return {"text": True, "rows": len(rows.rows), **fitted, **report, "seconds": seconds}
 
@@ -137,21 +151,34 @@ def _fit_parts(
     return {"memory_slots": slots, "gate": gate, "mass_in_named_half": mass}
 
 
-def choose_weight(model: Any, cache: FeatureCache, gallery: ValidationGallery, *, recipe: Recipe) -> dict[str, Any]:
+def choose_weight(
+    model: Any, cache: FeatureCache, gallery: ValidationGallery, *, recipe: Recipe, frozen_CF: np.ndarray | None = None
+) -> dict[str, Any]:
     """Try every text weight on queries of held-out categories; keep the largest that is not significantly worse.
 
+    Worse than the smallest weight, that is. A weight above 0 must also be surely not worse than the frozen encoder.
+
     Returns:
-        {"strength": chosen, "table": one row a weight: metrics, and z of the worst of them}. The model's config is set.
+        {"strength": chosen, "table": one row a weight: metrics, and z of the worst of them; with `frozen_CF` also the
+        difference to the frozen encoder}. The model's config is set.
     """
     found = {}
     for weight in recipe.text.weights:
         set_text_weight(model, weight)
         embeds, shifts = embed_documents(model.fusion, cache, gallery.images)
         found[weight] = held_out_metrics(gallery, embeds, shifts)
-    chosen, worst_z = largest_harmless(found)
+    _, worst_z = largest_harmless(found)
+    against = {} if frozen_CF is None else {weight: verdict(str(weight), found[weight], frozen_CF) for weight in found}
+    allowed = [weight for weight in found if not against or against[weight].is_safe or weight == min(found)]
+    chosen, _ = largest_harmless({weight: found[weight] for weight in allowed})
     set_text_weight(model, chosen)
     table = [
-        {"strength": weight, **dict(zip(METRICS, metric_means(values_CF), strict=True)), "least_z": worst_z[weight]}
+        {
+            "strength": weight,
+            **dict(zip(METRICS, metric_means(values_CF), strict=True)),
+            "least_z": worst_z[weight],
+            **({"low": round(against[weight].low, 4), "safe": against[weight].is_safe} if against else {}),
+        }
         for weight, values_CF in found.items()
     ]
     return {"strength": chosen, "table": table}

@@ -99,7 +99,9 @@ def test_two_views_are_averaged_in_assignments_and_only_the_first_links_document
     (first, graph), (second, _) = random_space(2), random_space(3)
     source, edges = np.zeros(24, dtype=np.int64), np.stack(graph.clicks.nonzero(), axis=1)
     views = (evidence.View(*sides_of(first), 0.7), evidence.View(*sides_of(second), 0.3))
-    facts = evidence.Evidence([str(i) for i in range(60)], [str(i) for i in range(24)], views, edges, graph)
+    facts = evidence.Evidence(
+        [str(i) for i in range(60)], [str(i) for i in range(24)], views, edges, np.ones(len(edges)), graph
+    )
     both = organise_full.view_candidates(facts, source, np.ones(len(edges)), policy=POLICY)
     found = organise_full.link_documents(facts, both, source, policy=POLICY)
     alone = [assignments.query_assignments(view.candidates, source, policy=POLICY).toarray() for view in both]
@@ -140,7 +142,7 @@ def test_the_stored_projection_gives_the_rows_of_the_learned_space(monkeypatch: 
     edges = np.stack(graph.clicks.nonzero(), axis=1)
     query_ids, doc_ids = ([str(i) for i in range(n)] for n in (60, 24))
     views = (evidence.View(features[0], features[1], shrinkage=0.2),)
-    entities = evidence.Evidence(query_ids, doc_ids, views, edges, graph)
+    entities = evidence.Evidence(query_ids, doc_ids, views, edges, np.ones(len(edges)), graph)
     (how,), ready = evidence.prepared_evidence(entities, [[5, 3]])
     assert how.query.rooted_F.tolist() == [True] * 5 + [False] * 3
     assert (how.axes_FR is None) == (width == 99)

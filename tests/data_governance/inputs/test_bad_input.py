@@ -20,6 +20,7 @@ from data_governance.inputs.mapping import reasons
 from data_governance.policy import Policy, load_policy
 from data_governance.stage import StageResult
 from data_governance.stages.admit import record_lost_files
+from runtime.tables import MARKS, ROW_FAULT
 from tests.support.images import encode
 from tests.support.synthetic_shop import IMAGE, SyntheticShop, write_shop
 
@@ -73,6 +74,7 @@ ROWS: list[tuple[str, str, Callable[[pa.Table], pa.Table]]] = [
         "image_too_many_pixels",
         lambda t: put(t, "image", 0, {"bytes": header_only_png(50_000, 50_000), "path": None}),
     ),
+    ("catalogue", "image_format_refused", lambda t: put(t, "image", 0, {"bytes": b"8BPS\0\1", "path": None})),
     ("catalogue", "text_too_long", lambda t: put(t, "text", 0, "x" * 10_000_000)),
     ("catalogue", "neither_image_nor_text", lambda t: put(put(t, "image", 0, None), "text", 0, "")),
     ("catalogue", "missing_id", lambda t: put(t, "doc_id", 0, "")),
@@ -126,8 +128,8 @@ ERRORS: list[tuple[str, Callable[[Path], object], str]] = [
     ),
     (
         "wrong type",
-        lambda f: edit(f, "behaviour", lambda t: t.set_column(2, "clicks", pa.array(["1"] * t.num_rows))),
-        "behaviour: column 'clicks' has type string, a number is needed",
+        lambda f: edit(f, "behaviour", lambda t: t.set_column(2, "clicks", pa.array([True] * t.num_rows))),
+        "behaviour: column 'clicks' has type bool, a number is needed",
     ),
     (
         "wrong image type",
@@ -189,7 +191,8 @@ def test_a_table_is_equal_from_every_file_format(tmp_path: Path, kind: str) -> N
     rows = tables.open_source(str(path), name="behaviour").table
     parts = [pa.concat_tables(part.batches()) for part in open_log(str(path)).parts]
     assert pa.concat_tables(parts).equals(rows)
-    assert rows.column_names == ["query_id", "doc_id", "clicks", "impressions", "position"]
+    assert rows.column_names == ["query_id", "doc_id", "clicks", "impressions", "position", *MARKS]
+    assert rows.column(ROW_FAULT).null_count == 2
     assert rows.column("clicks").to_pylist() == [1.0, 2.0]
     assert rows.column("position").to_pylist() == [None, None]
 
@@ -248,7 +251,7 @@ def test_images_are_read_from_bytes_paths_and_structs(tmp_path: Path) -> None:
     for column in cells:
         pq.write_table(pa.table({"query_id": ["q"], "image": column}), tmp_path / "t.parquet")
         source = tables.open_source(str(tmp_path / "t.parquet"), name="queries")
-        cell = source.table.column("image")[0].as_py()
+        cell = source.images[0]
         assert tables.image_bytes(cell, source.folder, max_bytes=100) == (b"picture", None)
         assert tables.image_bytes(cell, source.folder, max_bytes=3) == (None, "image_file_too_large")
 
@@ -277,6 +280,8 @@ def test_a_link_out_of_the_folder_is_rejected(tmp_path: Path) -> None:
         ("weight_low = 6.0", "weight_low = 6.0 is above weight_high = 5.0"),
         ("rounds = ", "not valid TOML"),
         ("duplicate_radius = 17", "at most 16 of 64 bits"),
+        ("max_image_pixels = 178956971", "max_image_pixels = 178956971: at most 178956970"),
+        ("image_size = 4097", "image_size = 4097: at most 4096"),
     ],
 )
 def test_an_invalid_policy_is_an_error_that_names_the_field(tmp_path: Path, text: str, message: str) -> None:

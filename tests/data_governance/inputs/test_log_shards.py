@@ -14,7 +14,7 @@ from benchmarks.governance.engines import behaviour
 from data_governance import stage
 from data_governance.__main__ import main
 from data_governance.inputs import behaviour_log, rules, shards
-from data_governance.inputs.behaviour_log import BrokenFile, open_log
+from data_governance.inputs.behaviour_log import open_log
 from data_governance.inputs.engine import Engine
 from data_governance.pipeline import PIPELINE
 from data_governance.policy import Policy
@@ -22,6 +22,7 @@ from data_governance.reports.contact_sheets import DROPPED_SHOWN, dropped_rows
 from data_governance.reports.lineage import row_lineage
 from data_governance.stage import LOG, LOG_DROPPED, StageResult, Workspace
 from data_governance.stages import admit_log, click_rates
+from runtime.tables import ROW_DETAIL, ROW_FAULT
 from tests.data_governance.test_pipeline import same_tables
 from tests.data_governance.test_resume import facts, no_file_larger_than
 from tests.support.synthetic_shop import SyntheticShop
@@ -148,7 +149,7 @@ def test_a_truncated_file_loses_its_rows_and_no_others(tmp_path: Path, monkeypat
 
 
 def test_text_files_are_read_in_blocks_and_typed_by_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.tables.BLOCK_BYTES", 256)
+    monkeypatch.setattr("runtime.tables.encoding.BLOCK_BYTES", 256)
     rows = pa.table({"query_id": [f"{i:03d}" for i in range(99)], "doc_id": ["7"] * 99, "clicks": [1] * 99})
     pyarrow.csv.write_csv(rows, tmp_path / "log.csv")
     (tmp_path / "log.jsonl").write_text(
@@ -161,8 +162,9 @@ def test_text_files_are_read_in_blocks_and_typed_by_the_first(tmp_path: Path, mo
         assert found.select(["query_id", "doc_id"]).equals(rows.select(["query_id", "doc_id"])), name
         assert found.column("clicks").to_pylist() == [1.0] * 99
     (tmp_path / "log.csv").write_text((tmp_path / "log.csv").read_text() + '"100","7",many\n')
-    with pytest.raises(BrokenFile, match="log.csv cannot be read as csv"):
-        list(open_log(str(tmp_path / "log.csv")).parts[0].batches())
+    last = list(open_log(str(tmp_path / "log.csv")).parts[0].batches())[-1].to_pylist()[-1]
+    assert last[ROW_FAULT] == "clicks_not_a_number"
+    assert last[ROW_DETAIL] == "log.csv: line 101: 'clicks' is 'many'"
 
 
 def test_lost_rows_fail_the_conservation_check(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_document_whose_partner_is_matched_anew_is_touched_through_its_old_gro
     """a and x were one group by a's ties; the new n takes a, and nothing ties x to either. b was clicked anew."""
     nodes = assignments.ClickGraph(csr_array((2, 5)), np.zeros(2), np.zeros(5), np.ones(5, dtype=bool))
     views = (View(np.zeros((2, 1)), np.zeros((5, 1))),)
-    evidence = Evidence(["p", "q"], ["a", "b", "n", "x", "z"], views, np.array([[0, 1]]), nodes)
+    evidence = Evidence(["p", "q"], ["a", "b", "n", "x", "z"], views, np.array([[0, 1]]), np.ones(1), nodes)
     scale = Scale(np.zeros(1, dtype=bool), np.zeros(1), np.ones(1))
     lens = Projection(scale, scale, np.ones((1, 1)), np.zeros((1, 1)))
     known = PreviousRun((lens,), 0.1, 2.0, {"a": 0, "x": 0, "b": 1, "z": 2}, {}, set())

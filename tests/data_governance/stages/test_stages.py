@@ -15,6 +15,7 @@ from data_governance.inputs.engine import Engine
 from data_governance.inputs.mapping import reasons
 from data_governance.policy import Policy
 from data_governance.stages import balance, click_rates, dedupe, merge_split
+from tests.support.images import encode
 from tests.support.synthetic_shop import on_disk, png
 
 POLICY = Policy()
@@ -94,7 +95,8 @@ def test_the_hash_is_stable_under_rescaling_and_differs_between_drawings() -> No
 def test_cropping_keeps_the_content_and_pads_with_the_border_colour() -> None:
     page = Image.new("RGB", (100, 60), (250, 240, 230))
     page.paste((10, 20, 30), (40, 20, 60, 30))
-    square = images._square(page, 20)
+    square, _ = images.decode_square(encode(page), size=20, max_pixels=6000)
+    assert square is not None
     assert square[10, 10].tolist() == [10, 20, 30]
     assert square[0, 0].tolist() == [250, 240, 230]
     assert square[10, 0].tolist() == [10, 20, 30]

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from transformers import ViTConfig, ViTModel
 
-from modeling_oclear import OclearModel
+from modeling_oclear import OclearImageProcessor, OclearModel
 from tests.support.images import encode
 from tests.support.synthetic_governed import FEATURES, rows
 from train.encoders.backbones import build_model
@@ -327,9 +327,9 @@ def test_error_names_the_undecodable_image_in_one_line(start: Any, tmp_path: Pat
 
 def test_an_image_that_is_larger_than_the_processor_reads_is_refused() -> None:
     data = encode(Image.new("RGB", (6, 5)))
-    assert decode(data, sample_id="a", max_pixels=30).size == (6, 5)
-    with pytest.raises(ValueError, match=r"sample 'a' cannot be read \(6 x 5 pixels; at most 29 in all are read\)"):
-        decode(data, sample_id="a", max_pixels=29)
+    assert decode(data, sample_id="a", processor=OclearImageProcessor(max_image_pixels=30)).size == (6, 5)
+    with pytest.raises(ValueError, match=r"sample 'a' cannot be read \(image of 6 x 5 is over 29 pixels\)"):
+        decode(data, sample_id="a", processor=OclearImageProcessor(max_image_pixels=29))
 
 
 def test_every_view_of_a_photograph_is_upright() -> None:
@@ -337,7 +337,7 @@ def test_every_view_of_a_photograph_is_upright() -> None:
     lying.paste((0, 0, 0), (0, 0, 4, 4))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise
-    upright = decode(encode(lying, exif=exif.tobytes()), sample_id="a", max_pixels=99)
+    upright = decode(encode(lying, exif=exif.tobytes()), sample_id="a", processor=OclearImageProcessor())
     assert upright.size == (4, 8)
     assert upright.getpixel((0, 0)) == (0, 0, 0)
     assert upright.getpixel((0, 7)) == (255, 255, 255)
@@ -345,9 +345,9 @@ def test_every_view_of_a_photograph_is_upright() -> None:
 
 def test_transparency_is_kept_and_sixteen_bits_are_not_clipped() -> None:
     clear = Image.new("RGBA", (3, 3), (1, 2, 3, 0))
-    assert decode(encode(clear), sample_id="a", max_pixels=99).getpixel((0, 0)) == (1, 2, 3, 0)
+    assert decode(encode(clear), sample_id="a", processor=OclearImageProcessor()).getpixel((0, 0)) == (1, 2, 3, 0)
     grey = Image.fromarray(np.full((3, 3), 0x4000, np.uint16))
-    assert decode(encode(grey), sample_id="a", max_pixels=99).getpixel((0, 0)) == (64, 64, 64)
+    assert decode(encode(grey), sample_id="a", processor=OclearImageProcessor()).getpixel((0, 0)) == (64, 64, 64)
 
 
 def test_number_of_workers_is_that_of_cores_up_to_four_or_none(monkeypatch: pytest.MonkeyPatch) -> None:

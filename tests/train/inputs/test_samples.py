@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from data_governance.policy import Policy
+from modeling_oclear import OclearImageProcessor, OclearQueryProcessor
 from tests.support.synthetic_governed import (
     CATEGORIES,
     DOCUMENTS,
@@ -19,7 +21,7 @@ from tests.support.synthetic_governed import (
     write_governed,
     write_samples,
 )
-from train.inputs.samples import read_samples
+from train.inputs.samples import can_train, check_classes, read_samples
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +90,28 @@ def test_error_names_the_wrong_value_and_its_row(tmp_path: Path, column: str, va
         read_samples(folder)
 
 
+def test_the_limit_of_pixels_is_that_of_the_governed_folder(tmp_path: Path) -> None:
+    folder = write_governed(tmp_path / "governed")
+    assert read_samples(folder).max_image_pixels == Policy().max_image_pixels == OclearImageProcessor().max_image_pixels
+    (folder / "policy.toml").write_text(Policy(max_image_pixels=60_000_000).to_toml())
+    processor = OclearQueryProcessor(OclearImageProcessor())
+    read_samples(folder).limit_images(processor)
+    assert processor.image_processor.max_image_pixels == 60_000_000
+    for text, said in (("max_image_pixels = 0", "max_image_pixels is 0"), ("max_image_pixels", "not valid TOML")):
+        (folder / "policy.toml").write_text(text)
+        with pytest.raises(ValueError, match=said):
+            read_samples(folder)
+
+
+def test_a_query_and_a_document_may_share_an_id(tmp_path: Path) -> None:
+    folder = write_governed(tmp_path / "governed")
+    samples = rows()
+    document = next(row for row in samples if row["side"] == "document")
+    document["sample_id"] = next(row["sample_id"] for row in samples if row["side"] == "query")
+    write_samples(folder, samples)
+    assert len(read_samples(folder).table) == len(samples)
+
+
 def test_error_names_the_missing_folder_table_or_column(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a folder.*data_governance run"):
         read_samples(tmp_path / "nowhere")
@@ -111,8 +135,10 @@ def test_error_names_the_missing_folder_table_or_column(tmp_path: Path) -> None:
 def test_empty_samples_and_a_side_without_rows_are_rejected(tmp_path: Path) -> None:
     folder = write_governed(tmp_path / "governed")
     write_samples(folder, [row for row in rows() if row["side"] == "query"])
-    with pytest.raises(ValueError, match="needs queries and documents"):
-        read_samples(folder)
+    samples = read_samples(folder)
+    assert not can_train(samples)
+    with pytest.raises(ValueError, match="holds 0 category with a query and a document"):
+        check_classes(samples)
     for path in (folder / "samples").iterdir():
         pq.write_table(pq.read_table(path).slice(0, 0), path)
     with pytest.raises(ValueError, match="hold no row"):

@@ -70,7 +70,7 @@ def reduced(name: str, folder: Path) -> Recipe:
             torch.manual_seed(0)
             WRITERS[source](place)
             given[name] = str(place)
-    rows = {"image.queries_per_step": 6, "image.documents_per_step": 6}
+    rows = {"image.queries_per_step": 6, "image.documents_per_step": 6, "publish": "trained"}
     return recipe.with_changes({"model.image_size": PIXELS, "model.hidden_size": 20, "text.folds": 3, **rows, **given})
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from train.inputs.cache import FeatureCache
 from train.inputs.composites import CompositeLayout
 from train.inputs.samples import Labels
-from train.text_stage.weight import METRICS, ValidationGallery, held_out_metrics, with_neighbours_shift
+from train.selection.held_out import METRICS, ValidationGallery, held_out_metrics, with_neighbours_shift
 
 
 def gallery(

@@ -27,6 +27,7 @@ from train.inputs.feature_stream import StreamedInputs
 from train.inputs.features import features_of
 from train.inputs.samples import GovernedSamples, Labels, read_samples
 from train.recipes.emoji import tiny
+from train.selection.held_out import ValidationGallery
 from train.text_stage.attention import TRAINED_PARTS, mass_in_named_half, pointing_loss, train_attention
 from train.text_stage.fit import choose_weight, fit_fusion, fit_text_stage
 from train.text_stage.sentence_map import (
@@ -38,7 +39,6 @@ from train.text_stage.sentence_map import (
     ridge_map,
     sentence_vectors,
 )
-from train.text_stage.weight import ValidationGallery
 
 CELL_WIDTH, TOKEN_WIDTH, WIDTH = 10, 12, 20  # of the tiny recipe
 NO_PAGES = CompositeLayout(*(np.zeros(0, dtype=int) for _ in range(3)))

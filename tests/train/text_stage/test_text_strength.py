@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from train.text_stage.weight import SIGNIFICANT_Z, largest_harmless, least_z, metric_means
+from train.selection.held_out import metric_means
+from train.text_stage.weight import SIGNIFICANT_Z, largest_harmless, least_z
 
 
 def test_z_is_the_mean_paired_difference_over_its_standard_error_of_the_worst_figure() -> None:
