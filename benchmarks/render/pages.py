@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.render import governance, head, immr_ablation, readme, recipes, scaling
+from benchmarks.render import catalogues, governance, head, immr_ablation, readme, recipes, scaling
 from benchmarks.render import immr as immr_page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +100,7 @@ def overview_blocks() -> dict[str, str]:
 PAGES: dict[str, Callable[[], dict[str, str]]] = {
     "README.md": readme.blocks,
     "docs/benchmarks.md": overview_blocks,
+    "docs/catalogues.md": catalogues.blocks,
     "docs/governance.md": governance.blocks,
     "docs/head.md": head.blocks,
     "docs/immr.md": immr_page.blocks,

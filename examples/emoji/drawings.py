@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -77,7 +77,8 @@ def _codes_by_name(node_modules: Path, style: Style) -> dict[str, str]:
     return {min(found): name for name, found in codes.items() if len(found) == 1 and name in icons}
 
 
-def _icon_svg(icons: dict[str, Any], name: str) -> str:
+def icon_svg(icons: Mapping[str, Any], name: str) -> str:
+    """Return the SVG text of an icon, or of the icon that an alias stands for, in an Iconify `icons.json`."""
     while name in icons.get("aliases", {}):
         name = icons["aliases"][name]["parent"]
     icon = icons["icons"][name]
@@ -130,7 +131,7 @@ def _sources(node_modules: Path, style: Style, names: Sequence[str]) -> list[str
     if (folder / "assets").is_dir():
         return [(folder / "assets" / name).read_bytes() for name in names]
     icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
-    return [_icon_svg(icons, name) for name in names]
+    return [icon_svg(icons, name) for name in names]
 
 
 def load_drawings(
@@ -150,15 +151,37 @@ def load_drawings(
     source = (style.package, package_version(node_modules, style.package), SIZE, RENDERING_VERSION)
     tools = (version("resvg_py"), version("pillow"))
     folder = cache / "drawings" / f"{style.name}-{hashlib.sha256(repr((source, tools)).encode()).hexdigest()[:12]}"
+    names = {key: listed[key] for key in wanted}
+    return draw(names, folder, read=lambda part: _sources(node_modules, style, part), label=style.name, workers=workers)
+
+
+def draw(
+    names: Mapping[str, str],
+    folder: Path,
+    *,
+    read: Callable[[Sequence[str]], Sequence[str | bytes]],
+    label: str,
+    workers: int,
+) -> dict[str, Drawing]:
+    """Return the drawings of one package by key, and render those that are not in the cache.
+
+    Args:
+        names: {key: drawing}, in the order of rendering.
+        folder: cache folder of this package; its name changes with the version and with everything that pixels
+            depend on.
+        read: returns the SVG texts or WebP bytes of some drawings.
+        label: of the progress bar.
+        workers: rendering processes.
+    """
+    wanted = list(names)
     found: dict[str, Drawing] = {}
     for start in range(0, len(wanted), PART):
         part = wanted[start : start + PART]
-        names = [listed[key] for key in part]
-        path = folder / f"{hashlib.sha256(repr((part, names)).encode()).hexdigest()[:16]}.parquet"
+        listed = [names[key] for key in part]
+        path = folder / f"{hashlib.sha256(repr((part, listed)).encode()).hexdigest()[:16]}.parquet"
         if not path.is_file():
-            sources = _sources(node_modules, style, names)
-            label = f"draw {style.name} {start // PART + 1}/{-(-len(wanted) // PART)}"
-            drawn = list(map_in_order(_render, sources, workers=workers, description=label))
+            title = f"draw {label} {start // PART + 1}/{-(-len(wanted) // PART)}"
+            drawn = list(map_in_order(_render, read(listed), workers=workers, description=title))
             _write_part(path, dict(zip(part, drawn, strict=True)))
         found |= _read_part(path)
     return found

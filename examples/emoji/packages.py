@@ -71,7 +71,7 @@ def npm_command() -> list[str]:
     return [str(binaries / "node"), str(binaries / "npm")]
 
 
-def install_packages(cache: Path, *, extra_styles: bool = False) -> Path:
+def install_packages(cache: Path, *, extra_styles: bool = False, listed: Path = HERE) -> Path:
     """Install the pinned packages into the cache once and return their node_modules folder.
 
     The packages are installed in a temporary folder that is renamed when it is complete, so that interrupted and
@@ -79,36 +79,37 @@ def install_packages(cache: Path, *, extra_styles: bool = False) -> Path:
 
     Args:
         cache: cache folder of this example.
-        extra_styles: also install the styles that are not used in training.
+        extra_styles: also install the optional packages: the styles that are not used in training.
+        listed: folder of package.json and package-lock.json.
 
     Raises:
         ValueError: npm is missing or fails; the message contains the end of its output.
     """
-    lock = (HERE / "package-lock.json").read_bytes()
+    lock = (listed / "package-lock.json").read_bytes()
     digest = hashlib.sha256(lock).hexdigest()[:12]
     final = cache / f"npm-{digest}{'-extra' if extra_styles else ''}"
     if not final.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix="npm-", suffix=".partial", dir=cache))
         try:
-            _npm_ci(partial, optional=extra_styles)
+            _npm_ci(partial, optional=extra_styles, listed=listed)
             rename_into_place(partial, final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return final / "node_modules"
 
 
-def _npm_ci(folder: Path, *, optional: bool) -> None:
+def _npm_ci(folder: Path, *, optional: bool, listed: Path) -> None:
     for name in NPM_FILES:
-        if (HERE / name).is_file():
-            shutil.copyfile(HERE / name, folder / name)
+        if (listed / name).is_file():
+            shutil.copyfile(listed / name, folder / name)
     command = [*npm_command(), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     if not optional:
         command.append("--omit=optional")
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         output = (done.stderr or done.stdout).strip()[-600:]
-        raise ValueError(f"npm could not install the emoji packages (exit {done.returncode}); check network: {output}")
+        raise ValueError(f"npm could not install the packages (exit {done.returncode}); check network: {output}")
 
 
 def rename_into_place(partial: Path, final: Path) -> None:

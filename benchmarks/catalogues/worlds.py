@@ -1,0 +1,41 @@
+"""The domains by name, each loaded once."""
+
+from pathlib import Path
+from threading import Lock
+
+from benchmarks.catalogues import emoji
+from benchmarks.catalogues.icons import world as icons
+from benchmarks.catalogues.world import World
+from examples.emoji.packages import default_cache
+
+
+def default_icon_cache() -> Path:
+    """Folder of icon packages and drawings: beside that of the demo."""
+    return default_cache().parent / "catalogues"
+
+
+class Worlds:
+    """Loads a domain when it is first asked for; safe to share between threads."""
+
+    def __init__(self, *, workers: int) -> None:
+        self._workers = workers
+        self._loaded: dict[str, World] = {}
+        self._lock = Lock()
+
+    def __call__(self, domain: str) -> World:
+        """Return a domain.
+
+        Raises:
+            ValueError: it cannot be had on this machine; the message says why.
+        """
+        with self._lock:
+            if domain not in self._loaded:
+                self._loaded[domain] = self._load(domain)
+            return self._loaded[domain]
+
+    def _load(self, domain: str) -> World:
+        if domain == "emoji":
+            return emoji.load_world(workers=self._workers)
+        if domain == "icons":
+            return icons.load_world(default_icon_cache(), workers=self._workers)
+        raise ValueError(f"the domain {domain} is not written yet")
