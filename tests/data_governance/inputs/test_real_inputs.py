@@ -177,7 +177,7 @@ def test_check_promises_only_what_run_and_training_can_keep(
 
 def test_the_limit_of_pixels_is_that_of_training_and_index() -> None:
     assert OclearImageProcessor().max_image_pixels == MAX_IMAGE_PIXELS == Policy().max_image_pixels
-    with pytest.raises(ValueError, match="max_image_pixels = 50000001: at most 50000000"):
+    with pytest.raises(ValueError, match="max_image_pixels = 178956971: at most 178956970"):
         Policy(max_image_pixels=MOST_IMAGE_PIXELS + 1)
 
 
