@@ -22,7 +22,7 @@ from typing import Any
 from runtime.threads import available_cores
 
 MOST_AT_ONCE = 4
-RECIPE, FULL_RECIPE = "emoji_single", "emoji"
+RECIPE, FULL_RECIPE = "auto", "emoji"
 ALL_BASELINES = ("zero_shot_image", "image_only_documents", "text_removed", "text_shuffled", "text_only")
 # Seconds of each step on an otherwise idle 2-core machine (AMD EPYC), for the estimate of what remains. The steps that
 # a run has finished scale them to its machine.
@@ -31,7 +31,7 @@ USUAL_SECONDS = {
     "govern": 82.0,
     "score": 1.0,
     "train emoji": 367.0,
-    "train emoji_single": 140.0,
+    "train auto": 140.0,
     "train emoji_image_only": 16.0,
     "train emoji_zero_shot": 41.0,
     "second round": 82.0,

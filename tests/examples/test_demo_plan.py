@@ -22,7 +22,7 @@ def test_the_default_demo_trains_once_and_evaluates_no_baseline(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     args = arguments(monkeypatch, "--out", str(tmp_path))
-    expected = ["emoji", "govern", "score", "train emoji_single", "index index", "evaluation"]
+    expected = ["emoji", "govern", "score", "train auto", "index index", "evaluation"]
     assert names(args) == [*expected, "governance page", "page", "cards"]
 
 
@@ -49,7 +49,7 @@ def test_baselines_without_full_are_refused(
     assert "--baselines needs --full" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("recipe", [{"name": "emoji_single"}, {"model": {"name": "emoji_single"}}])
+@pytest.mark.parametrize("recipe", [{"name": "auto"}, {"model": {"name": "auto"}}])
 def test_a_folder_of_another_recipe_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: dict[str, object]
 ) -> None:
@@ -57,7 +57,7 @@ def test_a_folder_of_another_recipe_is_refused(
     arguments(monkeypatch, "--out", str(tmp_path))
     with pytest.raises(SystemExit):
         arguments(monkeypatch, "--full", "--out", str(tmp_path))
-    assert "holds a model of the recipe emoji_single, not emoji" in capsys.readouterr().err
+    assert "holds a model of the recipe auto, not emoji" in capsys.readouterr().err
 
 
 def test_the_estimate_follows_the_speed_of_finished_steps(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_the_full_demo_shares_the_data_and_adds_the_baselines(demo: Path, tmp_pa
 def test_a_folder_of_another_recipe_is_refused(demo: Path) -> None:
     done = call(*DEMO, "--full", "--out", demo)
     assert done.returncode == 2
-    assert "holds a model of the recipe emoji_single, not emoji" in done.stderr
+    assert "holds a model of the recipe auto, not emoji" in done.stderr
 
 
 @pytest.mark.slow
@@ -88,7 +88,7 @@ def test_a_second_call_does_only_what_is_missing(demo: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert (demo / "report.html").is_file()
     assert (demo / "hub" / "model.safetensors").stat().st_mtime_ns == before
-    assert "== train emoji_single: found" in done.stdout
+    assert "== train auto: found" in done.stdout
 
 
 @pytest.mark.slow
