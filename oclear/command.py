@@ -3,8 +3,11 @@
 Each subcommand runs an existing module in this process, exactly as `python -m MODULE` would, and takes the same flags.
 """
 
+import contextlib
 import importlib.util
+import io
 import os
+import re
 import runpy
 import sys
 from collections.abc import Sequence
@@ -180,12 +183,27 @@ def find_examples() -> bool:
         return False
 
 
+def as_typed(text: str) -> str:
+    """A help text with the commands that it names in the form that is typed here: `oclear govern` and so on.
+
+    >>> as_typed("usage: python -m data_governance run [flags]; then python -m retrieval index")
+    'usage: oclear govern [flags]; then oclear index'
+    """
+    for name, command in COMMANDS.items():
+        words = ["python", "-m", *map(re.escape, [command.module, *command.words])]
+        text = re.sub(r"\s+".join(words), f"oclear {name}", text)
+    return re.sub(r"\n {9,}\[", "\n    [", text)  # the usage was indented for the longer name
+
+
 def run_module(command: Command, words: list[str]) -> int:
     """Run a module as `python -m` does, with the user's words after its own; returns its exit status."""
     before = sys.argv
     sys.argv = [f"oclear {words[0]}", *command.words, *words[1:]]
+    help_only = io.StringIO()
+    asks = bool({"--help", "-h"} & set(words))
     try:
-        runpy.run_module(command.module, run_name="__main__", alter_sys=True)
+        with contextlib.redirect_stdout(help_only) if asks else contextlib.nullcontext():
+            runpy.run_module(command.module, run_name="__main__", alter_sys=True)
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)
@@ -200,4 +218,6 @@ def run_module(command: Command, words: list[str]) -> int:
         return 2
     finally:
         sys.argv = before
+        if asks:
+            print(as_typed(help_only.getvalue()), end="")
     return 0

@@ -73,6 +73,14 @@ def test_subcommands_pass_their_flags_to_the_module(name: str, capsys: pytest.Ca
     assert COMMANDS[name].words[0] in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["check", "govern", "index", "push", "plan"])
+def test_help_names_the_command_that_was_typed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: oclear {name} ")
+    assert "python -m" not in said
+
+
 def test_help_of_train_names_the_launcher_and_loads_no_torch() -> None:
     source = "import sys; from oclear.command import main; main(['train', '--help']); print('torch' in sys.modules)"
     done = run_python("-c", source)
