@@ -35,6 +35,9 @@ class Policy:
         max_text_characters: longer texts are rejected: a product text of 100,000 characters is a page dump.
         image_size: side in pixels of the encoder's input; 112 gave the best features per second.
 
+        kept_maps: pictures whose encoder maps are kept in `features/` of the output, about 17 kB each, so that training
+            need not embed them again; 0 keeps none.
+
         duplicate_radius: bits of 64 in which the hashes of two equal drawings may differ.
         duplicate_cosine: least cosine of their raw features; by hash alone, flags that differ in one star are equal.
         duplicate_bucket: most rows of one 16-bit block that are compared; larger buckets are reported, not compared.
@@ -87,6 +90,7 @@ class Policy:
     max_image_bytes: int = 30_000_000
     max_text_characters: int = 100_000
     image_size: int = 112
+    kept_maps: int = 100_000
     duplicate_radius: int = 3
     duplicate_cosine: float = 0.998
     duplicate_bucket: int = 2_000
@@ -137,7 +141,7 @@ class Policy:
             _at_least(self, name, 1)
         for name in ("pool_temperature", "content_temperature", "weight_low"):
             _at_least(self, name, 1e-6)
-        for name in ("threads", "duplicate_radius", "click_prior", "min_affinity", "repeat_power", "seed"):
+        for name in ("threads", "kept_maps", "duplicate_radius", "click_prior", "min_affinity", "repeat_power", "seed"):
             _at_least(self, name, 0)
         for name in ("click_weight", "min_separation", "split_gap", "min_queries_head", "min_queries_body"):
             _at_least(self, name, 0)

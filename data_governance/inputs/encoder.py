@@ -13,9 +13,12 @@ import numpy as np
 import torch
 
 from runtime.arithmetic import IMAGES_AT_ONCE, fast_feature_dtype, with_fused_kernels
+from runtime.map_store import store_key
 
 MEAN, STD = 0.498, 0.502
 LATER_STAGES = (5, 6, 7)
+# Stages before the map that is kept for training, and the stage of the patches: as the shipped recipes cut the network.
+KEPT_STAGE, PATCH_STAGE = 6, 5
 # Side of the grid of mean colours.
 COLOUR_GRID = 6
 # Pooled output, later stages, colour grid.
@@ -42,19 +45,32 @@ class Encoder:
     def __init__(self, folder: Path | None, *, threads: int) -> None:
         torch.set_num_threads(threads)
         self.dtype = fast_feature_dtype()
-        if folder is None:
-            self._views = [_packaged(self.dtype)]
-        else:
+        self._packaged = _PackagedView(self.dtype)
+        self._views: list[Callable[[torch.Tensor], list[torch.Tensor]]] = [self._packaged]
+        if folder is not None:
             forward, self.is_oclear = _from_folder(folder)
-            self._views = [_packaged(self.dtype), forward] if self.is_oclear else [forward]
+            self._views = [self._packaged, forward] if self.is_oclear else [forward]
             self.name = f"{folder.name} {_digest(folder)}" + (f" beside {self.name}" if self.is_oclear else "")
 
-    def features(self, squares_NSSC: np.ndarray) -> np.ndarray:
-        """(N, S, S, 3) uint8 -> (N, W) float16, W the sum of `block_widths`."""
+    def maps_key(self, processor: Any) -> str | None:
+        """Key of the store of maps that training reads; None where the packaged network does not run."""
+        if self._packaged not in self._views:
+            return None
+        network = self._packaged.module.network
+        return store_key(network, processor, stages=KEPT_STAGE, patch_stage=PATCH_STAGE, dtype=self.dtype)
+
+    def features(self, squares_NSSC: np.ndarray, *, maps: list[dict[str, np.ndarray]] | None = None) -> np.ndarray:
+        """(N, S, S, 3) uint8 -> (N, W) float16, W the sum of `block_widths`.
+
+        Args:
+            maps: the packaged network's maps of every part are appended: "inputs" and "cells", as training caches them.
+        """
         parts = []
         for start in range(0, len(squares_NSSC), IMAGES_AT_ONCE):
             blocks = self._blocks(squares_NSSC[start : start + IMAGES_AT_ONCE])
             parts.append(torch.cat([block.to(torch.float16) for block in blocks], dim=1).numpy())
+            if maps is not None:
+                maps.append(self._packaged.last_maps)
         return np.concatenate(parts)
 
     def block_widths(self, image_size: int) -> list[int]:
@@ -86,26 +102,40 @@ class _Packaged(torch.nn.Module):
         self.network = network.to(dtype).to(memory_format=torch.channels_last)
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(B, 3, S, S) -> pooled output and the means of the later stages."""
+        """(B, 3, S, S) -> kept map, map of the patches, pooled output, means of the later stages."""
         out = self.network(pixels.to(self.dtype).contiguous(memory_format=torch.channels_last))
-        return out.pooler_output, *(out.hidden_states[stage].mean(dim=(2, 3)) for stage in LATER_STAGES)
+        maps = out.hidden_states[KEPT_STAGE], out.hidden_states[PATCH_STAGE]
+        return *maps, out.pooler_output, *(out.hidden_states[stage].mean(dim=(2, 3)) for stage in LATER_STAGES)
 
 
-def _packaged(dtype: str) -> Callable[[torch.Tensor], list[torch.Tensor]]:
-    """Forward function of the packaged network for up to `IMAGES_AT_ONCE` images; fewer are filled up with zeros."""
-    module = _Packaged(getattr(torch, dtype)).eval()
-    fused: dict[tuple[int, ...], Callable[[torch.Tensor], tuple[torch.Tensor, ...]]] = {}
+class _PackagedView:
+    """Blocks of the packaged network for up to `IMAGES_AT_ONCE` images; fewer are filled up with zeros.
 
-    def forward(pixels: torch.Tensor) -> list[torch.Tensor]:
-        if dtype != "float32":
-            return list(module(pixels))
-        count = len(pixels)
-        filled = torch.cat([pixels, pixels.new_zeros(-count % IMAGES_AT_ONCE, *pixels.shape[1:])])
-        if filled.shape not in fused:
-            fused[filled.shape] = with_fused_kernels(module, filled)
-        return [block[:count] for block in fused[filled.shape](filled)]
+    Attributes:
+        last_maps: float16 maps of the images of the last call.
+    """
 
-    return forward
+    def __init__(self, dtype: str) -> None:
+        self.module = _Packaged(getattr(torch, dtype)).eval()
+        self.last_maps: dict[str, np.ndarray] = {}
+        self._fused: dict[tuple[int, ...], Callable[[torch.Tensor], tuple[torch.Tensor, ...]]] = {}
+
+    def __call__(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        kept, patches, *blocks = (block[: len(pixels)] for block in self._forward(pixels))
+        self.last_maps = {
+            "inputs": kept.to(torch.float16).numpy(),
+            "cells": patches.flatten(2).transpose(1, 2).to(torch.float16).numpy(),
+        }
+        return blocks
+
+    def _forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if self.module.dtype != torch.float32:
+            found: tuple[torch.Tensor, ...] = self.module(pixels)
+            return found
+        filled = torch.cat([pixels, pixels.new_zeros(-len(pixels) % IMAGES_AT_ONCE, *pixels.shape[1:])])
+        if filled.shape not in self._fused:
+            self._fused[filled.shape] = with_fused_kernels(self.module, filled)
+        return self._fused[filled.shape](filled)
 
 
 def _from_folder(folder: Path) -> tuple[Callable[[torch.Tensor], list[torch.Tensor]], bool]:

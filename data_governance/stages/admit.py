@@ -26,6 +26,7 @@ from data_governance.inputs.behaviour_log import Log
 from data_governance.inputs.encoder import Encoder
 from data_governance.inputs.engine import Engine, threads
 from data_governance.inputs.images import decode_square, hash64
+from data_governance.inputs.map_keeper import MapKeeper, map_keeper
 from data_governance.inputs.mapping import Rule, reasons
 from data_governance.inputs.tables import Source, feature_column, image_bytes
 from data_governance.policy import Policy
@@ -35,6 +36,7 @@ from data_governance.stages.readiness import shortfalls
 from runtime.tables import ROW_DETAIL, ROW_FAULT
 
 logger = logging.getLogger(__name__)
+
 
 # (fault or None, sha256 of the bytes or None without a valid image, perceptual hash)
 DecodedFacts = tuple[str | None, str | None, int]
@@ -63,6 +65,7 @@ def run(context: GovernanceContext) -> StageResult:
         engine=context.engine,
         encoder=context.encoder,
         reused=(context.workspace.out, context.previous),
+        keeper=map_keeper(context.workspace.out, context.encoder, policy=context.policy),
     )
     missing = shortfalls(result.tables[DOCUMENT.table], result.shards(LOG))
     if missing:
@@ -78,11 +81,12 @@ def admit(
     engine: Engine,
     encoder: Encoder,
     reused: tuple[Path | None, ...] = (),
+    keeper: MapKeeper | None = None,
 ) -> StageResult:
     """Drop bad rows; hash and embed the images of the others.
 
     Args:
-        folder: empty folder that the shards of the log are written into.
+        folder: empty folder that the shards of the log are written into. keeper: keeps encoder maps for training.
         reused: governed folders of earlier runs whose image features are reused.
     """
     key = cache_key(policy, encoder)
@@ -92,7 +96,7 @@ def admit(
     notes |= {"blocks": widths, "views": encoder.blocks_per_view(len(widths))}
     result, admitted = StageResult(notes=notes, folder=folder), {}
     for side, source in ((QUERY, inputs.queries), (DOCUMENT, inputs.catalogue)):
-        facts = image_facts(source, policy=policy, encoder=encoder, cache=cache, width=sum(widths))
+        facts = image_facts(source, policy=policy, encoder=encoder, cache=cache, width=sum(widths), keeper=keeper)
         result.notes["images_taken_over"] += facts.num_reused
         table = source.table.append_column("row", pa.array(range(source.table.num_rows), pa.int64()))
         for name, column in facts.columns.items():
@@ -198,11 +202,19 @@ class ImageFacts:
     num_reused: int
 
 
-def image_facts(source: Source, *, policy: Policy, encoder: Encoder, cache: ImageCache, width: int) -> ImageFacts:
+def image_facts(
+    source: Source,
+    *,
+    policy: Policy,
+    encoder: Encoder,
+    cache: ImageCache,
+    width: int,
+    keeper: MapKeeper | None = None,
+) -> ImageFacts:
     """Decode, hash and embed every image of a table that is not cached, in batches.
 
     Args:
-        width: of the encoder's features.
+        width: of the encoder's features. keeper: keeps the maps of new pictures.
     """
     found: list[DecodedFacts] = []
     parts: list[np.ndarray] = []
@@ -211,7 +223,9 @@ def image_facts(source: Source, *, policy: Policy, encoder: Encoder, cache: Imag
     with tqdm(total=total, desc=f"embed {source.name}", unit="image", delay=1, mininterval=1) as bar:
         for squares, new, facts in decoded_batches(source, policy=policy, known_hashes=cache.hash_of):
             values = np.zeros((len(facts), width), dtype=np.float16)
-            if len(new):
+            if len(new) and keeper is not None:
+                values[new] = keeper.features(encoder, squares, [str(facts[i][1]) for i in new])
+            elif len(new):
                 values[new] = encoder.features(squares)
             old = [i for i, (_, sha, _) in enumerate(facts) if sha in cache.row_of]
             if old:
@@ -220,6 +234,8 @@ def image_facts(source: Source, *, policy: Policy, encoder: Encoder, cache: Imag
             parts.append(values)
             found += facts
             bar.update(len(facts))
+    if keeper is not None:
+        keeper.flush()
     columns = {
         "image_fault": pa.array([fault or "" for fault, _, _ in found]),
         "has_image": pa.array([sha is not None for _, sha, _ in found]),

@@ -22,11 +22,13 @@ from torch import Tensor
 from torch.utils.data import Subset
 from tqdm import tqdm
 
+from runtime.map_store import MapStore
 from train.inputs.composites import CompositeLayout, composite_layouts
 from train.inputs.feature_files import Progress, RowFile, WorkerGroup, fill_rows, locked
 from train.inputs.feature_keys import cache_keys
 from train.inputs.frozen_part import FrozenPart, arithmetic, cells_are_trained, check_stages
 from train.inputs.sample_table import SampleTable
+from train.inputs.stored_views import StoredViews, open_store, stored_views
 from train.inputs.views import CompositeImages, Side, Views, decode_workers, pixel_batches
 from train.parallel.collectives import max_over_ranks
 from train.recipes.recipe import Recipe
@@ -71,7 +73,7 @@ class _ImageJob:
 
     Attributes:
         data: of N rows. present: (N,) bool, has an image. augmented: (N,) bool, is trained on: of the other rows the
-            clean view alone is embedded.
+            clean view alone is embedded. stored: clean views that governance has embedded.
     """
 
     name: str
@@ -80,6 +82,7 @@ class _ImageJob:
     augmented: np.ndarray
     home: Path
     keep: tuple[str, ...]
+    stored: StoredViews | None = None
 
 
 def _fill_images(frozen: FrozenPart, job: _ImageJob, *, workers: int, group: WorkerGroup) -> None:
@@ -96,8 +99,11 @@ def _fill_images(frozen: FrozenPart, job: _ImageJob, *, workers: int, group: Wor
             here = rows[place : place + len(pixel_BVCHW)]
             place += len(pixel_BVCHW)
             wanted_BV = np.repeat(job.augmented[here][:, None], pixel_BVCHW.shape[1], axis=1)
-            wanted_BV[:, 0] = True
-            yield _embedded(frozen, pixel_BVCHW, wanted_BV & job.present[here][:, None])
+            wanted_BV[:, 0] = True if job.stored is None else ~job.stored.has_row[here]
+            values = _embedded(frozen, pixel_BVCHW, wanted_BV & job.present[here][:, None])
+            if job.stored is not None:
+                job.stored.fill(values, here)
+            yield values
 
     fill_rows(files, Progress(job.home / f"{job.name}.progress", len(job.data)), group=group, batches=batches)
 
@@ -171,6 +177,7 @@ def cache_features(
     workers: int | None = None,
     together: bool = False,
     trained: dict[str, np.ndarray] | None = None,
+    governed: Path | None = None,
 ) -> FeatureCache:
     """Compute the features of every governed sample, or open those that were computed before.
 
@@ -183,6 +190,7 @@ def cache_features(
         together: all ranks call it, and each embeds its part of the rows.
         trained: (N,) bool by side, rows that are trained on; the others are embedded without augmentation, and their
             other views are zeros. None: all rows.
+        governed: the governed folder, whose `features/` may hold clean views that need not be embedded again.
 
     Raises:
         ValueError: the backbone cannot be cut there, the patches come from a stage that is trained, an image cannot be
@@ -201,13 +209,14 @@ def cache_features(
     )
     model.eval()
     frozen = FrozenPart(model, recipe)
+    stored = None if governed is None else open_store(governed, model, processor, recipe)
     has_composites = (
         model.config.text_config is not None and len(layouts.named) and not cells_are_trained(model, recipe)
     )
     with _unfinished(folder / images_key, group=group) as images:
         if images.is_needed:
             for job in _sample_jobs(
-                (queries, documents), trained, processor, recipe=recipe, home=images.home, seed=seed
+                (queries, documents), trained, processor, recipe=recipe, home=images.home, seed=seed, stored=stored
             ):
                 _fill_images(frozen, job, workers=workers, group=group)
     with _unfinished(folder / texts_key, group=group) as texts_folder:
@@ -235,7 +244,14 @@ def cache_texts(
 
 
 def _sample_jobs(
-    sides: tuple[Side, Side], trained: dict[str, np.ndarray], processor: Any, *, recipe: Recipe, home: Path, seed: int
+    sides: tuple[Side, Side],
+    trained: dict[str, np.ndarray],
+    processor: Any,
+    *,
+    recipe: Recipe,
+    home: Path,
+    seed: int,
+    stored: MapStore | None,
 ) -> Iterator[_ImageJob]:
     """Jobs of both sides: all views of trained images, the clean one of the others, and the patches of documents."""
     for rows, views, keep in zip(
@@ -244,8 +260,10 @@ def _sample_jobs(
         (("inputs",), ("inputs", "cells")),
         strict=True,
     ):
-        data = Views(rows, processor, views=views, seed=seed, augmented=trained[rows.side])
-        yield _ImageJob(rows.side, data, rows.has_image, trained[rows.side], home, keep)
+        known = None if stored is None else stored_views(rows, stored)
+        skipped = None if known is None else known.has_row & ~(trained[rows.side] & (views > 0))
+        data = Views(rows, processor, views=views, seed=seed, augmented=trained[rows.side], skipped=skipped)
+        yield _ImageJob(rows.side, data, rows.has_image, trained[rows.side], home, keep, known)
 
 
 @dataclass(frozen=True)

@@ -24,4 +24,5 @@ def features_of(
         seed=seed,
         together=True,
         trained=samples.is_trained(),
+        governed=samples.folder,
     )

@@ -62,6 +62,7 @@ class GovernedSamples:
         keys, leaves: category_key and coarse category ("" = unknown) by category id.
         events: (old_key, event, new_key) of category_map.parquet; empty without that file.
         max_image_pixels: limit that governance admitted images under, from policy.toml.
+        folder: the governed folder.
     """
 
     table: SampleTable
@@ -76,6 +77,7 @@ class GovernedSamples:
     leaves: tuple[str, ...] = ()
     events: tuple[tuple[str | None, str, str | None], ...] = ()
     max_image_pixels: int = MAX_IMAGE_PIXELS
+    folder: Path | None = None
 
     def is_trained(self) -> dict[str, np.ndarray]:
         """(N,) bool by side: rows of `classes` in split "train", with an image."""
@@ -132,6 +134,7 @@ def read_samples(folder: Path) -> GovernedSamples:
         leaves=tuple(leaves),
         events=_events(folder),
         max_image_pixels=_max_image_pixels(folder),
+        folder=folder,
     )
 
 

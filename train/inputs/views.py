@@ -92,18 +92,29 @@ class Views(Dataset[Tensor | UnreadableImage]):
 
     Args:
         augmented: (N,) bool; augmented views of the other rows are zeros. None: all rows.
+        skipped: (N,) bool; these rows are not decoded, all their views are zeros. None: no row.
     """
 
     def __init__(
-        self, side: Side, processor: Any, *, views: int, seed: int, augmented: np.ndarray | None = None
+        self,
+        side: Side,
+        processor: Any,
+        *,
+        views: int,
+        seed: int,
+        augmented: np.ndarray | None = None,
+        skipped: np.ndarray | None = None,
     ) -> None:
-        self.side, self.views, self.seed, self.augmented = side, views, seed, augmented
+        self.side, self.views, self.seed = side, views, seed
+        self.augmented, self.skipped = augmented, skipped
         self.processor = processor.image_processor
 
     def __len__(self) -> int:
         return len(self.side)
 
     def __getitem__(self, row: int) -> Tensor | UnreadableImage:
+        if self.skipped is not None and self.skipped[row]:
+            return torch.zeros(1 + self.views, 3, self.processor.size, self.processor.size)
         if self.augmented is None or self.augmented[row]:
             return self.of(row, range(1 + self.views))
         clean = self.of(row, [0])
