@@ -136,8 +136,8 @@ def input_digest(request: Request, context: GovernanceContext) -> str:
             fact = [name, stat.st_size, stat.st_mtime_ns] if stat else [location]
             digest.update(json.dumps(fact).encode())
     for source in (context.inputs.queries, context.inputs.catalogue):
-        for fact in tables.picture_files(source):
-            digest.update(json.dumps(fact).encode())
+        for picture in tables.picture_files(source):
+            digest.update(json.dumps(picture).encode())
     return digest.hexdigest()
 
 

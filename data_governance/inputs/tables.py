@@ -182,7 +182,9 @@ def open_source(location: str, *, name: str, mark: bool = True) -> Source:
         raise none_usable(sorted(lost), files=opened.files, folder=opened.folder or Path())
     if sum(table.num_rows for table in tables) == 0:
         raise ValueError(f"{name}: {location} has no rows. Give a table with at least one.")
-    return Source(name, pa.concat_tables(tables).combine_chunks(), opened.folder, opened.files, tuple(sorted(lost)), images)
+    return Source(
+        name, pa.concat_tables(tables).combine_chunks(), opened.folder, opened.files, tuple(sorted(lost)), images
+    )
 
 
 def _has_images(name: str) -> bool:
