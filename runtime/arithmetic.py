@@ -47,7 +47,7 @@ def with_fused_kernels(module: Any, example: Any) -> Callable[[Any], Any]:
             wanted, found = module(example), traced(example)
     except (RuntimeError, TypeError, ValueError) as error:
         logger.debug("kernels are not fused: %s", error)
-        return module  # type: ignore[no-any-return]
+        return module
     pairs = [(wanted, found)] if isinstance(wanted, torch.Tensor) else list(zip(wanted, found, strict=True))
     equal = all(float((a - b).abs().max()) <= LARGEST_DIFFERENCE * float(a.abs().max()) for a, b in pairs)
-    return traced if equal else module  # type: ignore[no-any-return]
+    return traced if equal else module

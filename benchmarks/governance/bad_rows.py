@@ -55,7 +55,10 @@ class StandIn(Encoder):
     def block_widths(self, image_size: int) -> list[int]:
         return [12]
 
-    def features(self, squares_NSSC: np.ndarray) -> np.ndarray:
+    def maps_key(self, processor: Any) -> str | None:
+        return None
+
+    def features(self, squares_NSSC: np.ndarray, *, maps: list[dict[str, np.ndarray]] | None = None) -> np.ndarray:
         half = squares_NSSC.shape[1] // 2
         quarters = squares_NSSC[:, : 2 * half, : 2 * half].reshape(-1, 2, half, 2, half, 3).mean(axis=(2, 4))
         return np.asarray(quarters.reshape(len(quarters), 12), dtype=np.float16)

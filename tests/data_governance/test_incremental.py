@@ -37,9 +37,9 @@ class CountingEncoder(Encoder):
         super().__init__(None, threads=1)
         self.embedded = 0
 
-    def features(self, squares_NSSC: np.ndarray) -> np.ndarray:
+    def features(self, squares_NSSC: np.ndarray, *, maps: list[dict[str, np.ndarray]] | None = None) -> np.ndarray:
         self.embedded += len(squares_NSSC)
-        return super().features(squares_NSSC)
+        return super().features(squares_NSSC, maps=maps)
 
 
 def facts_of(numbers: list[int], encoder: Encoder, cache: ImageCache | None = None) -> admit.ImageFacts:

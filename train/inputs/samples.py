@@ -114,8 +114,7 @@ def read_samples(folder: Path) -> GovernedSamples:
         name = _name_of(table, int(np.flatnonzero(query & ~has_image)[0]))
         raise ValueError(f"samples: query {name!r} has no image; a query is an image; {REMEDY}")
     trained = ~validation & has_image
-    sides = (np.unique(facts.category_ids[trained & side]) for side in (query, document))
-    classes = np.intersect1d(*sides)
+    classes = np.intersect1d(facts.category_ids[trained & query], facts.category_ids[trained & document])
     return GovernedSamples(
         table=table,
         labels=Labels(

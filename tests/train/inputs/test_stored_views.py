@@ -10,7 +10,7 @@ from data_governance.__main__ import main
 from runtime.map_store import FOLDER, MapStore
 from tests.support.synthetic_shop import write_shop
 from train.encoders.backbones import build_model
-from train.inputs import cache as cache_module
+from train.inputs import frozen_part
 from train.inputs.cache import FeatureCache, cache_features
 from train.inputs.samples import read_samples
 from train.inputs.stored_views import open_store
@@ -19,7 +19,7 @@ from train.recipes.recipe import Recipe
 
 RECIPE = emoji_single().with_changes({"text.encoder": None, "image.query_views": 0, "image.document_views": 1})
 # Fused kernels of two different graphs differ by rounding; the values are kept in half precision.
-CLOSE = {"rtol": 2e-2, "atol": 2e-2}
+CLOSE = 2e-2
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_stored_views_are_those_that_training_computes(governed: Path, tmp_path:
     stored = features(tmp_path / "stored", governed, RECIPE, given=governed)
     for name in ("query_inputs", "document_inputs", "document_cells"):
         ours, theirs = (np.asarray(getattr(one, name), np.float32) for one in (stored, computed))
-        np.testing.assert_allclose(ours, theirs, **CLOSE)
+        np.testing.assert_allclose(ours, theirs, rtol=CLOSE, atol=CLOSE)
         assert np.abs(ours).max() > 0.1
 
 
@@ -59,13 +59,13 @@ def test_a_stored_query_is_neither_decoded_nor_embedded(
     governed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[int] = []
-    usual = cache_module.FrozenPart.__call__
+    usual = frozen_part.FrozenPart.__call__
 
     def counting(self: Any, pixels: Any) -> Any:
         counts.append(len(pixels))
         return usual(self, pixels)
 
-    monkeypatch.setattr(cache_module.FrozenPart, "__call__", counting)
+    monkeypatch.setattr(frozen_part.FrozenPart, "__call__", counting)
     still = RECIPE.with_changes({"image.document_views": 0})
     features(tmp_path / "stored", governed, still, given=governed)
     assert sum(counts) <= 4, "shapes and empty batches alone"
