@@ -226,6 +226,8 @@ def _check_work(image: Any, data: bytes, max_pixels: int) -> None:
 
 
 def _upright(image: Image.Image, max_pixels: int, exif_orientation: bool) -> Image.Image:
+    if not isinstance(image.info.get("xmp", b""), bytes):
+        del image.info["xmp"]  # damaged: Pillow would look for an orientation in it when it decodes a TIFF
     image.load()
     _check_size(image.size, max_pixels)  # an icon, or a frame larger than its GIF, has another size once decoded
     turn = TURNS.get(_orientation(image)) if exif_orientation else None

@@ -222,11 +222,11 @@ def little_endian_16(rng: Rng) -> bytes:
     return _field(rng, "<H", 400)
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _chunks(data: bytearray) -> Iterator[tuple[bytes, bytes]]:
     at = 8
     while at + 8 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
-        yield data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        yield bytes(data[at + 4 : at + 8]), bytes(data[at + 8 : at + 8 + length])
         at += 12 + length
 
 
@@ -287,7 +287,7 @@ def png_bomb(rng: Rng) -> bytes:
     return _png(chunks)
 
 
-def _segments(data: bytes) -> list[bytes]:
+def _segments(data: bytearray) -> list[bytes]:
     found, at = [], 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         (length,) = struct.unpack_from(">H", data, at + 2)

@@ -94,13 +94,14 @@ def gif_of(width: int, height: int) -> bytes:
     return b"GIF89a" + screen + b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x00;"
 
 
-def tiff_with(entry: bytes) -> bytes:
-    """A TIFF with its first directory entry of that tag replaced."""
+def tiff_with(entry: bytes, *, replaced: int = 0) -> bytes:
+    """A TIFF with a directory entry in place of that of the same tag, or of tag `replaced`."""
+    tag = struct.pack("<H", replaced) if replaced else entry[:2]
     data = bytearray(encode(scene(), "TIFF"))
     (directory,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, directory)
     for at in range(directory + 2, directory + 2 + 12 * count, 12):
-        if data[at : at + 2] == entry[:2]:
+        if data[at : at + 2] == tag:
             data[at : at + 12] = entry
     return bytes(data)
 
@@ -161,6 +162,7 @@ def pictures() -> dict[str, bytes]:
         "ico": ico_of(encode(colour)),
         "altitude_as_text": jpeg_with_exif(text_altitude),
         "resolution_as_text": jpeg_with_exif(text_resolution),
+        "xmp_as_numbers": tiff_with(struct.pack("<HHII", 700, 4, 2, 8), replaced=284),
         "exif_garbage": jpeg_with_exif(b"II*\0\xff\xff\xff\xff rubbish"),
         "large_text_png": with_chunk(encode(colour), png_chunk(b"tEXt", b"Comment\0" + b"x" * 900_000)),
         "long_and_thin": png_of(8, 60_000, plain_rows(8, 60_000)),
