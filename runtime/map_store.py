@@ -57,6 +57,7 @@ class MapStore:
         self.folder = folder
         self._shards: list[Path] = []
         self._place: dict[bytes, tuple[int, int]] = {}
+        self._mapped: dict[tuple[int, str], np.ndarray] = {}
         for path in sorted(folder.glob("[0-9]*")) if folder.is_dir() else []:
             self._open(path)
 
@@ -85,10 +86,9 @@ class MapStore:
     def read(self, name: str, shas: Sequence[str]) -> np.ndarray:
         """(len(shas), ...) rows of one array; every picture must be in the store."""
         places = [self._place[sha.encode()] for sha in shas]
-        found: list[Any] = [None] * len(places)
-        for number in sorted({shard for shard, _ in places}):
-            values = np.load(self._shards[number] / f"{name}.npy", mmap_mode="r")
-            for i, (shard, row) in enumerate(places):
-                if shard == number:
-                    found[i] = values[row]
-        return np.stack(found)
+        return np.stack([self._array(shard, name)[row] for shard, row in places])
+
+    def _array(self, shard: int, name: str) -> np.ndarray:
+        if (shard, name) not in self._mapped:
+            self._mapped[shard, name] = np.load(self._shards[shard] / f"{name}.npy", mmap_mode="r")
+        return self._mapped[shard, name]

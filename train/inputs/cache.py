@@ -100,7 +100,7 @@ def _fill_images(frozen: FrozenPart, job: _ImageJob, *, workers: int, group: Wor
             place += len(pixel_BVCHW)
             wanted_BV = np.repeat(job.augmented[here][:, None], pixel_BVCHW.shape[1], axis=1)
             wanted_BV[:, 0] = True if job.stored is None else ~job.stored.has_row[here]
-            values = _embedded(frozen, pixel_BVCHW, wanted_BV & job.present[here][:, None])
+            values = _embedded(frozen, pixel_BVCHW, wanted_BV & job.present[here][:, None], shapes)
             if job.stored is not None:
                 job.stored.fill(values, here)
             yield values
@@ -108,24 +108,26 @@ def _fill_images(frozen: FrozenPart, job: _ImageJob, *, workers: int, group: Wor
     fill_rows(files, Progress(job.home / f"{job.name}.progress", len(job.data)), group=group, batches=batches)
 
 
-def _embedded(frozen: FrozenPart, pixel_BVCHW: Tensor, wanted_BV: np.ndarray) -> dict[str, np.ndarray]:
+def _embedded(
+    frozen: FrozenPart, pixel_BVCHW: Tensor, wanted_BV: np.ndarray, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
     """`inputs` (B, V, ...) and `cells`, the patches of the clean view (B, P, H), fp16; zeros where not wanted."""
-    wanted = torch.from_numpy(wanted_BV)
-    found = frozen(pixel_BVCHW[wanted]) if wanted_BV.any() else frozen(torch.zeros_like(pixel_BVCHW[0, :1]))
-    values = {}
-    for name, value in found.items():
-        full = torch.zeros(*wanted.shape, *value.shape[1:], dtype=torch.float16)
-        if wanted_BV.any():
-            full[wanted] = value.to(torch.float16)
-        values[name] = full.numpy()
-    return {"inputs": values["inputs"], "cells": values["cells"][:, 0]}
+    rows = len(wanted_BV)
+    values = {name: torch.zeros(rows, *shape, dtype=torch.float16) for name, shape in shapes.items()}
+    if wanted_BV.any():
+        wanted = torch.from_numpy(wanted_BV)
+        found = frozen(pixel_BVCHW[wanted])
+        values["inputs"][wanted] = found["inputs"].to(torch.float16)
+        is_clean = torch.from_numpy(np.nonzero(wanted_BV)[1] == 0)
+        values["cells"][wanted[:, 0]] = found["cells"][is_clean].to(torch.float16)
+    return {name: value.numpy() for name, value in values.items()}
 
 
 def _shapes(frozen: FrozenPart, data: Any) -> dict[str, tuple[int, ...]]:
     """Shape of a row of each output, from an image of zeros."""
     views, size = (data.views + 1, data.processor.size) if isinstance(data, Views) else (1, data.clean.processor.size)
-    found = _embedded(frozen, torch.zeros(1, views, 3, size, size), np.ones((1, views), dtype=bool))
-    return {name: value.shape[1:] for name, value in found.items()}
+    found = frozen(torch.zeros(1, 3, size, size))
+    return {"inputs": (views, *found["inputs"].shape[1:]), "cells": tuple(found["cells"].shape[1:])}
 
 
 def _fill_texts(
