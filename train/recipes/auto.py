@@ -5,7 +5,7 @@ The rules, each with its reason; where several numbers would do, the one that se
 
     steps           every class is drawn `VISITS` times by each side, within `LEAST_STEPS` and `MOST_STEPS`
     rows of a step  at most one of a class: with few classes, more would repeat them
-    views           augmented views make up for few rows of a class; none where a class has many
+    views           augmented views make up for few rows of a class; one is always there, because it helps many rows too
     rates           full for many queries a class, lower for few: each wrong click then weighs more
     sampling        from `SAMPLED_FROM` classes on, as many as that take part in a step, by the margin softmax
     evaluation      ten times a run, with early stopping; the best weights are published, and divergence goes back
@@ -18,7 +18,7 @@ from train.recipes.emoji import emoji_single
 from train.recipes.recipe import Recipe, SoftmaxLoss
 
 NAME = "auto"
-VISITS = 34
+VISITS = 42
 LEAST_STEPS, MOST_STEPS = 100, 20_000
 ROWS = 128
 LEAST_ROWS = 16
@@ -26,7 +26,7 @@ SAMPLED_FROM = 20_000
 ROWWISE_FROM = 100_000
 EVALUATIONS = 10
 ENOUGH_ROWS = 8.0  # of one side of a class, clean and augmented together
-MOST_VIEWS = 3
+LEAST_VIEWS, MOST_VIEWS = 1, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def views(rows_per_class: float) -> int:
     """Augmented views of each row, so that a class has about `ENOUGH_ROWS` inputs of a side.
 
     >>> [views(rows) for rows in (1, 2, 4, 8, 50)]
-    [3, 3, 1, 0, 0]
+    [3, 3, 1, 1, 1]
     """
     wanted = math.ceil(ENOUGH_ROWS / max(rows_per_class, 1.0)) - 1
-    return min(MOST_VIEWS, max(0, wanted))
+    return min(MOST_VIEWS, max(LEAST_VIEWS, wanted))
