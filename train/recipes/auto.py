@@ -1,12 +1,11 @@
 """The recipe `auto`: settings that follow from the counts of a governed folder.
 
-The rules, each with its reason; where several numbers would do, the one that served the catalogues of
-`python -m benchmarks.catalogues` (docs/log.md):
+The rules; rates are those of the base recipe, cut by recovery where they are too high. What was tried on catalogues of
+other kinds stands in docs/log.md:
 
     steps           every class is drawn `VISITS` times by each side, within `LEAST_STEPS` and `MOST_STEPS`
     rows of a step  at most one of a class: with few classes, more would repeat them
     views           augmented views make up for few rows of a class; one is always there, because it helps many rows too
-    rates           full for many queries a class, lower for few: each wrong click then weighs more
     sampling        from `SAMPLED_FROM` classes on, as many as that take part in a step, by the margin softmax
     evaluation      ten times a run, with early stopping; the best weights are published, and divergence goes back
 """
