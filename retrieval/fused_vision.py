@@ -25,6 +25,13 @@ class FusedVision(nn.Module):
         self.vision, self.stage, self.config = vision, stage, vision.config
         self._fused: dict[torch.Size, Any] = {}
 
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the encoder's: its stages, its `forward_trunk` and `forward_tail`."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("vision"), name)
+
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""

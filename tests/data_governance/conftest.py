@@ -9,7 +9,7 @@ from tests.support.synthetic_shop import SyntheticShop, write_shop
 
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> SyntheticShop:
-    return write_shop(tmp_path_factory.mktemp("shop"))
+    return write_shop(tmp_path_factory.mktemp("shop"), queries=16)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
 def test_recipes_are_listed_with_what_they_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert read_options(["--list-recipes"]) is None
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(RECIPES)
+    assert [line.split()[0] for line in lines] == ["auto", *RECIPES]
     assert all(len(line.split()) > 4 for line in lines)
 
 

@@ -50,7 +50,7 @@ def alone(governed: Path) -> Path:
 def test_a_run_leaves_everything_that_the_next_stages_read(alone: Path) -> None:
     names = {path.name for path in alone.iterdir()}
     files = {"train.jsonl", "environment.json", "recipe.json", "training.json", "calls.json"}
-    assert names == {"hub", "checkpoints", *files}
+    assert names == {"hub", "checkpoints", ".lock", *files}
     hub = alone / "hub"
     assert not [path for path in hub.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".distcp")]
     model = AutoModel.from_pretrained(hub)
@@ -73,7 +73,7 @@ def test_what_a_run_writes_about_itself_names_no_machine(alone: Path) -> None:
         assert os.uname().nodename not in json.loads(text).values()
     training = json.loads((alone / "training.json").read_text())
     assert training["counts"]["trained_documents"] == 29
-    assert set(training["seconds"]) == {"features", "image_side", "text_side", "export"}
+    assert set(training["seconds"]) == {"features", "image_side", "selection", "text_side", "export"}
 
 
 def test_training_learns_the_made_categories(alone: Path) -> None:

@@ -15,6 +15,7 @@ from train.inputs.cache import FeatureCache
 from train.inputs.composites import half_weight
 
 ATTENTION_STEPS = 300
+USUAL_WIDTH = 256  # a step costs with the square of the width, so that wider models take fewer
 COMPOSITES_PER_STEP = 128
 ATTENTION_RATE = 5e-3
 # Parameters of the fusion that this training changes; all others stay as they are.
@@ -43,9 +44,10 @@ def train_attention(
     optimizer = torch.optim.AdamW(trained, lr=ATTENTION_RATE, weight_decay=0.01)
     generator = np.random.default_rng([seed, 13])
     half_GP = torch.from_numpy(half_weight(cache.composite_layouts.place, cache.grid)).float()
-    for step in tqdm(range(ATTENTION_STEPS), desc="text-to-image attention", unit="step"):
+    steps = min(ATTENTION_STEPS, ATTENTION_STEPS * USUAL_WIDTH // concepts_ND.shape[1])
+    for step in tqdm(range(steps), desc="text-to-image attention", unit="step"):
         for group in optimizer.param_groups:
-            group["lr"] = ATTENTION_RATE * half_cosine(step, steps=ATTENTION_STEPS)
+            group["lr"] = ATTENTION_RATE * half_cosine(step, steps=steps)
         composites = generator.choice(composite_rows, min(COMPOSITES_PER_STEP, len(composite_rows)), replace=False)
         concepts_BCD = concepts_ND[cache.composite_layouts.named[composites]][:, None].expand(
             -1, fusion.config.num_concepts, -1

@@ -30,7 +30,7 @@ def test_bad_rows_lie_among_the_good_ones_which_keep_their_order() -> None:
 def test_unusable_tables_are_named_and_a_truncated_file_loses_only_its_own_rows() -> None:
     found = bad_rows.refused(300, seed=0)
     assert "column 'doc_id' is missing" in str(found["missing column"])
-    assert "column 'clicks' has type string" in str(found["wrong type"])
+    assert "column 'clicks' has type bool" in str(found["wrong type"])
     assert "has no rows" in str(found["no rows"])
     folder = bad_rows.one_bad_file(300, seed=0)
     assert folder["lost"] == ["3.parquet"]

@@ -89,7 +89,7 @@ def test_a_diverged_run_stops_with_its_step_and_the_remedy(tmp_path: Path, kind:
         cache.query_inputs[4, 1] = np.nan  # an augmented view: the statistics at start see clean ones only
     else:
         recipe = small_recipe({"head.loss.scale": 1e308})
-    with pytest.raises(ValueError, match=rf"{said}.*lower head_learning_rate"):
+    with pytest.raises(ValueError, match=rf"{said}.*lower image.encoder_learning_rate"):
         train_small(recipe, tmp_path, cache=cache)
 
 
