@@ -6,6 +6,7 @@ from benchmarks.catalogues.cell import Cell
 
 ICONS = Cell(domain="icons", categories=1000, documents=(1, 3), pictures=1.0, clicks=4.0, noise=0.2)
 EMOJI = Cell(domain="emoji", categories=1000, documents=(2, 2), pictures=1.0, clicks=3.0, noise=0.2, leaf=True)
+FURNITURE = Cell(domain="furniture", categories=400, documents=(1, 2), test_categories=100, pictures=3.0, leaf=True)
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ CELLS = (
     NamedCell("emoji-text-rich", replace(EMOJI, text="rich"), "emoji"),
     NamedCell("emoji-text-other", replace(EMOJI, text="other"), "emoji"),
     NamedCell("emoji-text-none", replace(EMOJI, text="none"), "emoji"),
+    NamedCell("furniture", FURNITURE),
+    NamedCell("furniture-clicked-40", replace(FURNITURE, clicked=0.4, pictures=6.0), "furniture"),
+    NamedCell("furniture-text-other", replace(FURNITURE, text="other"), "furniture"),
 )
 
 

@@ -15,7 +15,7 @@ from benchmarks.catalogues.cell import Cell
 from benchmarks.catalogues.cells import NamedCell
 from benchmarks.catalogues.commands import Settings, call, steps
 from benchmarks.catalogues.results import cell_result
-from benchmarks.catalogues.world import World
+from benchmarks.catalogues.world import UnavailableError, World
 from runtime.files import write_json
 
 Worlds = Callable[[str], World]
@@ -108,6 +108,8 @@ def run_all(found: Sequence[Job], worlds: Worlds, settings: Settings, *, workers
 
             try:
                 run_job(job, worlds, settings, advance=advance)
+            except UnavailableError as error:
+                bar.write(f"{job.name} is skipped: {error}")
             except ValueError as error:
                 failures.append(f"{job.name}: {error}")
                 bar.write(f"error: {failures[-1]}")

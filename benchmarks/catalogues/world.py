@@ -10,6 +10,10 @@ from examples.emoji.keys import keyed_digest
 MOST_SIMILAR = 8  # categories that wrong clicks of one category fall on
 
 
+class UnavailableError(ValueError):
+    """A domain cannot be had on this machine; its cells are skipped."""
+
+
 @dataclass(frozen=True)
 class Artist:
     """One source of drawings; `role` is "query", "document" or "any"."""

@@ -4,13 +4,14 @@ from pathlib import Path
 from threading import Lock
 
 from benchmarks.catalogues import emoji
+from benchmarks.catalogues.furniture import world as furniture
 from benchmarks.catalogues.icons import world as icons
 from benchmarks.catalogues.world import World
 from examples.emoji.packages import default_cache
 
 
-def default_icon_cache() -> Path:
-    """Folder of icon packages and drawings: beside that of the demo."""
+def package_cache() -> Path:
+    """Folder of icons and furniture: beside that of the demo."""
     return default_cache().parent / "catalogues"
 
 
@@ -26,7 +27,7 @@ class Worlds:
         """Return a domain.
 
         Raises:
-            ValueError: it cannot be had on this machine; the message says why.
+            UnavailableError: it cannot be had on this machine; the message says why.
         """
         with self._lock:
             if domain not in self._loaded:
@@ -37,5 +38,6 @@ class Worlds:
         if domain == "emoji":
             return emoji.load_world(workers=self._workers)
         if domain == "icons":
-            return icons.load_world(default_icon_cache(), workers=self._workers)
-        raise ValueError(f"the domain {domain} is not written yet")
+            return icons.load_world(package_cache(), workers=self._workers)
+        assert domain == "furniture"
+        return furniture.load_world(package_cache(), workers=self._workers)
