@@ -36,16 +36,16 @@ def same_tables(a: Path, b: Path) -> None:
     assert pq.read_table(a / "samples").equals(pq.read_table(b / "samples"))
 
 
-def test_true_categories_are_recovered_from_noisy_clicks(shop: SyntheticShop, governed: Path) -> None:
-    documents, queries = labels(governed, "document"), labels(governed, "query")
-    assert set(documents) == set(shop.document_truth)
+def test_true_categories_are_recovered_from_noisy_clicks(large_shop: SyntheticShop, large_governed: Path) -> None:
+    documents, queries = labels(large_governed, "document"), labels(large_governed, "query")
+    assert set(documents) == set(large_shop.document_truth)
     votes: dict[int, Counter[int]] = {}
     for doc_id, category in documents.items():
-        votes.setdefault(category, Counter())[shop.document_truth[doc_id]] += 1
+        votes.setdefault(category, Counter())[large_shop.document_truth[doc_id]] += 1
     majority = {category: count.most_common(1)[0][0] for category, count in votes.items()}
-    right = np.mean([majority[category] == shop.query_truth[query_id] for query_id, category in queries.items()])
+    right = np.mean([majority[category] == large_shop.query_truth[query_id] for query_id, category in queries.items()])
     assert right >= 0.95
-    assert len(queries) >= 0.85 * len(shop.query_truth)
+    assert len(queries) >= 0.85 * len(large_shop.query_truth)
     pairs = sum(len(votes[c]) == 1 and sum(votes[c].values()) == 2 for c in votes)
     assert pairs >= 20, f"{pairs} of 24 pairs of documents"
 
