@@ -10,9 +10,9 @@ from typing import Any
 from benchmarks.catalogues.build import build
 from benchmarks.catalogues.cells import NamedCell, chosen, listed
 from benchmarks.catalogues.commands import Settings
+from benchmarks.catalogues.domains import Domains
 from benchmarks.catalogues.results import summarised
 from benchmarks.catalogues.runner import jobs, run_all
-from benchmarks.catalogues.worlds import Worlds
 from benchmarks.result_file import write_result
 
 EXAMPLES = """examples:
@@ -76,16 +76,16 @@ def run(arguments: argparse.Namespace, words: list[str] | None) -> int:
     if min(arguments.workers, arguments.threads) < 1:
         raise ValueError(f"--workers {arguments.workers} --threads {arguments.threads}: give whole numbers above 0")
     out: Path = arguments.out.expanduser().resolve()
-    worlds = Worlds(workers=arguments.workers)
+    domains = Domains(workers=arguments.workers)
     found = jobs(cells, arguments.seeds, out)
     if arguments.data_only:
         for job in found:
             cell = job.cell()
-            written = build(cell, worlds(cell.domain), job.folder / "data", workers=arguments.workers)
+            written = build(cell, domains(cell.domain), job.folder / "data", workers=arguments.workers)
             print(f"{job.name}: " + ", ".join(f"{count} {name}" for name, count in written["rows"].items()))
         return 0
     settings = Settings(arguments.recipe, arguments.frozen_recipe, arguments.threads)
-    failures = run_all(found, worlds, settings, workers=arguments.workers)
+    failures = run_all(found, domains, settings, workers=arguments.workers)
     if arguments.json is not None:
         write_result("catalogues", summary(cells, out), arguments.json, words)
     for line in failures:

@@ -11,9 +11,9 @@ from typing import Any
 from datasets import Features
 
 from benchmarks.catalogues.cell import Cell
+from benchmarks.catalogues.domain import Artist, Domain
 from benchmarks.catalogues.pictures import Job, document_picture, query_picture
 from benchmarks.catalogues.plan import Document, Picture, Plan, make_plan
-from benchmarks.catalogues.world import Artist, World
 from examples.emoji import tables
 from examples.emoji.drawings import map_in_order
 
@@ -24,7 +24,7 @@ TRUTH_DOCUMENTS = Features(dict.fromkeys(("doc_id", "category", "artist", "role"
 TRUTH_QUERIES = Features(dict.fromkeys(("query_id", "category", "artist", "part"), tables.ID))
 
 
-def build(cell: Cell, world: World, out: Path, *, workers: int) -> dict[str, Any]:
+def build(cell: Cell, domain: Domain, out: Path, *, workers: int) -> dict[str, Any]:
     """Write the folder of a cell and return the content of cell.json.
 
     The folder is written under a temporary name and renamed when it is complete; an older one is replaced.
@@ -34,11 +34,11 @@ def build(cell: Cell, world: World, out: Path, *, workers: int) -> dict[str, Any
     """
     if out.exists() and any(out.iterdir()) and not (out / SUMMARY).is_file():
         raise ValueError(f"{out} exists and holds no {SUMMARY}, so it is not replaced; name another folder")
-    plan = make_plan(cell, world)
+    plan = make_plan(cell, domain)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        summary = _write(cell, world, plan, partial, workers=workers)
+        summary = _write(cell, domain, plan, partial, workers=workers)
         if out.exists():
             shutil.rmtree(out)
         partial.chmod(0o755)
@@ -48,13 +48,13 @@ def build(cell: Cell, world: World, out: Path, *, workers: int) -> dict[str, Any
     return summary
 
 
-def _write(cell: Cell, world: World, plan: Plan, folder: Path, *, workers: int) -> dict[str, Any]:
+def _write(cell: Cell, domain: Domain, plan: Plan, folder: Path, *, workers: int) -> dict[str, Any]:
     seed = cell.seed
     rows = {"behaviour": _behaviour(plan, folder, seed=seed)}
-    rows["catalogue"] = _catalogue(cell, world, plan, folder, workers=workers)
+    rows["catalogue"] = _catalogue(cell, domain, plan, folder, workers=workers)
     parts = {"": plan.events, "test_": plan.test, "seen_": plan.seen}
     for name, pictures in parts.items():
-        data = _query_pictures(cell, world, pictures, workers=workers)
+        data = _query_pictures(cell, domain, pictures, workers=workers)
         table = [
             {"query_id": one.query_id, "image": tables.picture(image)}
             for one, image in zip(pictures, data, strict=True)
@@ -65,7 +65,7 @@ def _write(cell: Cell, world: World, plan: Plan, folder: Path, *, workers: int) 
             path = folder / f"{name}qrels.parquet"
             rows[path.stem] = tables.write_table(path, _qrels(pictures, plan.documents), tables.QRELS, seed=seed)
     _write_truth(plan, folder, seed=seed)
-    summary = _summary(cell, world, plan, rows)
+    summary = _summary(cell, domain, plan, rows)
     (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 
@@ -76,9 +76,9 @@ def _behaviour(plan: Plan, folder: Path, *, seed: int) -> int:
     return tables.write_table(folder / "behaviour.parquet", rows, tables.BEHAVIOUR, seed=seed)
 
 
-def _catalogue(cell: Cell, world: World, plan: Plan, folder: Path, *, workers: int) -> int:
+def _catalogue(cell: Cell, domain: Domain, plan: Plan, folder: Path, *, workers: int) -> int:
     documents = [one for rows in plan.documents.values() for one in rows]
-    jobs = [_document_job(cell, world, one) for one in documents]
+    jobs = [_document_job(cell, domain, one) for one in documents]
     pictures = map_in_order(document_picture, jobs, workers=workers, description="documents")
     leaf = {one.key: one.leaf for one in plan.categories}
     rows = [
@@ -90,16 +90,16 @@ def _catalogue(cell: Cell, world: World, plan: Plan, folder: Path, *, workers: i
     return tables.write_table(folder / "catalogue.parquet", rows, features, seed=cell.seed)
 
 
-def _document_job(cell: Cell, world: World, one: Document) -> Job:
-    png = world.drawings[one.category][one.artist][one.drawing]
+def _document_job(cell: Cell, domain: Domain, one: Document) -> Job:
+    png = domain.drawings[one.category][one.artist][one.drawing]
     # One artist shows all drawings alike; every copy has colours of its own.
     name = one.doc_id if one.copy else f"{one.artist} {one.drawing}"
-    return Job(png, cell.seed, name, one.copy, world.painted)
+    return Job(png, cell.seed, name, one.copy, domain.painted)
 
 
-def _query_pictures(cell: Cell, world: World, pictures: Sequence[Picture], *, workers: int) -> list[bytes]:
+def _query_pictures(cell: Cell, domain: Domain, pictures: Sequence[Picture], *, workers: int) -> list[bytes]:
     jobs = [
-        Job(world.drawings[one.category][one.artist][one.drawing], cell.seed, one.query_id, one.number, world.painted)
+        Job(domain.drawings[one.category][one.artist][one.drawing], cell.seed, one.query_id, one.number, domain.painted)
         for one in pictures
     ]
     found = list(map_in_order(query_picture, jobs, workers=workers, description="query pictures"))
@@ -139,7 +139,7 @@ def _write_truth(plan: Plan, folder: Path, *, seed: int) -> None:
     tables.write_table(folder / "truth/clicks.parquet", clicks, tables.TRUTH_CLICKS, seed=seed)
 
 
-def _summary(cell: Cell, world: World, plan: Plan, rows: Mapping[str, int]) -> dict[str, Any]:
+def _summary(cell: Cell, domain: Domain, plan: Plan, rows: Mapping[str, int]) -> dict[str, Any]:
     documents = [one for found in plan.documents.values() for one in found]
     clicked = {one.doc_id for one in plan.clicks}
     outside = [one for one in documents if plan.roles[one.category] != "test"]
@@ -164,7 +164,7 @@ def _summary(cell: Cell, world: World, plan: Plan, rows: Mapping[str, int]) -> d
         "clicks": total,
         "wrong_click_share": round(wrong / total, 4),
         "attribution": [
-            _source(one) for one in (*world.artists, *world.words) if one.name in used or one in world.words
+            _source(one) for one in (*domain.artists, *domain.words) if one.name in used or one in domain.words
         ],
     }
 

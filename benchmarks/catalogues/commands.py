@@ -18,11 +18,17 @@ SYSTEMS = ("trained", "frozen")
 
 @dataclass(frozen=True)
 class Step:
-    """One command: it is skipped when `result` exists."""
+    """One command: it is skipped when `result` exists, and goes on with `--resume` when `begun` exists."""
 
     name: str
     result: Path
     command: tuple[str, ...]
+    begun: Path | None = None
+
+    def words(self) -> tuple[str, ...]:
+        """The command line of this call."""
+        resumes = self.begun is not None and self.begun.exists()
+        return (*self.command, "--resume") if resumes else self.command
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ def steps(folder: Path, settings: Settings, *, seed: int) -> list[Step]:
         train += ["--recipe", recipe, "--seed", seed, "--features", folder / "features"]
         index: list[object] = ["-m", "retrieval", "index", "--model", out / "hub", "--out", out / "index"]
         index += ["--catalogue", data / "catalogue.parquet", "--threads", settings.threads]
-        found.append(Step(f"train {system}", out / "hub" / "config.json", _python(*train)))
+        found.append(Step(f"train {system}", out / "hub" / "config.json", _python(*train), out / "train.jsonl"))
         found.append(Step(f"index {system}", out / "index" / "index.json", _python(*index)))
         for part, table in PARTS.items():
             judge: list[object] = ["-m", "retrieval", "evaluate", "--model", out / "hub", "--index", out / "index"]
@@ -79,7 +85,8 @@ def call(step: Step, *, log: Path, threads: int) -> float:
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {THREADS_VARIABLE: str(threads), "OMP_NUM_THREADS": str(threads)}
     with log.open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(step.command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        words = step.words()
+        process = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:

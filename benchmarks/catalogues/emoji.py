@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.catalogues.world import Artist, Category, World
+from benchmarks.catalogues.domain import Artist, Category, Domain
 from examples.emoji.dataset import Settings, make_dataset
 from examples.emoji.packages import (
     STYLES,
@@ -16,7 +16,7 @@ from examples.emoji.packages import (
 )
 
 
-def load_world(cache: Path | None = None, *, workers: int, limit: int | None = None) -> World:
+def load_domain(cache: Path | None = None, *, workers: int, limit: int | None = None) -> Domain:
     """Install the packages of the demo, render drawings that are not in its cache, and return the domain."""
     folder = cache or default_cache()
     node_modules = install_packages(folder)
@@ -38,7 +38,7 @@ def load_world(cache: Path | None = None, *, workers: int, limit: int | None = N
     release = package_version(node_modules, WORDS_PACKAGE)
     words = Artist("words", WORDS_PACKAGE, release, WORDS_LICENCE, WORDS_PROJECT)
     kept = [one for one in categories if _both_roles(drawings[one.key])]
-    return World("emoji", kept, drawings, artists, painted=False, words=[words])
+    return Domain("emoji", kept, drawings, artists, painted=False, words=[words])
 
 
 def _both_roles(drawn: dict[str, list[bytes]]) -> bool:

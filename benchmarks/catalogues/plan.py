@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from benchmarks.catalogues.cell import Cell
+from benchmarks.catalogues.domain import Category, Domain, confusable
 from benchmarks.catalogues.texts import text_of
-from benchmarks.catalogues.world import Category, World, confusable
 from examples.emoji.behaviour import DAYS, POSITIONS, START
 from examples.emoji.keys import keyed_digest, keyed_generator, opaque_id
 
@@ -67,19 +67,19 @@ class Plan:
     clicks: Sequence[Click]
 
 
-def make_plan(cell: Cell, world: World) -> Plan:
+def make_plan(cell: Cell, domain: Domain) -> Plan:
     """Choose categories, documents, query pictures and clicks of a cell.
 
     Raises:
         ValueError: the domain has too few categories.
     """
-    categories = _chosen(cell, world)
+    categories = _chosen(cell, domain)
     by_key = {one.key: one for one in categories}
     wanted = _wanted_documents(cell, categories)
     documents, drawings = {}, {}
     for one in categories:
-        shown, asked = _shares(cell, world, one.key, wanted[one.key])
-        documents[one.key] = _documents(cell, world, one, shown, wanted[one.key])
+        shown, asked = _shares(cell, domain, one.key, wanted[one.key])
+        documents[one.key] = _documents(cell, domain, one, shown, wanted[one.key])
         drawings[one.key] = asked
     roles = _roles(cell, categories, documents)
     clicked = [one.key for one in categories if roles[one.key] == "clicked"]
@@ -95,17 +95,17 @@ def make_plan(cell: Cell, world: World) -> Plan:
     return Plan(categories, roles, documents, events, seen, test, clicks)
 
 
-def _chosen(cell: Cell, world: World) -> list[Category]:
+def _chosen(cell: Cell, domain: Domain) -> list[Category]:
     """The categories of the cell: random, those with enough artists for all documents first."""
-    need = min(cell.documents[1], max(len(one) for one in world.drawings.values()) - 1)
-    rich = {one.key: min(len(world.drawings[one.key]) - 1, need) for one in world.categories}
+    need = min(cell.documents[1], max(len(one) for one in domain.drawings.values()) - 1)
+    rich = {one.key: min(len(domain.drawings[one.key]) - 1, need) for one in domain.categories}
     enough = cell.documents[1] > 3
     order = sorted(
-        world.categories,
+        domain.categories,
         key=lambda one: (-rich[one.key] if enough else 0, keyed_digest(cell.seed, "category", one.key)),
     )
     if len(order) < cell.categories:
-        raise ValueError(f"{world.domain} has {len(order)} categories; a cell cannot have {cell.categories}")
+        raise ValueError(f"{domain.name} has {len(order)} categories; a cell cannot have {cell.categories}")
     return sorted(order[: cell.categories], key=lambda one: keyed_digest(cell.seed, "category", one.key))
 
 
@@ -117,10 +117,10 @@ def _wanted_documents(cell: Cell, categories: Sequence[Category]) -> dict[str, i
     }
 
 
-def _shares(cell: Cell, world: World, key: str, wanted: int) -> tuple[list[str], list[tuple[str, int]]]:
+def _shares(cell: Cell, domain: Domain, key: str, wanted: int) -> tuple[list[str], list[tuple[str, int]]]:
     """Artists of the documents, and (artist, drawing) of the queries: never the same artist."""
-    role = {one.name: one.role for one in world.artists}
-    drawn = world.drawings[key]
+    role = {one.name: one.role for one in domain.artists}
+    drawn = domain.drawings[key]
     order = sorted(drawn, key=lambda name: keyed_digest(cell.seed, "artist", key, name))
     shown = [name for name in order if role[name] != "query"]
     if all(role[name] == "any" for name in order):
@@ -129,9 +129,9 @@ def _shares(cell: Cell, world: World, key: str, wanted: int) -> tuple[list[str],
     return shown, [(name, 0) for name in asked]
 
 
-def _documents(cell: Cell, world: World, category: Category, shown: Sequence[str], wanted: int) -> list[Document]:
+def _documents(cell: Cell, domain: Domain, category: Category, shown: Sequence[str], wanted: int) -> list[Document]:
     """First one drawing of each artist, then their other drawings, then recoloured copies."""
-    drawn = world.drawings[category.key]
+    drawn = domain.drawings[category.key]
     most = max(len(drawn[name]) for name in shown)
     rows = [(name, drawing, 0) for drawing in range(most) for name in shown if drawing < len(drawn[name])]
     copies = 1

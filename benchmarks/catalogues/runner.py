@@ -14,11 +14,11 @@ from benchmarks.catalogues.build import build
 from benchmarks.catalogues.cell import Cell
 from benchmarks.catalogues.cells import NamedCell
 from benchmarks.catalogues.commands import Settings, call, steps
+from benchmarks.catalogues.domain import Domain, UnavailableError
 from benchmarks.catalogues.results import cell_result
-from benchmarks.catalogues.world import UnavailableError, World
 from runtime.files import write_json
 
-Worlds = Callable[[str], World]
+Domains = Callable[[str], Domain]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def jobs(cells: Sequence[NamedCell], seeds: Sequence[int], out: Path) -> list[Jo
     return [Job(one, seed, out) for seed in seeds for one in cells]
 
 
-def run_job(job: Job, worlds: Worlds, settings: Settings, *, advance: Callable[[str], None]) -> None:
+def run_job(job: Job, domains: Domains, settings: Settings, *, advance: Callable[[str], None]) -> None:
     """Build the tables of a cell, run its commands, write its result; finished steps are skipped.
 
     Raises:
@@ -62,7 +62,7 @@ def run_job(job: Job, worlds: Worlds, settings: Settings, *, advance: Callable[[
     seconds_file = job.folder / "cpu_seconds.json"
     seconds: dict[str, float] = json.loads(seconds_file.read_text()) if seconds_file.is_file() else {}
     if not (job.folder / "data" / "cell.json").is_file():
-        build(cell, worlds(cell.domain), job.folder / "data", workers=1)
+        build(cell, domains(cell.domain), job.folder / "data", workers=1)
     advance("data")
     for step in steps(job.folder, settings, seed=job.seed):
         if not step.result.is_file():
@@ -90,7 +90,7 @@ def _check(job: Job, settings: Settings) -> None:
     write_json(file, wanted)
 
 
-def run_all(found: Sequence[Job], worlds: Worlds, settings: Settings, *, workers: int) -> list[str]:
+def run_all(found: Sequence[Job], domains: Domains, settings: Settings, *, workers: int) -> list[str]:
     """Run the jobs without a result, `workers` at once, with a progress bar; return one line for each failure."""
     waiting = [job for job in found if not job.result.is_file()]
     failures: list[str] = []
@@ -107,7 +107,7 @@ def run_all(found: Sequence[Job], worlds: Worlds, settings: Settings, *, workers
                     bar.update()
 
             try:
-                run_job(job, worlds, settings, advance=advance)
+                run_job(job, domains, settings, advance=advance)
             except UnavailableError as error:
                 bar.write(f"{job.name} is skipped: {error}")
             except ValueError as error:

@@ -5,7 +5,7 @@ No word of the category's name is in them, in any inflection, unless that is ask
 
 import numpy as np
 
-from benchmarks.catalogues.world import Category
+from benchmarks.catalogues.domain import Category
 from examples.emoji.vocabulary import without_label
 
 EMPTY_SHARE = 0.1  # of poor texts

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.catalogues.world import UnavailableError
+from benchmarks.catalogues.domain import UnavailableError
 from examples.emoji.packages import rename_into_place
 
 PACKAGE, VERSION = "sweethome3d-furniture", "1.8-1"

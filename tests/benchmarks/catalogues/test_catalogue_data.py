@@ -13,11 +13,11 @@ from PIL import Image
 
 from benchmarks.catalogues.build import build
 from benchmarks.catalogues.cell import Cell
+from benchmarks.catalogues.domain import confusable
 from benchmarks.catalogues.pictures import Job, document_picture, query_picture
 from benchmarks.catalogues.plan import make_plan
-from benchmarks.catalogues.world import confusable
 from examples.emoji.vocabulary import WORD, is_label_word
-from tests.support.small_world import shape, small_world
+from tests.support.small_domain import shape, small_domain
 
 CELL = Cell(categories=40, test_categories=8, documents=(1, 3), pictures=2.0, clicks=3.0, noise=0.3, leaf=True)
 COLUMNS = {
@@ -29,13 +29,13 @@ COLUMNS = {
     "seen_queries": {"query_id", "image"},
     "seen_qrels": {"query_id", "doc_id", "relevance"},
 }
-WORLD = small_world()
+DOMAIN = small_domain()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cells") / "cell"
-    build(CELL, WORLD, out, workers=1)
+    build(CELL, DOMAIN, out, workers=1)
     return out
 
 
@@ -53,7 +53,7 @@ def test_tables_have_the_documented_columns(folder: Path) -> None:
 
 
 def test_leaf_is_left_out_unless_asked_for(tmp_path: Path) -> None:
-    build(replace(CELL, leaf=False), WORLD, tmp_path / "cell", workers=1)
+    build(replace(CELL, leaf=False), DOMAIN, tmp_path / "cell", workers=1)
     assert set(pq.read_schema(tmp_path / "cell/catalogue.parquet").names) == {"doc_id", "image", "text"}
 
 
@@ -97,13 +97,13 @@ def test_no_artist_draws_a_query_and_a_document_of_one_category(folder: Path) ->
 
 
 def test_roles_of_artists_are_kept() -> None:
-    plan = make_plan(replace(CELL, documents=(4, 4)), small_world(roles=True))
+    plan = make_plan(replace(CELL, documents=(4, 4)), small_domain(roles=True))
     assert {one.artist for rows in plan.documents.values() for one in rows} == {"artist-0", "artist-2"}
     assert {one.artist for one in (*plan.events, *plan.test)} == {"artist-1", "artist-3"}
 
 
 def test_the_share_of_wrong_clicks_is_the_noise_and_wrong_ones_are_of_similar_categories() -> None:
-    plan = make_plan(replace(CELL, categories=60, pictures=20.0), WORLD)
+    plan = make_plan(replace(CELL, categories=60, pictures=20.0), DOMAIN)
     total = sum(one.clicks for one in plan.clicks)
     wrong = sum(one.clicks for one in plan.clicks if not one.right)
     assert abs(wrong / total - 0.3) < 0.03
@@ -118,12 +118,12 @@ def test_the_share_of_wrong_clicks_is_the_noise_and_wrong_ones_are_of_similar_ca
 
 
 def test_similar_categories_are_those_of_the_group() -> None:
-    similar = confusable(WORLD.categories, seed=0)
+    similar = confusable(DOMAIN.categories, seed=0)
     assert set(similar["k7"]) == {"k5", "k6", "k8", "k9"}
 
 
 def test_only_a_share_of_the_documents_is_clicked() -> None:
-    plan = make_plan(replace(CELL, clicked=0.4, pictures=10.0), WORLD)
+    plan = make_plan(replace(CELL, clicked=0.4, pictures=10.0), DOMAIN)
     outside = {one.doc_id for key, rows in plan.documents.items() if plan.roles[key] != "test" for one in rows}
     share = len({one.doc_id for one in plan.clicks}) / len(outside)
     assert 0.3 < share <= 0.46
@@ -131,16 +131,16 @@ def test_only_a_share_of_the_documents_is_clicked() -> None:
 
 
 def test_numbers_of_pictures_and_clicks_are_those_of_the_cell() -> None:
-    plan = make_plan(replace(CELL, pictures=4.0, clicks=6.0), WORLD)
+    plan = make_plan(replace(CELL, pictures=4.0, clicks=6.0), DOMAIN)
     assert len(plan.events) == 4 * 32
     assert abs(sum(one.clicks for one in plan.clicks) / len(plan.events) - 6) < 0.5
-    few = make_plan(replace(CELL, pictures=0.25), WORLD)
+    few = make_plan(replace(CELL, pictures=0.25), DOMAIN)
     assert len(few.events) == len({one.category for one in few.events}) == 8
 
 
 def test_more_skew_gives_fewer_categories_more_pictures() -> None:
     def largest(skew: float) -> int:
-        plan = make_plan(replace(CELL, skew=skew, pictures=6.0), WORLD)
+        plan = make_plan(replace(CELL, skew=skew, pictures=6.0), DOMAIN)
         return max(Counter(one.category for one in plan.events).values())
 
     assert largest(0.0) < largest(1.0) < largest(2.5)
@@ -148,7 +148,7 @@ def test_more_skew_gives_fewer_categories_more_pictures() -> None:
 
 def test_missing_drawings_are_filled_with_other_drawings_then_copies(tmp_path: Path) -> None:
     cell = replace(CELL, categories=20, documents=(9, 9))
-    summary = build(cell, WORLD, tmp_path / "cell", workers=1)
+    summary = build(cell, DOMAIN, tmp_path / "cell", workers=1)
     # Four artists: three for documents, with two drawings each; three of nine are copies.
     counts = [summary["documents"][name] for name in ("first drawings", "other drawings of an artist")]
     assert [*counts, summary["documents"]["recoloured copies"]] == [60, 60, 60]
@@ -158,7 +158,7 @@ def test_missing_drawings_are_filled_with_other_drawings_then_copies(tmp_path: P
 
 @pytest.mark.parametrize("kind", ["rich", "poor", "other"])
 def test_texts_have_no_word_of_the_name(kind: str) -> None:
-    plan = make_plan(replace(CELL, text=kind), WORLD)
+    plan = make_plan(replace(CELL, text=kind), DOMAIN)
     label = {one.key: one.label for one in plan.categories}
     texts = [(one.category, one.text) for rows in plan.documents.values() for one in rows]
     assert any(text for _, text in texts)
@@ -167,29 +167,29 @@ def test_texts_have_no_word_of_the_name(kind: str) -> None:
 
 
 def test_the_name_is_in_texts_only_when_asked_for_and_none_means_none() -> None:
-    plan = make_plan(replace(CELL, text="rich_with_name"), WORLD)
+    plan = make_plan(replace(CELL, text="rich_with_name"), DOMAIN)
     label = {one.key: one.label for one in plan.categories}
     assert all(label[one.category] in one.text for rows in plan.documents.values() for one in rows)
-    plan = make_plan(replace(CELL, text="none"), WORLD)
+    plan = make_plan(replace(CELL, text="none"), DOMAIN)
     assert not any(one.text for rows in plan.documents.values() for one in rows)
 
 
 def test_another_language_needs_a_domain_that_has_one() -> None:
-    categories = [replace(one, other={}) for one in WORLD.categories]
+    categories = [replace(one, other={}) for one in DOMAIN.categories]
     with pytest.raises(ValueError, match="no words in another language"):
-        make_plan(replace(CELL, text="other"), replace(WORLD, categories=categories))
+        make_plan(replace(CELL, text="other"), replace(DOMAIN, categories=categories))
 
 
 def test_more_categories_than_the_domain_has_are_refused() -> None:
     with pytest.raises(ValueError, match="icons has 60 categories; a cell cannot have 61"):
-        make_plan(replace(CELL, categories=61), WORLD)
+        make_plan(replace(CELL, categories=61), DOMAIN)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_ids(folder: Path, tmp_path: Path) -> None:
-    build(CELL, small_world(), tmp_path / "again", workers=1)
+    build(CELL, small_domain(), tmp_path / "again", workers=1)
     for path in sorted(folder.rglob("*.parquet")):
         assert (tmp_path / "again" / path.relative_to(folder)).read_bytes() == path.read_bytes(), path.name
-    other = make_plan(replace(CELL, seed=1), WORLD)
+    other = make_plan(replace(CELL, seed=1), DOMAIN)
     ids = {one.doc_id for found in other.documents.values() for one in found}
     assert not ids & {row["doc_id"] for row in rows(folder, "catalogue")}
 
@@ -222,4 +222,4 @@ def test_the_summary_says_simulated_and_names_every_source(folder: Path) -> None
 def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds no cell.json"):
-        build(CELL, WORLD, tmp_path, workers=1)
+        build(CELL, DOMAIN, tmp_path, workers=1)

@@ -16,21 +16,21 @@ from benchmarks.catalogues import runner
 from benchmarks.catalogues.cell import Cell
 from benchmarks.catalogues.cells import NamedCell
 from benchmarks.catalogues.commands import Settings, Step, call, steps
+from benchmarks.catalogues.domain import Domain
 from benchmarks.catalogues.results import METRICS, differences, summarised
 from benchmarks.catalogues.runner import Job, jobs, run_all
-from benchmarks.catalogues.world import World
-from tests.support.small_world import small_world
+from tests.support.small_domain import small_domain
 
 CELL = NamedCell("small", Cell(categories=14, test_categories=4, documents=(1, 2), clicks=2.0))
 OTHER = NamedCell("other", replace(CELL.cell, noise=0.0), "small")
-WORLD = small_world(categories=20)
+DOMAIN = small_domain(categories=20)
 ALLOWED = {"--behaviour", "--queries", "--catalogue", "--out", "--data", "--recipe", "--seed", "--features", "--model"}
 ALLOWED |= {"--threads", "--index", "--qrels", "--per-query"}
 
 
-def worlds(domain: str) -> World:
+def domains(domain: str) -> Domain:
     assert domain == "icons"
-    return WORLD
+    return DOMAIN
 
 
 def write_scores(path: Path, table: Path, value: Callable[[int], float]) -> None:
@@ -102,9 +102,17 @@ def test_both_recipes_train_on_the_governed_data_with_the_seed(tmp_path: Path) -
     assert "seen_queries.parquet" in by_name["evaluate frozen seen"]
 
 
+def test_training_that_was_begun_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    [train] = [step for step in steps(tmp_path, Settings(), seed=0) if step.name == "train trained"]
+    assert train.words() == train.command
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "train.jsonl").write_text("")
+    assert train.words() == (*train.command, "--resume")
+
+
 def test_a_run_writes_one_result_with_differences_and_governance(tmp_path: Path, commands: Commands) -> None:
     [job] = jobs([CELL], [0], tmp_path)
-    assert run_all([job], worlds, Settings(), workers=1) == []
+    assert run_all([job], domains, Settings(), workers=1) == []
     found = json.loads(job.result.read_text())
     assert found["cell"] == "small"
     assert found["recipe"] == "auto"
@@ -123,23 +131,23 @@ def test_a_finished_result_is_skipped_and_an_unfinished_folder_continued(
 ) -> None:
     found = jobs([CELL], [0], tmp_path)
     commands.fail = "index trained"
-    [failure] = run_all(found, worlds, Settings(), workers=1)
+    [failure] = run_all(found, domains, Settings(), workers=1)
     assert failure == "small-s0: step 'index trained' failed (exit 1): out of memory"
     assert not found[0].result.exists()
     written = (found[0].folder / "data" / "cell.json").stat().st_mtime_ns
     commands.fail, commands.done = "", []
-    assert run_all(found, worlds, Settings(), workers=1) == []
+    assert run_all(found, domains, Settings(), workers=1) == []
     assert commands.done[0] == "index trained"
     assert (found[0].folder / "data" / "cell.json").stat().st_mtime_ns == written
     commands.done = []
-    assert run_all(found, worlds, Settings(), workers=1) == []
+    assert run_all(found, domains, Settings(), workers=1) == []
     assert commands.done == []
     assert "1 of 1 results exist already" in capsys.readouterr().out
 
 
 def test_cells_run_side_by_side_and_one_failure_does_not_stop_the_others(tmp_path: Path, commands: Commands) -> None:
     broken = NamedCell("broken", replace(CELL.cell, text="other"))
-    bare = replace(WORLD, categories=[replace(one, other={}) for one in WORLD.categories])
+    bare = replace(DOMAIN, categories=[replace(one, other={}) for one in DOMAIN.categories])
     found = jobs([CELL, broken, OTHER], [0, 1], tmp_path)
     assert [job.name for job in found[:4]] == ["small-s0", "broken-s0", "other-s0", "small-s1"]
     failures = run_all(found, lambda domain: bare, Settings(), workers=3)
@@ -150,8 +158,8 @@ def test_cells_run_side_by_side_and_one_failure_does_not_stop_the_others(tmp_pat
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path: Path, commands: Commands) -> None:
     commands.fail = "govern"
-    run_all(jobs([CELL], [0], tmp_path), worlds, Settings(), workers=1)
-    [failure] = run_all(jobs([CELL], [0], tmp_path), worlds, Settings("tiny"), workers=1)
+    run_all(jobs([CELL], [0], tmp_path), domains, Settings(), workers=1)
+    [failure] = run_all(jobs([CELL], [0], tmp_path), domains, Settings("tiny"), workers=1)
     assert "was begun with another recipe; remove it or give another --out" in failure
 
 
@@ -169,7 +177,7 @@ def test_the_difference_is_paired_and_seeds_are_pooled() -> None:
 
 
 def test_the_summary_holds_finished_cells_and_means_over_seeds(tmp_path: Path, commands: Commands) -> None:
-    run_all(jobs([CELL], [0, 10], tmp_path), worlds, Settings(), workers=1)
+    run_all(jobs([CELL], [0, 10], tmp_path), domains, Settings(), workers=1)
     found = command.summary([CELL, OTHER], tmp_path)
     assert found["simulated"]
     assert list(found["cells"]) == ["small"]
@@ -195,7 +203,7 @@ def test_data_only_writes_tables_and_runs_nothing(
     tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "chosen", lambda names: [CELL])
-    monkeypatch.setattr(command, "Worlds", lambda workers: worlds)
+    monkeypatch.setattr(command, "Domains", lambda workers: domains)
     assert command.main(["--data-only", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "small-s0" / "data" / "behaviour.parquet").is_file()
     assert "small-s0: " in capsys.readouterr().out

@@ -13,14 +13,14 @@ from benchmarks.catalogues import runner
 from benchmarks.catalogues.cell import Cell
 from benchmarks.catalogues.cells import NamedCell
 from benchmarks.catalogues.commands import Settings
+from benchmarks.catalogues.domain import Domain, UnavailableError
+from benchmarks.catalogues.furniture import domain as furniture
 from benchmarks.catalogues.furniture import library
-from benchmarks.catalogues.furniture import world as furniture
+from benchmarks.catalogues.furniture.domain import ROLES, Shoot, domain_of, pictures
 from benchmarks.catalogues.furniture.library import libraries, read_products
 from benchmarks.catalogues.furniture.model import Read, read_mesh
-from benchmarks.catalogues.furniture.world import ROLES, Shoot, pictures, world_of
 from benchmarks.catalogues.furniture.zbuffer import turned, view
 from benchmarks.catalogues.plan import make_plan
-from benchmarks.catalogues.world import UnavailableError, World
 
 # A box, 2 wide, 1 high, 1 deep: its front (z = .5) is red, its back green, all else blue.
 CORNERS = [(x, y, z) for x in (-1, 1) for y in (0, 1) for z in (-0.5, 0.5)]
@@ -133,11 +133,11 @@ def test_people_and_brands_are_left_out_and_words_are_read_in_their_languages(tm
 def test_documents_are_catalogue_pictures_and_queries_other_views(tmp_path: Path) -> None:
     path = write_library(tmp_path)
     shoots = [Shoot(path, one) for one in read_products(path, "Scopia")]
-    world = world_of(shoots, tmp_path / "cache", workers=1)
-    assert "Scopia m7" not in {one.key for one in world.categories}
-    assert len(world.categories) == 9
+    domain = domain_of(shoots, tmp_path / "cache", workers=1)
+    assert "Scopia m7" not in {one.key for one in domain.categories}
+    assert len(domain.categories) == 9
     cell = Cell(domain="furniture", categories=9, test_categories=3, documents=(2, 2), pictures=3.0)
-    plan = make_plan(cell, world)
+    plan = make_plan(cell, domain)
     assert {one.artist for rows in plan.documents.values() for one in rows} == {"catalogue picture", "studio"}
     assert {one.artist for one in plan.events} <= {"side", "back", "above"}
     chairs = [one for one in plan.categories if one.label == "Chair"]
@@ -145,7 +145,7 @@ def test_documents_are_catalogue_pictures_and_queries_other_views(tmp_path: Path
     assert not any("hair" in text.lower() for text in texts)
     # The second call reads what the first one rendered.
     (tmp_path / "Scopia.sh3f").unlink()
-    assert world_of(shoots, tmp_path / "cache", workers=1).drawings == world.drawings
+    assert domain_of(shoots, tmp_path / "cache", workers=1).drawings == domain.drawings
 
 
 def test_without_the_package_the_cells_are_skipped_with_one_sentence(
@@ -156,11 +156,11 @@ def test_without_the_package_the_cells_are_skipped_with_one_sentence(
     with pytest.raises(UnavailableError, match="needs Debian's package sweethome3d-furniture"):
         libraries(tmp_path / "cache")
 
-    def worlds(domain: str) -> World:
-        return furniture.load_world(tmp_path / "cache", workers=1)
+    def domains(domain: str) -> Domain:
+        return furniture.load_domain(tmp_path / "cache", workers=1)
 
     cell = NamedCell("furniture", Cell(domain="furniture", categories=9, test_categories=3))
-    assert runner.run_all(runner.jobs([cell], [0], tmp_path), worlds, Settings(), workers=1) == []
+    assert runner.run_all(runner.jobs([cell], [0], tmp_path), domains, Settings(), workers=1) == []
     printed = capsys.readouterr()
     assert "furniture-s0 is skipped: furniture needs Debian's package" in printed.out + printed.err
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.catalogues.icons import world as icons
+from benchmarks.catalogues.icons import domain as icons
 from benchmarks.catalogues.icons.sets import (
     LICENCES,
     MOST_VARIANTS,
@@ -83,15 +83,15 @@ def write_packages(folder: Path) -> Path:
 def test_the_domain_has_things_of_two_vendors_without_twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modules = write_packages(tmp_path / "node_modules")
     monkeypatch.setattr(icons, "install_packages", lambda cache, listed: modules)
-    world = icons.load_world(tmp_path / "cache", workers=1, sets=(PLAIN, STYLED, IconSet("tabler")))
-    keys = {one.key for one in world.categories}
+    domain = icons.load_domain(tmp_path / "cache", workers=1, sets=(PLAIN, STYLED, IconSet("tabler")))
+    keys = {one.key for one in domain.categories}
     assert "2 thing" in keys
     assert not [key for key in keys if "only" in key]
     assert len({"0 thing", "1 thing"} & keys) == 1
-    assert set(world.drawings["2 thing"]) == {"lucide", "mdi", "tabler"}
-    [tagged] = [one for one in world.categories if one.key == "2 thing"]
+    assert set(domain.drawings["2 thing"]) == {"lucide", "mdi", "tabler"}
+    [tagged] = [one for one in domain.categories if one.key == "2 thing"]
     assert "round" in tagged.tags
-    assert world.painted
+    assert domain.painted
 
 
 def test_a_licence_that_is_not_listed_stops_the_run(tmp_path: Path) -> None:

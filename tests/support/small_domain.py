@@ -5,7 +5,7 @@ import random
 
 from PIL import Image, ImageDraw
 
-from benchmarks.catalogues.world import Artist, Category, World
+from benchmarks.catalogues.domain import Artist, Category, Domain
 
 LANGUAGES = ("de", "fr")
 
@@ -23,7 +23,7 @@ def shape(*names: object) -> bytes:
     return buffer.getvalue()
 
 
-def small_world(*, categories: int = 60, artists: int = 4, drawings: int = 2, roles: bool = False) -> World:
+def small_domain(*, categories: int = 60, artists: int = 4, drawings: int = 2, roles: bool = False) -> Domain:
     """A domain whose category "thing 7" has the tags "tag 7" and its own name, and near ones in groups of five.
 
     Args:
@@ -48,4 +48,4 @@ def small_world(*, categories: int = 60, artists: int = 4, drawings: int = 2, ro
         for one in rows
     }
     words = [Artist("words", "package-words", "1.0", "MIT", "https://example.org")]
-    return World("icons", rows, pictures, found, painted=not roles, words=words)
+    return Domain("icons", rows, pictures, found, painted=not roles, words=words)

@@ -4,9 +4,9 @@ from pathlib import Path
 from threading import Lock
 
 from benchmarks.catalogues import emoji
-from benchmarks.catalogues.furniture import world as furniture
-from benchmarks.catalogues.icons import world as icons
-from benchmarks.catalogues.world import World
+from benchmarks.catalogues.domain import Domain
+from benchmarks.catalogues.furniture import domain as furniture
+from benchmarks.catalogues.icons import domain as icons
 from examples.emoji.packages import default_cache
 
 
@@ -15,15 +15,15 @@ def package_cache() -> Path:
     return default_cache().parent / "catalogues"
 
 
-class Worlds:
+class Domains:
     """Loads a domain when it is first asked for; safe to share between threads."""
 
     def __init__(self, *, workers: int) -> None:
         self._workers = workers
-        self._loaded: dict[str, World] = {}
+        self._loaded: dict[str, Domain] = {}
         self._lock = Lock()
 
-    def __call__(self, domain: str) -> World:
+    def __call__(self, domain: str) -> Domain:
         """Return a domain.
 
         Raises:
@@ -34,10 +34,10 @@ class Worlds:
                 self._loaded[domain] = self._load(domain)
             return self._loaded[domain]
 
-    def _load(self, domain: str) -> World:
+    def _load(self, domain: str) -> Domain:
         if domain == "emoji":
-            return emoji.load_world(workers=self._workers)
+            return emoji.load_domain(workers=self._workers)
         if domain == "icons":
-            return icons.load_world(package_cache(), workers=self._workers)
+            return icons.load_domain(package_cache(), workers=self._workers)
         assert domain == "furniture"
-        return furniture.load_world(package_cache(), workers=self._workers)
+        return furniture.load_domain(package_cache(), workers=self._workers)

@@ -50,11 +50,11 @@ class Category:
 
 
 @dataclass(frozen=True)
-class World:
+class Domain:
     """Everything that data sets of one domain are chosen from.
 
     Attributes:
-        domain: its name.
+        name: "emoji", "icons" or "furniture".
         categories: in a fixed order.
         drawings: {category key: {artist: PNG pictures with transparency, the usual one first}}.
         artists: of the drawings.
@@ -62,7 +62,7 @@ class World:
         words: sources of the texts that are no artist of drawings.
     """
 
-    domain: str
+    name: str
     categories: Sequence[Category]
     drawings: Mapping[str, Mapping[str, Sequence[bytes]]]
     artists: Sequence[Artist]

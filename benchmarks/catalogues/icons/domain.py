@@ -6,6 +6,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.catalogues.domain import Artist, Category, Domain
 from benchmarks.catalogues.icons.names import Key, words
 from benchmarks.catalogues.icons.sets import (
     SETS,
@@ -18,7 +19,6 @@ from benchmarks.catalogues.icons.sets import (
     read_json,
     read_set,
 )
-from benchmarks.catalogues.world import Artist, Category, World
 from examples.emoji.drawings import RENDERING_VERSION, SIZE, Drawing, draw, icon_svg
 from examples.emoji.packages import install_packages, package_version
 from examples.emoji.protocol import twin_groups
@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 LEAST_VENDORS = 2  # one for documents, another for queries
 
 
-def load_world(cache: Path, *, workers: int, sets: Sequence[IconSet] = SETS) -> World:
+def load_domain(cache: Path, *, workers: int, sets: Sequence[IconSet] = SETS) -> Domain:
     """Install the packages, render icons that are not in the cache, and return the domain."""
     node_modules = install_packages(cache, listed=HERE)
     read = {
@@ -47,7 +47,7 @@ def load_world(cache: Path, *, workers: int, sets: Sequence[IconSet] = SETS) -> 
     source = Artist(
         "words", TAGS_PACKAGE, package_version(node_modules, TAGS_PACKAGE), "MIT", "https://tabler.io/icons"
     )
-    return World("icons", categories, drawings, artists, painted=True, words=[source])
+    return Domain("icons", categories, drawings, artists, painted=True, words=[source])
 
 
 def _artist(node_modules: Path, one: IconSet) -> Artist:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from benchmarks.catalogues.domain import Artist, Category, Domain
 from benchmarks.catalogues.furniture.library import (
     LICENCE,
     PACKAGE,
@@ -21,7 +22,6 @@ from benchmarks.catalogues.furniture.library import (
 )
 from benchmarks.catalogues.furniture.model import archive_reader, read_mesh
 from benchmarks.catalogues.furniture.zbuffer import view
-from benchmarks.catalogues.world import Artist, Category, World
 from examples.emoji.drawings import Drawing, draw, map_in_order
 from examples.emoji.protocol import twin_groups
 
@@ -40,7 +40,7 @@ class Shoot(NamedTuple):
     product: Product
 
 
-def load_world(cache: Path, *, workers: int) -> World:
+def load_domain(cache: Path, *, workers: int) -> Domain:
     """Download the package, render models that are not in the cache, and return the domain.
 
     Raises:
@@ -48,7 +48,7 @@ def load_world(cache: Path, *, workers: int) -> World:
     """
     archives = libraries(cache)
     shoots = [Shoot(path, one) for library, path in archives.items() for one in read_products(path, library)]
-    return world_of(shoots, cache / "drawings" / f"furniture-{_digest(archives)}", workers=workers)
+    return domain_of(shoots, cache / "drawings" / f"furniture-{_digest(archives)}", workers=workers)
 
 
 def _digest(archives: dict[str, Path]) -> str:
@@ -56,7 +56,7 @@ def _digest(archives: dict[str, Path]) -> str:
     return hashlib.sha256(repr((VERSION, sizes, VIEWS, RENDERING)).encode()).hexdigest()[:12]
 
 
-def world_of(shoots: Sequence[Shoot], folder: Path, *, workers: int) -> World:
+def domain_of(shoots: Sequence[Shoot], folder: Path, *, workers: int) -> Domain:
     """Return the domain of some products; `folder` keeps their pictures."""
     drawn: dict[str, Drawing] = {}
     for start in range(0, len(shoots), PART):
@@ -71,7 +71,7 @@ def world_of(shoots: Sequence[Shoot], folder: Path, *, workers: int) -> World:
     used = sorted({products[key].library for key in complete})
     project = ", ".join(PROJECTS.get(name, name) for name in used)
     artists = [Artist(name, PACKAGE, VERSION, LICENCE, project, role) for name, role in ROLES.items()]
-    return World("furniture", categories, drawings, artists, painted=False)
+    return Domain("furniture", categories, drawings, artists, painted=False)
 
 
 def _name(key: str, artist: str) -> str:
