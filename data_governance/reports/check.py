@@ -108,6 +108,7 @@ def _check(request: Request, result: StageResult, policy: Policy, found: Finding
         try:
             lost = admit_log(result, log, usable, policy=policy, engine=engine)
             log = replace(log, lost=tuple(lost))
+            admit.drop_bots(result, usable[QUERY.key], engine=engine)
         except ValueError as error:
             found.error(str(error))
     admit.record_lost_files(result, [source for source in (log, queries, catalogue) if source is not None])

@@ -108,7 +108,9 @@ def admit(
         )
         result.tables[side.table] = admitted[side.key] = without(kept, "image_fault", ROW_FAULT, ROW_DETAIL)
     lost = admit_log(result, inputs.behaviour, admitted, policy=policy, engine=engine)
-    drop_bots(result, engine=engine)
+    kept = drop_bots(result, result.tables[QUERY.table], engine=engine)
+    for name in (QUERY.table, f"{QUERY.table}_features"):
+        result.tables[name] = result.tables[name].filter(kept)
     record_lost_files(result, [replace(inputs.behaviour, lost=tuple(lost)), inputs.queries, inputs.catalogue])
     for name in (QUERY.source, DOCUMENT.source, LOG):
         if result.counts[name][1] == 0:
@@ -119,28 +121,33 @@ def admit(
     return result
 
 
-def drop_bots(result: StageResult, *, engine: Engine) -> None:
-    """Reject queries that click like a robot, with their rows of the log, and warn."""
+def drop_bots(result: StageResult, queries: pa.Table, *, engine: Engine) -> pa.ChunkedArray:
+    """Reject queries that click like a robot, with their rows of the log, and warn.
+
+    Args:
+        queries: the usable ones; `row` is their number, if there is one.
+
+    Returns:
+        (rows of `queries`,) bool: it is kept.
+    """
     bots = bot_queries(result, engine=engine)
-    if not bots:
-        return
     drop_queries(result, bots, BOT_QUERY, engine=engine)
-    queries = result.tables[QUERY.table]
     is_bot = pc.is_in(queries.column(QUERY.key), pa.array(bots, pa.string()))
     gone = queries.filter(is_bot)
-    rows = gone.column("row").to_pylist()
-    result.decide(QUERY.source, gone.column(QUERY.key).to_pylist(), "dropped", BOT_QUERY, row=rows)
+    if not gone.num_rows:
+        return pc.invert(is_bot)
+    places = {"row": gone.column("row").to_pylist()} if "row" in gone.column_names else {}
+    result.decide(QUERY.source, gone.column(QUERY.key).to_pylist(), "dropped", BOT_QUERY, **places)
     rows_in, kept = result.counts[QUERY.source]
-    result.counts[QUERY.source] = (rows_in, kept - len(rows))
-    for name in (QUERY.table, f"{QUERY.table}_features"):
-        result.tables[name] = result.tables[name].filter(pc.invert(is_bot))
+    result.counts[QUERY.source] = (rows_in, kept - gone.num_rows)
     logger.warning(
         "%d of %d queries click like a robot and are rejected (%s), such as %s",
-        len(rows),
+        gone.num_rows,
         rows_in,
         BOT_QUERY,
         ", ".join(bots[:3]),
     )
+    return pc.invert(is_bot)
 
 
 def record_lost_files(result: StageResult, sources: Sequence[Source | Log]) -> None:

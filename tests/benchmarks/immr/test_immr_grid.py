@@ -54,7 +54,7 @@ def test_heads_have_no_adapters_and_the_layers_of_the_last_block_have_their_own_
     assert (heads.image.projection_learning_rate, heads.head.learning_rate) == (2e-3, 6e-3)
     tuned, ours = (flattened(one.to_json()) for one in (recipe_by_name("emoji_tuned"), layers))
     differ = {name for name, value in ours.items() if value != tuned.get(name) and not name.startswith("head.loss.")}
-    assert differ == {"name", "text.tune_layers", "text.learning_rate", "ensemble.num_members"}
+    assert differ == {"name", "text.tune_layers", "text.learning_rate", "ensemble.num_members", "publish"}
     assert layers.head.loss == ProxyAnchorLoss()
 
 
@@ -262,7 +262,12 @@ def test_a_cell_has_the_scores_that_retrieval_gives_its_published_folder(
     index, task = load_index(tmp_path / "index"), context.tasks["unseen"]
     place = [task.doc_ids.index(name) for name in index.doc_ids]
     vectors = system.document_vectors(context.task_features("last_block").documents(task.documents))[place]
-    assert np.allclose(index.searcher.vectors(), vectors, atol=2e-3)  # features are kept in half precision
+    gap_N = np.abs(index.searcher.vectors() - vectors).max(1)
+    has_text = np.array([bool(text) for text in task.documents.column("text").take(place).to_pylist()])
+    assert gap_N[has_text].max() < 2e-3  # features are kept in half precision
+    # Half precision may swap two neighbours that are equally near, and a missing text is a mean over ten of them.
+    assert np.median(gap_N[~has_text]) < 2e-3
+    assert gap_N[~has_text].max() < 0.03
     assert index.info["imputed"] > 0
     for eval_setting, name in (("unseen", "test"), ("seen", "seen")):
         arguments = ["evaluate", "--model", str(hub), "--index", str(tmp_path / "index")]

@@ -9,28 +9,30 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_governance.__main__ import main
-from tests.support.synthetic_shop import IMAGE, png, write_shop
+from tests.support.synthetic_shop import IMAGE, SyntheticShop, png, write_shop
 
 CATEGORIES = 15
 
 
-def governed(folder: Path, *, bot: bool, popular: bool = False) -> tuple[Path, int]:
-    """(governed folder, documents) of a small shop, with one more query that clicks every document."""
+def shop_with_a_query_that_clicks_everything(folder: Path, *, popular: bool = False) -> SyntheticShop:
+    """A small shop with one more query; a popular one comes back to one of its documents."""
     folder.mkdir()
     shop = write_shop(folder, categories=CATEGORIES, queries=3, noise=0.0)
     documents = list(shop.document_truth)
-    if bot:
-        queries, rows = (pq.read_table(folder / f"{name}.parquet") for name in ("queries", "behaviour"))
-        picture = pa.array([{"bytes": png(2, style="filled", seed=99)}], IMAGE)
-        pq.write_table(
-            pa.concat_tables([queries, pa.table({"query_id": ["robot"], "image": picture})]),
-            folder / "queries.parquet",
-        )
-        clicks = [40 if popular and place == 0 else 1 for place in range(len(documents))]
-        more = pa.table({"query_id": ["robot"] * len(documents), "doc_id": documents, "clicks": clicks})
-        pq.write_table(pa.concat_tables([rows, more]), folder / "behaviour.parquet")
-    assert main(["run", *shop.arguments, "--out", str(folder / "out")]) == 0
-    return folder / "out", len(documents)
+    queries, rows = (pq.read_table(folder / f"{name}.parquet") for name in ("queries", "behaviour"))
+    picture = pa.array([{"bytes": png(2, style="filled", seed=99)}], IMAGE)
+    more_queries = pa.table({"query_id": ["robot"], "image": picture})
+    pq.write_table(pa.concat_tables([queries, more_queries]), folder / "queries.parquet")
+    clicks = [40 if popular and place == 0 else 1 for place in range(len(documents))]
+    more = pa.table({"query_id": ["robot"] * len(documents), "doc_id": documents, "clicks": clicks})
+    pq.write_table(pa.concat_tables([rows, more]), folder / "behaviour.parquet")
+    return shop
+
+
+def governed(shop: SyntheticShop) -> Path:
+    out = shop.folder / "out"
+    assert main(["run", *shop.arguments, "--out", str(out)]) == 0
+    return out
 
 
 def categories(out: Path) -> int:
@@ -40,9 +42,11 @@ def categories(out: Path) -> int:
 def test_a_query_that_clicks_everything_is_rejected_and_changes_no_category(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plain, documents = governed(tmp_path / "plain", bot=False)
+    (tmp_path / "plain").mkdir()
+    plain = governed(write_shop(tmp_path / "plain", categories=CATEGORIES, queries=3, noise=0.0))
+    shop = shop_with_a_query_that_clicks_everything(tmp_path / "bot")
     with caplog.at_level(logging.WARNING, logger="data_governance"):
-        out, _ = governed(tmp_path / "bot", bot=True)
+        out = governed(shop)
     assert "1 of 46 queries click like a robot and are rejected (bot_query), such as robot" in caplog.text
     assert categories(out) == categories(plain)
     dropped = pq.read_table(out / "dropped" / "queries.parquet")
@@ -50,12 +54,20 @@ def test_a_query_that_clicks_everything_is_rejected_and_changes_no_category(
         "robot": "bot_query"
     }
     rows = pq.read_table(out / "dropped" / "behaviour.parquet")
-    assert rows.column("reason").to_pylist() == ["bot_query"] * documents
+    assert rows.column("reason").to_pylist() == ["bot_query"] * len(shop.document_truth)
     ledger = json.loads((out / "ledger.json").read_text())
     assert "bot_query" in json.dumps(ledger)
 
 
 def test_a_popular_query_that_comes_back_to_its_documents_is_kept(tmp_path: Path) -> None:
-    out, _ = governed(tmp_path / "popular", bot=True, popular=True)
+    out = governed(shop_with_a_query_that_clicks_everything(tmp_path / "popular", popular=True))
     dropped = pq.read_table(out / "dropped" / "queries.parquet").column("reason").to_pylist()
     assert "bot_query" not in dropped
+
+
+def test_check_names_a_robot_before_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shop = shop_with_a_query_that_clicks_everything(tmp_path / "bot")
+    assert main(["check", *shop.arguments]) == 0
+    said = capsys.readouterr().out
+    assert "warning: queries: bot_query in 1 of 46 rows (robot)" in said
+    assert "warning: behaviour: bot_query in 30 of 75 rows" in said
