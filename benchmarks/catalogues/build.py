@@ -15,7 +15,7 @@ from benchmarks.catalogues.domain import Artist, Domain
 from benchmarks.catalogues.pictures import Job, document_picture, query_picture
 from benchmarks.catalogues.plan import Document, Picture, Plan, make_plan
 from examples.emoji import tables
-from examples.emoji.drawings import map_in_order
+from examples.emoji.drawings import distinct_pictures, map_in_order
 
 NOTE = "The behaviour is SIMULATED: popularity, positions and wrong clicks were drawn at random, not observed."
 SUMMARY = "cell.json"
@@ -102,15 +102,7 @@ def _query_pictures(cell: Cell, domain: Domain, pictures: Sequence[Picture], *, 
         Job(domain.drawings[one.category][one.artist][one.drawing], cell.seed, one.query_id, one.number, domain.painted)
         for one in pictures
     ]
-    found = list(map_in_order(query_picture, jobs, workers=workers, description="query pictures"))
-    seen: set[bytes] = set()
-    for index, job in enumerate(jobs):
-        # Two renderings of simple shapes can be byte-equal: render such a picture again.
-        while found[index] in seen:
-            job = job._replace(attempt=job.attempt + 1)
-            found[index] = query_picture(job)
-        seen.add(found[index])
-    return found
+    return distinct_pictures(query_picture, jobs, workers=workers, description="query pictures")
 
 
 def _qrels(pictures: Sequence[Picture], documents: Mapping[str, Sequence[Document]]) -> list[dict[str, Any]]:

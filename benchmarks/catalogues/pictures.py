@@ -2,7 +2,7 @@
 
 import colorsys
 import io
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -28,6 +28,10 @@ class Job(NamedTuple):
     number: int
     painted: bool
     attempt: int = 0
+
+    def next_attempt(self) -> Self:
+        """The same picture with other random choices."""
+        return self._replace(attempt=self.attempt + 1)
 
 
 def _colour(

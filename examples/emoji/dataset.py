@@ -16,7 +16,7 @@ from typing import Any
 from examples.emoji import tables
 from examples.emoji.attribution import attribution
 from examples.emoji.behaviour import Event, confusable, event_drawings, simulate
-from examples.emoji.drawings import listed_drawings, load_drawings, map_in_order
+from examples.emoji.drawings import distinct_pictures, listed_drawings, load_drawings, map_in_order
 from examples.emoji.keys import opaque_id
 from examples.emoji.packages import STYLES, package_version, styles_of
 from examples.emoji.protocol import (
@@ -168,15 +168,7 @@ def _simulate(
 
 def _event_pictures(dataset: EmojiDataset, events: Sequence[Event], *, seed: int, workers: int) -> list[bytes]:
     shots = [Shot(dataset.drawings[one.style][one.category].png, seed, one.number) for one in events]
-    pictures = list(map_in_order(event_picture, shots, workers=workers, description="render query events"))
-    seen: set[bytes] = set()
-    for index, shot in enumerate(shots):
-        # Two renderings of simple shapes can be byte-equal: render such an image again.
-        while pictures[index] in seen:
-            shot = shot._replace(attempt=shot.attempt + 1)
-            pictures[index] = event_picture(shot)
-        seen.add(pictures[index])
-    return pictures
+    return distinct_pictures(event_picture, shots, workers=workers, description="render query events")
 
 
 def _write_behaviour(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,15 @@ PART = 1_000  # drawings in one cache file
 SMALL = 200  # up to this many items no worker processes are started
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Repeatable(Protocol):
+    """Input of a rendering that can be made again with other random choices."""
+
+    def next_attempt(self) -> Self: ...
+
+
+Shots = TypeVar("Shots", bound=Repeatable)
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,20 @@ def map_in_order(
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         bar = pool.imap(function, items, chunksize=32)
         yield from tqdm(bar, total=len(items), desc=description, unit="image", leave=False, mininterval=0.5)
+
+
+def distinct_pictures(
+    render: Callable[[Shots], bytes], jobs: Sequence[Shots], *, workers: int, description: str
+) -> list[bytes]:
+    """Render pictures, and render again, as another attempt, what is byte-equal to an earlier one."""
+    found = list(map_in_order(render, jobs, workers=workers, description=description))
+    seen: set[bytes] = set()
+    for index, job in enumerate(jobs):
+        while found[index] in seen:
+            job = job.next_attempt()
+            found[index] = render(job)
+        seen.add(found[index])
+    return found
 
 
 def _sources(node_modules: Path, style: Style, names: Sequence[str]) -> list[str | bytes]:

@@ -5,7 +5,7 @@ deduplication therefore finds no equal query images, as in a log of real photogr
 """
 
 import io
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,10 @@ class Shot(NamedTuple):
     seed: int
     number: int
     attempt: int = 0
+
+    def next_attempt(self) -> Self:
+        """The same rendering with other random choices."""
+        return self._replace(attempt=self.attempt + 1)
 
 
 def clean_picture(png: bytes) -> bytes:

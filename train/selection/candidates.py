@@ -32,7 +32,7 @@ class Candidate:
     """Image weights that may be published.
 
     Attributes:
-        name: "frozen", "trained", or "trained x 0.5" for a point between the two.
+        name: "frozen", "trained", or "50% trained" for a point between the two.
         recipe: the weights load under it.
         weights: state of the `EncoderPair`, adapters not merged.
         class_weights: (C, D) rows of the trained classes; None where prototypes are means of embeddings.
@@ -80,7 +80,7 @@ def candidates(
     start = _start(recipe.with_changes({"image.lora": Lora()}), cache, samples, seed=context.seed)
     for share in SHARES:
         weights = between(start, image.weights, share)
-        yield Candidate(f"{TRAINED} x {share:g}", recipe, weights, image.class_weights)
+        yield Candidate(f"{share:.0%} {TRAINED}", recipe, weights, image.class_weights)
 
 
 def between(start: dict[str, Tensor], trained: dict[str, Tensor], share: float) -> dict[str, Tensor]:

@@ -76,7 +76,7 @@ def test_labels_of_chance_publish_the_frozen_encoder_and_say_so(tmp_path: Path) 
     selection = run(write_data(tmp_path / "data", shuffled=True), tmp_path / "out")["selection"]
     assert isinstance(selection, dict)
     names = [row["candidate"] for row in selection["candidates"]]
-    assert names == ["frozen", "trained", "trained x 0.75", "trained x 0.5", "trained x 0.25"]
+    assert names == ["frozen", "trained", "75% trained", "50% trained", "25% trained"]
     assert selection["held_out_categories"] == HELD_OUT
     assert selection["gallery_documents"] == 2 * CATEGORIES, "the full catalogue"
     if selection["published"] == "frozen":
