@@ -24,6 +24,7 @@ LEAST_ROWS = 16
 SAMPLED_FROM = 20_000
 ROWWISE_FROM = 100_000
 EVALUATIONS = 10
+PATIENCE = 6  # evaluations: the first of a run are often below the frozen encoder, the last are the best
 ENOUGH_ROWS = 8.0  # of one side of a class, clean and augmented together
 LEAST_VIEWS, MOST_VIEWS = 1, 3
 
@@ -72,7 +73,7 @@ def auto_recipe(counts: DataCounts, *, base: Recipe | None = None) -> Recipe:
     if counts.has_validation:
         changes |= {
             "image.evaluate_every": every,
-            "image.early_stopping": 4,
+            "image.early_stopping": PATIENCE,
             "image.export_best": True,
             "image.recover": 3,
         }
