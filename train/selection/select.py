@@ -80,13 +80,8 @@ def published_as_trained(context: RunContext, image: ImageResult) -> Candidate:
 
 def explanation(chosen: str, verdicts: dict[str, Verdict], samples: GovernedSamples, *, categories: int) -> str:
     """One paragraph: what is published, on which evidence, and what to do where training did not help."""
-    frozen = verdicts[FROZEN].means["mrr_at_10"]
     if chosen != FROZEN:
-        ours = verdicts[chosen]
-        return (
-            f"Published: {chosen}. On {categories} held-out categories its MRR@10 is {ours.means['mrr_at_10']:.3f}, "
-            f"that of the frozen encoder {frozen:.3f}: {ours.difference:+.3f} [{ours.low:+.3f}, {ours.high:+.3f}]."
-        )
+        return f"Published: {chosen}. {_comparison(verdicts, chosen, categories=categories)}"
     if TRAINED not in verdicts:
         start = "Published: the frozen encoder; nothing was trained."
     elif categories < LEAST_CATEGORIES:
@@ -96,13 +91,20 @@ def explanation(chosen: str, verdicts: dict[str, Verdict], samples: GovernedSamp
             "in the governance policy."
         )
     else:
-        ours = verdicts[TRAINED]
         start = (
-            f"Published: the frozen encoder. Training is not surely better: MRR@10 {ours.means['mrr_at_10']:.3f} "
-            f"against {frozen:.3f} on {categories} held-out categories, {ours.difference:+.3f} "
-            f"[{ours.low:+.3f}, {ours.high:+.3f}]."
+            "Published: the frozen encoder. Training is not surely better. "
+            f"{_comparison(verdicts, TRAINED, categories=categories)}"
         )
     return " ".join([start, *shortcomings(samples)])
+
+
+def _comparison(verdicts: dict[str, Verdict], name: str, *, categories: int) -> str:
+    ours, frozen = verdicts[name], verdicts[FROZEN].means
+    return (
+        f"On {categories} held-out categories the MRR@10 of {name} is {ours.means['mrr_at_10']:.3f}, that of the "
+        f"frozen encoder {frozen['mrr_at_10']:.3f}; difference in nDCG {ours.difference:+.3f} "
+        f"[{ours.low:+.3f}, {ours.high:+.3f}]."
+    )
 
 
 def share_with_both_sides(samples: GovernedSamples) -> float:

@@ -16,17 +16,17 @@ from train.selection.held_out import METRICS, metric_means
 
 FROZEN = "frozen"
 LEAST_CATEGORIES = 10
-DECIDING = METRICS.index("mrr_at_10")
+DECIDING, MRR = METRICS.index("ndcg"), METRICS.index("mrr_at_10")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Metrics of one candidate, and its paired difference in mrr_at_10 to the frozen encoder.
+    """Metrics of one candidate, and its paired difference in ndcg to the frozen encoder.
 
     Attributes:
         means: by metric. difference, low, high: mean and 95% interval over categories; 0 for the frozen encoder.
-        is_safe: surely not worse than the frozen encoder: `low` is at least 0, and of no metric does the whole interval
-            lie below 0.
+        is_safe: surely not worse than the frozen encoder: `low` is at least 0, mrr_at_10 is not lower, and of no metric
+            does the whole interval lie below 0.
     """
 
     name: str
@@ -56,13 +56,13 @@ def verdict(name: str, values_CF: np.ndarray, frozen_CF: np.ndarray) -> Verdict:
     category = np.arange(len(values_CF))
     found = [paired_difference(ours, theirs, category) for ours, theirs in zip(values_CF.T, frozen_CF.T, strict=True)]
     difference, low, high = found[DECIDING]
-    is_safe = name == FROZEN or (low >= 0 and all(end >= 0 for _, _, end in found))
-    return Verdict(name, means, difference, low, high, is_safe)
+    is_safe = low >= 0 and found[MRR][0] >= 0 and all(end >= 0 for _, _, end in found)
+    return Verdict(name, means, difference, low, high, is_safe=name == FROZEN or is_safe)
 
 
 def best(verdicts: Mapping[str, Verdict], *, categories: int) -> str:
-    """The safe candidate with the highest mrr_at_10; the frozen encoder where too few categories judge."""
+    """The safe candidate with the highest ndcg; the frozen encoder where too few categories judge."""
     if categories < LEAST_CATEGORIES:
         return FROZEN
     safe = [name for name, one in verdicts.items() if one.is_safe]
-    return max(safe, key=lambda name: verdicts[name].means["mrr_at_10"])
+    return max(safe, key=lambda name: verdicts[name].means["ndcg"])

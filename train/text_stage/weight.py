@@ -18,7 +18,7 @@ def largest_harmless(found: dict[float, np.ndarray]) -> tuple[float, dict[float,
     ours). Without held-out queries the smallest weight is kept.
 
     Args:
-        found: text weight -> (C, 3) metrics by category.
+        found: text weight -> (C, F) metrics by category.
 
     Returns:
         The chosen weight, and z of the worst metric of each weight.

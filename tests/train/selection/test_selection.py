@@ -17,6 +17,7 @@ from train.pipeline import train
 from train.recipes.emoji import tiny
 from train.run import context_of
 from train.selection.candidates import between
+from train.selection.held_out import METRICS
 from train.selection.judge import HeldOutRows, evenly
 from train.selection.select import shortcomings
 from train.selection.verdict import FROZEN, Verdict, best, verdict
@@ -111,26 +112,29 @@ def test_nothing_to_train_on_still_publishes_a_model(tmp_path: Path, queries: in
 
 
 def gains(mean: float, *, spread: float, count: int = 40) -> np.ndarray:
-    """(C, 3) metrics of a candidate around .4, beside a frozen encoder of .4 everywhere."""
+    """(C, F) metrics of a candidate around .4, beside a frozen encoder of .4 everywhere."""
     offsets = np.linspace(-spread, spread, count)
-    return np.repeat((0.4 + mean + offsets)[:, None], 3, axis=1)
+    return np.repeat((0.4 + mean + offsets)[:, None], len(METRICS), axis=1)
 
 
 def test_a_candidate_is_safe_when_its_interval_does_not_reach_below_zero() -> None:
-    frozen = np.full((40, 3), 0.4)
+    frozen = np.full((40, len(METRICS)), 0.4)
     clear, unclear, worse = (gains(mean, spread=0.3) for mean in (0.2, 0.02, -0.2))
     assert verdict("clear", clear, frozen).is_safe
     assert not verdict("unclear", unclear, frozen).is_safe
     assert not verdict("worse", worse, frozen).is_safe
     assert verdict(FROZEN, frozen, frozen).is_safe
     mixed = clear.copy()
-    mixed[:, 0] -= 0.4  # recall at 1 falls surely while the reciprocal rank rises
+    mixed[:, 0] -= 0.4  # recall at 1 falls surely while the gain rises
     assert not verdict("mixed", mixed, frozen).is_safe
+    lower = clear.copy()
+    lower[:, METRICS.index("mrr_at_10")] = 0.39 + gains(0.0, spread=0.3)[:, 0] - 0.4
+    assert not verdict("lower", lower, frozen).is_safe, "a mean reciprocal rank below that of the frozen encoder"
 
 
 def test_the_best_safe_candidate_is_published() -> None:
     def one(name: str, metric: float, *, safe: bool) -> Verdict:
-        return Verdict(name, {"mrr_at_10": metric}, 0.1, 0.01, 0.2, safe)
+        return Verdict(name, {"ndcg": metric}, 0.1, 0.01, 0.2, safe)
 
     verdicts = {
         FROZEN: one(FROZEN, 0.3, safe=True),

@@ -10,7 +10,13 @@ from torch import Tensor
 from train.inputs.cache import FeatureCache
 from train.inputs.composites import CompositeLayout
 from train.inputs.samples import Labels
-from train.selection.held_out import METRICS, ValidationGallery, held_out_metrics, with_neighbours_shift
+from train.selection.held_out import (
+    METRICS,
+    ValidationGallery,
+    first_relevant_ranks,
+    held_out_metrics,
+    with_neighbours_shift,
+)
 
 
 def gallery(
@@ -43,8 +49,9 @@ def test_three_documents_by_hand_with_the_mean_over_categories() -> None:
     # Ranks of the right document: 1 and 3 for the queries of category 0, 2 for the query of category 1.
     found = gallery(QUERIES, [0, 0, 1], torch.eye(3), [0, 1, 2])
     figures = held_out_metrics(found, torch.eye(3), torch.zeros(3, 3))
-    assert METRICS == ("recall_at_1", "recall_at_10", "mrr_at_10")
-    np.testing.assert_allclose(figures, [[1 / 2, 1.0, (1 + 1 / 3) / 2], [0.0, 1.0, 1 / 2]])
+    assert METRICS == ("recall_at_1", "recall_at_10", "mrr_at_10", "ndcg")
+    ndcg = [(1 + 1 / np.log2(4)) / 2, 1 / np.log2(3)]
+    np.testing.assert_allclose(figures, [[1 / 2, 1.0, (1 + 1 / 3) / 2, ndcg[0]], [0.0, 1.0, 1 / 2, ndcg[1]]])
 
 
 def test_a_document_near_to_every_training_query_is_pushed_back_by_half_of_that() -> None:
@@ -60,7 +67,19 @@ def test_the_eleventh_document_is_not_found() -> None:
     for right, expected in ((9, (1.0, 0.1)), (10, (0.0, 0.0))):
         found = gallery(scores, [1], torch.eye(12), [int(place == right) for place in range(12)])
         figures = held_out_metrics(found, torch.eye(12), torch.zeros(12, 12))
-        assert figures[0, 1:].tolist() == pytest.approx(expected)
+        assert figures[0, 1:3].tolist() == pytest.approx(expected)
+        assert figures[0, 3] == pytest.approx(1 / np.log2(right + 2)), "counted at any rank"
+
+
+def test_a_model_that_embeds_everything_alike_finds_nothing() -> None:
+    found = gallery([[1.0, 0.0]], [1], torch.ones(30, 2), [int(place == 0) for place in range(30)])
+    figures = held_out_metrics(found, torch.ones(30, 2), torch.zeros(30, 2))
+    assert figures[0, :3].tolist() == [0.0, 0.0, 0.0]
+    assert figures[0, 3] == pytest.approx(1 / np.log2(31))
+
+
+def test_a_query_without_a_relevant_document_ranks_after_all_of_them() -> None:
+    assert first_relevant_ranks(torch.zeros(1, 3), torch.tensor([9]), torch.tensor([0, 1, 2])).tolist() == [4]
 
 
 def test_nothing_held_out_gives_no_category() -> None:
@@ -74,7 +93,7 @@ def test_nothing_held_out_gives_no_category() -> None:
         calibration=torch.eye(3),
     )
     assert not found.has_queries
-    assert held_out_metrics(found, torch.eye(3), torch.zeros(3, 3)).shape == (0, 3)
+    assert held_out_metrics(found, torch.eye(3), torch.zeros(3, 3)).shape == (0, 4)
 
 
 def test_a_document_without_text_is_shifted_as_its_neighbours_are_and_no_other_row_moves() -> None:
