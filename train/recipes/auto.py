@@ -18,7 +18,7 @@ from train.recipes.recipe import Recipe, SoftmaxLoss
 
 NAME = "auto"
 VISITS = 42
-LEAST_STEPS, MOST_STEPS = 100, 20_000
+LEAST_STEPS, MOST_STEPS = 150, 20_000
 ROWS = 128
 LEAST_ROWS = 16
 SAMPLED_FROM = 20_000
