@@ -233,7 +233,8 @@ def closing_steps(args: argparse.Namespace) -> list[Step]:
     page: list[object] = ["-m", "retrieval", "page", "--model", out / "hub", "--index", out / "index"]
     page += ["--queries", data / "test_queries.parquet", "--qrels", data / "test_qrels.parquet"]
     page += ["--per-query", out / "evaluation" / "per_query.parquet", "--ledger", out / "ledger.json"]
-    page += ["--metrics", out / "metrics.json", "--governed", governed, "--html", out / "report.html"]
+    page += ["--metrics", out / "metrics.json", "--governed", governed]
+    page += ["--training", out / "training.json", "--html", out / "report.html"]
     govern = ["-m", "data_governance", "report", "--governed", governed, "--html", out / "governance.html"]
     return [
         Step("governance page", "report", out / "governance.html", python(*govern)),

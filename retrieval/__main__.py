@@ -102,6 +102,7 @@ def _page_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ledger", metavar="FILE", help="ledger.json of the governance run")
     parser.add_argument("--metrics", metavar="FILE", help="metrics.json with the systems to compare")
     parser.add_argument("--governed", metavar="FOLDER", help="governed folder, for the sizes of its categories")
+    parser.add_argument("--training", metavar="FILE", help="training.json of the run: what was published and why")
     parser.add_argument("--shown", type=_positive, default=60, metavar="N", help="number of queries on the page")
     parser.add_argument("--html", required=True, metavar="FILE", help="the page to write")
 

@@ -82,6 +82,7 @@ def page(options: argparse.Namespace) -> None:
         metrics=Path(options.metrics) if options.metrics else None,
         ledger=Path(options.ledger) if options.ledger else None,
         governed=Path(options.governed) if options.governed else None,
+        training=Path(options.training) if options.training else None,
     )
     encoder = load_query_encoder(options.model, bf16=options.bf16)
     write_report(encoder, sources, _writable(options.html), shown=options.shown, seed=options.seed)

@@ -35,6 +35,7 @@ BASELINES = {
     "text_removed": "Ablation: documents without text",
     "text_shuffled": "Ablation: text of other categories",
 }
+SELECTION = {"recall_at_1": "Recall@1", "recall_at_10": "Recall@10", "mrr_at_10": "MRR@10", "ndcg": "nDCG"}
 BANDS = ("head", "body", "tail")
 GOVERNANCE = {
     "kept_share": "rows kept",
@@ -65,6 +66,19 @@ def metric_table(rows: Rows) -> Markup:
 def tiles(rows: Rows) -> Markup:
     """Recall@1, Recall@10 and MRR@10 of the first row in large print, and how many documents were searched."""
     return rendered("metrics.html.j2", part="tiles", rows=rows, columns=COLUMNS)
+
+
+def selection_panel(selection: Mapping[str, Any] | None) -> Markup:
+    """The candidates for publication and why one was chosen; empty where a run judged nothing.
+
+    Args:
+        selection: the `selection` object of training.json.
+    """
+    if not selection:
+        return Markup()
+    candidates = selection.get("candidates") or []
+    shown = {name: label for name, label in SELECTION.items() if all(name in row for row in candidates)}
+    return rendered("selection.html.j2", selection=selection, columns=shown)
 
 
 def governance_panels(

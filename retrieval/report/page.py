@@ -23,7 +23,7 @@ from retrieval.index.search import Answers
 from retrieval.index.store import Index
 from retrieval.pictures import PictureError, decode
 from retrieval.report.answer_cards import KINDS, Shown, card
-from retrieval.report.metric_tables import BANDS, governance_panels, metric_rows, metric_table, tiles
+from retrieval.report.metric_tables import BANDS, governance_panels, metric_rows, metric_table, selection_panel, tiles
 from retrieval.report.templates import rendered
 from retrieval.tables import Table
 from runtime.environment import environment
@@ -34,7 +34,7 @@ MAX_BYTES = 5_000_000
 
 @dataclass(frozen=True)
 class Sources:
-    """Inputs of the report; `metrics`, `ledger` and `governed` are optional."""
+    """Inputs of the report; those that may be None are optional."""
 
     index: Index
     queries: Table
@@ -43,6 +43,7 @@ class Sources:
     metrics: Path | None = None
     ledger: Path | None = None
     governed: Path | None = None
+    training: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def write_report(encoder: RetrievalEncoder, sources: Sources, out: Path, *, show
     sizes = _category_sizes(sources.governed) if sources.governed else None
     systems = metric_rows(metrics) or [("These queries", _means(sources.per_query, sources.index), True)]
     governance = governance_panels(ledger, metrics.get("governance"), sizes)
+    selection = (_read_json(sources.training, "training") if sources.training else {}).get("selection") or {}
     environment_record = metrics.get("environment") or environment()
     _write(
         out,
@@ -84,6 +86,8 @@ def write_report(encoder: RetrievalEncoder, sources: Sources, out: Path, *, show
         title="Report: what the model finds",
         tiles=tiles(systems),
         metric_table=metric_table(systems),
+        selection=selection_panel(selection),
+        held_out=selection.get("held_out_categories", 0),
         governance=governance,
         simulated=(metrics.get("data") or {}).get("simulated"),
         kinds=KINDS,

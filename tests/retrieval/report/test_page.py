@@ -15,7 +15,7 @@ from PIL import Image
 
 from retrieval.report.answer_cards import Shown, card
 from retrieval.report.charts import Bar, horizontal
-from retrieval.report.metric_tables import governance_panels
+from retrieval.report.metric_tables import governance_panels, selection_panel
 from retrieval.report.page import JudgedAnswers, choose
 from tests.support.tiny_retrieval import Evaluated, TinyTask, call
 
@@ -46,6 +46,14 @@ def report(task: TinyTask, built: Path, evaluated: Evaluated) -> Path:
     words = ["--model", task.model, "--index", built, "--queries", task.table("queries"), "--qrels"]
     words += [task.table("qrels"), "--per-query", table, "--metrics", folder / "all.json"]
     words += ["--ledger", folder / "ledger.json", "--governed", folder / "governed", "--shown", "20"]
+    row = {"recall_at_1": 0.1, "recall_at_10": 0.3, "mrr_at_10": 0.2, "ndcg": 0.4, "low": -0.01, "high": 0.093}
+    candidates = [
+        {"candidate": name, **row, "difference": gain} for name, gain in (("frozen", 0.0), ("trained", 0.041))
+    ]
+    explanation = "Published: trained, <i>surely</i>."
+    selection = {"published": "trained", "held_out_categories": 61} | {"explanation": explanation}
+    (folder / "training.json").write_text(json.dumps({"selection": selection | {"candidates": candidates}}))
+    words += ["--training", folder / "training.json"]
     assert call("page", *words, "--html", folder / "report.html") == 0
     return folder / "report.html"
 
@@ -70,6 +78,9 @@ def test_the_page_shows_queries_marks_metrics_and_governance(report: Path, evalu
         "96.0%",
         "weak edge",
         "Where",
+        "Published: trained, &lt;i&gt;surely&lt;/i&gt;.",
+        "on 61 held-out categories",
+        "<td>+4.1<small>-1.0 to +9.3</small></td>",
     ):
         assert words in text
     assert "<b>odd</b>" not in text
@@ -83,6 +94,13 @@ def test_a_second_round_of_governance_is_shown_beside_the_first() -> None:
     both = governance_panels(None, first | {"second_round": second}, None)
     for words in ("96.0%", "98.5%", "second round", "<td>0.912</td><td>0.934</td>", "<td>0.9</td><td>0.93</td>"):
         assert words in both
+
+
+def test_a_run_that_judged_nothing_has_no_table_of_candidates() -> None:
+    assert selection_panel(None) == selection_panel({}) == ""
+    alone = selection_panel({"explanation": "Published: the frozen encoder.", "candidates": []})
+    assert "the frozen encoder" in alone
+    assert "<table>" not in alone
 
 
 def test_text_from_a_table_is_escaped() -> None:
