@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS, MOST_IMAGE_PIXELS
+from modeling_oclear.visible_text_oclear import is_visible
 from train.inputs.sample_table import SIDES, SampleTable, own_pages
 from train.recipes.auto import DataCounts
 
@@ -164,7 +165,7 @@ def data_counts(samples: GovernedSamples) -> DataCounts:
         classes=len(samples.classes),
         queries=int(trained["query"].sum()),
         documents=int(trained["document"].sum()),
-        has_text=any(text and text.strip() for text in texts.to_pylist()),
+        has_text=any(is_visible(text or "") for text in texts.to_pylist()),
         has_validation=bool(np.isin(labels.query[labels.query_validation], findable).any()),
     )
 
