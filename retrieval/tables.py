@@ -118,7 +118,7 @@ def read_table(path: str | Path, schema: Schema, *, may_be_empty: bool = False) 
     opened = open_table(path, schema, mark=schema.name in SKIPS)
     bad = {row: f"{reason}: {detail}" for row, (reason, detail) in opened.bad_rows().items()} if opened.marked else {}
     table = Table(opened, bad)
-    for _, reason in opened.lost:
+    for reason in [*(reason for _, reason in opened.lost), *opened.warnings]:
         logger.warning("warning: %s", reason)
     if bad and table.num_rows == 0:
         raise ValueError(f"{table.name}: no row of {path} can be read: {bad[min(bad)]}.")
