@@ -275,7 +275,9 @@ def decoded_batches(
         sha = hashlib.sha256(data).hexdigest()
         if sha in known_hashes:
             return None, (None, sha, known_hashes[sha])
-        square, fault = decode_square(data, size=policy.image_size, max_pixels=policy.max_image_pixels)
+        square, fault = decode_square(
+            data, size=policy.image_size, max_pixels=policy.max_image_pixels, max_bytes=policy.max_image_bytes
+        )
         return (None, (fault, None, 0)) if square is None else (square, (None, sha, hash64(square)))
 
     # Threads help: Pillow and hashlib release the GIL.
