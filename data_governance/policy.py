@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS, MOST_IMAGE_PIXELS
+from modeling_oclear.image_decoding_oclear import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MOST_IMAGE_PIXELS
 
 # Largest side of the square that the image processor makes.
 MOST_IMAGE_SIZE = 4096
@@ -87,7 +87,7 @@ class Policy:
     memory_limit: str = "2GB"
     threads: int = 0
     max_image_pixels: int = MAX_IMAGE_PIXELS
-    max_image_bytes: int = 30_000_000
+    max_image_bytes: int = MAX_IMAGE_BYTES
     max_text_characters: int = 100_000
     image_size: int = 112
     kept_maps: int = 100_000

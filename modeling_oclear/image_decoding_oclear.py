@@ -28,6 +28,7 @@ from PIL import (
 
 MAX_IMAGE_PIXELS = 50_000_000  # width x height, unless a processor or policy names another limit
 MOST_IMAGE_PIXELS = 178_956_970  # the highest such limit: above it Pillow itself refuses a file
+MAX_IMAGE_BYTES = 30_000_000  # of a file, unless a processor or policy names another limit
 # Imported by name: Pillow would otherwise load every plug-in at the first file, in several threads at once.
 PLUGINS: tuple[Any, ...] = (
     JpegImagePlugin, MpoImagePlugin, PngImagePlugin, WebPImagePlugin, GifImagePlugin, AvifImagePlugin, TiffImagePlugin,
@@ -75,7 +76,7 @@ class ImageRefused(ValueError):
     """An image that is not used; the text is one sentence.
 
     Attributes:
-        reason: "image_undecodable", "image_too_many_pixels" or "image_format_refused".
+        reason: "image_undecodable", "image_too_many_pixels", "image_file_too_large" or "image_format_refused".
     """
 
     def __init__(self, reason: str, sentence: str) -> None:
@@ -113,20 +114,31 @@ class _PillowWarningsOff:
 _pillow_warnings_off = _PillowWarningsOff()
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS, exif_orientation: bool = True) -> Image.Image:
+def decode_image(
+    data: bytes,
+    *,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    max_bytes: int = MAX_IMAGE_BYTES,
+    exif_orientation: bool = True,
+    least_side: int | None = None,
+) -> Image.Image:
     """Decode a file of one of `FORMATS`; its name does not matter.
 
     Args:
         data: the bytes of the file.
         max_pixels: largest width x height, read from the header before anything is decoded.
+        max_bytes: largest file.
         exif_orientation: turn the picture as its metadata says.
+        least_side: decode a JPEG at 1/2, 1/4 or 1/8 of its size, the smallest whose shorter side has so many pixels.
+            None: at full size.
 
     Returns:
         An RGB picture, or RGBA if a pixel is transparent, without metadata.
 
     Raises:
-        ImageRefused: another format, damage, or too many pixels.
+        ImageRefused: another format, damage, too many pixels, or too large a file.
     """
+    check_file_size(len(data), max_bytes)
     formats = [name for name in FORMATS if name in Image.OPEN]  # a build of Pillow may lack AVIF or WebP
     try:
         with _pillow_warnings_off:
@@ -135,6 +147,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS, exif_orient
             with Image.open(io.BytesIO(data), formats=formats) as image:
                 _check_size(image.size, max_pixels)
                 _check_work(image, data, max_pixels)
+                if least_side is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+                    image.draft(None, (least_side, least_side))
                 picture = _upright(image, max_pixels, exif_orientation)
                 if picture is image and (image.format not in ONE_PICTURE or getattr(image, "is_animated", False)):
                     picture = image.copy()
@@ -147,15 +161,56 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS, exif_orient
 
 
 def upright_picture(
-    image: Image.Image, *, max_pixels: int = MAX_IMAGE_PIXELS, exif_orientation: bool = True
+    image: Image.Image,
+    *,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    max_bytes: int = MAX_IMAGE_BYTES,
+    exif_orientation: bool = True,
+    least_side: int | None = None,
 ) -> Image.Image:
-    """`decode_image` for an image that somebody else has opened, of any format and mode."""
+    """`decode_image` for an image that somebody else has opened, of any format and mode.
+
+    A JPEG that is opened and not decoded yet is decoded here from its file, and stays as it is. One that is decoded
+    already has its full size: its pixels then differ slightly from those of its file, where that is reduced.
+    """
     try:
+        data = _undecoded_jpeg(image)
+        if data is not None:
+            return decode_image(
+                data,
+                max_pixels=max_pixels,
+                max_bytes=max_bytes,
+                exif_orientation=exif_orientation,
+                least_side=least_side,
+            )
         with _pillow_warnings_off:
             _check_size(image.size, max_pixels)
             return _upright(image, max_pixels, exif_orientation)
     except Exception as error:
         raise refusal(error, max_pixels) from error
+
+
+def _undecoded_jpeg(image: Image.Image) -> bytes | None:
+    """The file of a JPEG that nobody has decoded, reduced or moved to another frame; None for any other image."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.decoderconfig or image.tell():
+        return None
+    if not image.tile or image.fp is None:
+        return None
+    place = image.fp.tell()
+    image.fp.seek(0)
+    data = image.fp.read()
+    image.fp.seek(place)
+    return data
+
+
+def check_file_size(size: int, max_bytes: int) -> None:
+    """Refuse a file of more bytes than the limit; for callers that know the size before they read it.
+
+    Raises:
+        ImageRefused: it is larger.
+    """
+    if size > max_bytes:
+        raise ImageRefused("image_file_too_large", f"image file of {size} bytes is over {max_bytes} bytes")
 
 
 def refusal(error: Exception, max_pixels: int) -> ImageRefused:

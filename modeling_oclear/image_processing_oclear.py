@@ -3,6 +3,8 @@
 All options are stored with the model, so that training, indexing and queries use the same pixels.
 """
 
+import hashlib
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +14,19 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .image_decoding_oclear import MAX_IMAGE_PIXELS, MOST_IMAGE_PIXELS, ImageRefused, decode_image, upright_picture
+from .image_decoding_oclear import (
+    MAX_IMAGE_BYTES,
+    MAX_IMAGE_PIXELS,
+    MOST_IMAGE_PIXELS,
+    ImageRefused,
+    decode_image,
+    upright_picture,
+)
 
 WHITE = (255, 255, 255)
+# The shorter side of a JPEG that is decoded at a reduced size has at least this many times the pixels of the square, so
+# that a subject of a quarter of the picture still fills it.
+REDUCED_SIDES = 4
 OPAQUE_FROM = 16  # alpha from 0 to 255; below this a pixel counts as background
 RESAMPLING = {"nearest", "bilinear", "bicubic", "lanczos"}
 
@@ -32,6 +44,7 @@ class OclearImageProcessor(BaseImageProcessor):
         pad_to_square: keep the aspect ratio and pad with the border colour; False = stretch.
         resample: nearest, bilinear, bicubic or lanczos.
         max_image_pixels: larger images are rejected before they are decoded.
+        max_image_bytes: larger image files are rejected, where a file is decoded here.
 
     Raises:
         ValueError: for an option out of range or an unknown one.
@@ -50,6 +63,7 @@ class OclearImageProcessor(BaseImageProcessor):
         pad_to_square: bool = True,
         resample: str = "bicubic",
         max_image_pixels: int = MAX_IMAGE_PIXELS,
+        max_image_bytes: int = MAX_IMAGE_BYTES,
         **bookkeeping: Any,
     ) -> None:
         known = {"image_processor_type", "auto_map", "processor_class", "feature_extractor_type"}
@@ -57,7 +71,12 @@ class OclearImageProcessor(BaseImageProcessor):
             raise ValueError(f"unknown image option {', '.join(unknown)}; see the arguments of {type(self).__name__}.")
         bookkeeping.pop("image_processor_type", None)
         super().__init__(**bookkeeping)
-        for name, value in (("size", size), ("crop_tolerance", crop_tolerance), ("max_image_pixels", max_image_pixels)):
+        for name, value in (
+            ("size", size),
+            ("crop_tolerance", crop_tolerance),
+            ("max_image_pixels", max_image_pixels),
+            ("max_image_bytes", max_image_bytes),
+        ):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ValueError(f"{name} is {value!r}; a whole number is needed.")
         if not 1 <= size <= 4096:
@@ -72,10 +91,12 @@ class OclearImageProcessor(BaseImageProcessor):
             raise ValueError(f"crop_tolerance is {crop_tolerance}; it must be from 0 to 255.")
         if not 1 <= max_image_pixels <= MOST_IMAGE_PIXELS:
             raise ValueError(f"max_image_pixels is {max_image_pixels}; it must be from 1 to {MOST_IMAGE_PIXELS}.")
+        if max_image_bytes < 1:
+            raise ValueError(f"max_image_bytes is {max_image_bytes}; it must be at least 1, such as {MAX_IMAGE_BYTES}.")
         self.size, self.image_mean, self.image_std = size, list(image_mean), list(image_std)
         self.exif_orientation, self.crop_to_subject = exif_orientation, crop_to_subject
         self.crop_tolerance, self.pad_to_square, self.resample = crop_tolerance, pad_to_square, resample
-        self.max_image_pixels = max_image_pixels
+        self.max_image_pixels, self.max_image_bytes = max_image_pixels, max_image_bytes
 
     def preprocess(self, images: Any, *args: Any, return_tensors: str = "pt", **kwargs: Any) -> BatchFeature:
         """Convert a PIL image or a list of them; None stands for a missing image.
@@ -123,15 +144,33 @@ class OclearImageProcessor(BaseImageProcessor):
             remedy = "replace this file or leave it out"
             if error.reason == "image_too_many_pixels":
                 remedy = "scale it down first, or raise max_image_pixels"
+            elif error.reason == "image_file_too_large":
+                remedy = "compress it first, or raise max_image_bytes"
             raise ValueError(f"images[{row}]: {error}; {remedy}.") from error
 
     def decode(self, data: bytes) -> Image.Image:
         """Decode an image file as this processor wants it: RGB or RGBA, upright.
 
         Raises:
-            ImageRefused: another format, damage, or too many pixels.
+            ImageRefused: another format, damage, too many pixels, or too large a file.
         """
-        return decode_image(data, max_pixels=self.max_image_pixels, exif_orientation=self.exif_orientation)
+        return decode_image(data, **self.decoding)
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """Limits and options of `decode_image`."""
+        return {
+            "max_pixels": self.max_image_pixels,
+            "max_bytes": self.max_image_bytes,
+            "exif_orientation": self.exif_orientation,
+            "least_side": REDUCED_SIDES * self.size,
+        }
+
+    @property
+    def pixel_code(self) -> str:
+        """Digest of the code that makes pixels of bytes: what was computed with other code is stale."""
+        sources = (inspect.getsource(inspect.getmodule(part) or part) for part in (decode_image, type(self)))
+        return hashlib.sha256("".join(sources).encode()).hexdigest()
 
     def square(self, image: Image.Image) -> np.ndarray:
         """One image -> (size, size, 3) uint8, before normalisation.
@@ -139,7 +178,7 @@ class OclearImageProcessor(BaseImageProcessor):
         Raises:
             ImageRefused: it cannot be decoded or has too many pixels.
         """
-        picture = upright_picture(image, max_pixels=self.max_image_pixels, exif_orientation=self.exif_orientation)
+        picture = upright_picture(image, **self.decoding)
         alpha = picture.getchannel("A") if picture.mode == "RGBA" else None
         box, border = self._subject(picture, alpha)
         if alpha is not None:

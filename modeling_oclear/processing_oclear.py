@@ -1,6 +1,5 @@
 """Processors: images and texts to model inputs, with masks for missing ones."""
 
-import unicodedata
 from typing import Any
 
 import torch
@@ -8,31 +7,11 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
+from .visible_text_oclear import visible
+
 # No token of a usual vocabulary is longer. Texts are cut at this many characters per token before tokenising, which
 # saves time on texts of megabytes and changes nothing else.
 CHARACTERS_PER_TOKEN = 100
-# Characters that are shown as nothing (Unicode: Default_Ignorable_Code_Point), and the blank of braille: a text of
-# these alone is no text. `runtime/text.py` holds the same list, for governance and the index; a test compares the two.
-IGNORABLE = (
-    (0x00AD, 0x00AD),
-    (0x034F, 0x034F),
-    (0x061C, 0x061C),
-    (0x115F, 0x1160),
-    (0x17B4, 0x17B5),
-    (0x180B, 0x180F),
-    (0x200B, 0x200F),
-    (0x202A, 0x202E),
-    (0x2060, 0x206F),
-    (0x2800, 0x2800),
-    (0x3164, 0x3164),
-    (0xFE00, 0xFE0F),
-    (0xFEFF, 0xFEFF),
-    (0xFFA0, 0xFFA0),
-    (0xFFF0, 0xFFFB),
-    (0x1BCA0, 0x1BCA3),
-    (0x1D173, 0x1D17A),
-    (0xE0000, 0xE0FFF),
-)
 
 
 class OclearQueryProcessor(ProcessorMixin):
@@ -110,7 +89,7 @@ class OclearProcessor(ProcessorMixin):
                 raise ValueError(f"text[{row}] is a {type(text).__name__}; give a string, or None where it is missing.")
             # Tokenizers reject half of a surrogate pair: replace it by a question mark.
             whole = (text or "")[:longest].encode("utf-8", "replace").decode("utf-8").strip()
-            cut.append(whole if any(_is_seen(letter) for letter in whole) else "")
+            cut.append(visible(whole))
         if not cut:
             raise ValueError("text is an empty list: give at least one text, or None for no texts at all.")
         tokens = self.tokenizer(
@@ -127,15 +106,6 @@ class OclearProcessor(ProcessorMixin):
             "attention_mask": tokens["attention_mask"] * has_text_B[:, None],
             "has_text": has_text_B,
         }
-
-
-def _is_seen(letter: str) -> bool:
-    """Whether a character is seen: no space, control, unassigned or ignorable one."""
-    if letter.isalnum() and letter.isascii():
-        return True
-    if letter.isspace() or unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Cn"):
-        return False
-    return not any(low <= ord(letter) <= high for low, high in IGNORABLE)
 
 
 def _reject_unknown(kwargs: dict[str, Any]) -> None:

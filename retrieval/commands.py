@@ -38,11 +38,15 @@ def index(options: argparse.Namespace) -> None:
 
 
 def search(options: argparse.Namespace) -> None:
-    """Print one JSON line per answer."""
+    """Print one JSON line per answer, and one per picture that cannot be used, with its reason."""
     _set_threads(options.threads)
     found = load_index(Path(options.index))
     encoder = load_query_encoder(options.model, bf16=options.bf16)
-    answers = search_index(encoder, found, [Path(name) for name in options.image], k=options.k)
+    skipped: list[dict[str, str]] = []
+    answers = search_index(encoder, found, [Path(name) for name in options.image], k=options.k, skipped=skipped)
+    for line in skipped:
+        print(json.dumps(line, ensure_ascii=False))
+        logger.warning("skipped %s", line["skipped"])
     for one in answers:
         for line in one.lines(found):
             print(json.dumps(line, ensure_ascii=False))

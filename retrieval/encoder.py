@@ -54,10 +54,13 @@ class RetrievalEncoder:
     def decoding(self) -> dict[str, Any]:
         """How the model's image processor wants pictures decoded: arguments of `pictures.decode`."""
         image_processor = getattr(self.processor, "image_processor", self.processor)
-        return {
+        # A folder that was published with an earlier version may bring its own processor, which decodes at full size.
+        earlier = {
             "max_pixels": int(getattr(image_processor, "max_image_pixels", None) or MAX_IMAGE_PIXELS),
             "exif_orientation": bool(getattr(image_processor, "exif_orientation", True)),
         }
+        found: dict[str, Any] = getattr(image_processor, "decoding", earlier)
+        return found
 
     @torch.inference_mode()
     def queries(self, pictures: Sequence[Image.Image]) -> tuple[NDArray[np.float32], list[Image.Image]]:

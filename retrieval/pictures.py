@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS, ImageRefused, decode_image
+from modeling_oclear.image_decoding_oclear import MAX_IMAGE_BYTES, ImageRefused, check_file_size, decode_image
 
 MOST_PIXELS_AT_ONCE = 50_000_000  # of decoded pictures that wait for the rest of their batch: 200 MB
 
@@ -18,16 +18,13 @@ class PictureError(ValueError):
     """An image value that cannot be used; the text is the reason, for a list of skipped rows."""
 
 
-def decode(
-    cell: Any, *, folder: Path | None, max_pixels: int = MAX_IMAGE_PIXELS, exif_orientation: bool = True
-) -> Image.Image | None:
+def decode(cell: Any, *, folder: Path | None, **options: Any) -> Image.Image | None:
     """Decode one image value.
 
     Args:
         cell: None, bytes, a path below `folder`, {"bytes", "path"}, or a list of those (the first is the main image).
         folder: where the table lives; None when the table came from the Hub and holds bytes only.
-        max_pixels: the largest width x height that is decoded.
-        exif_orientation: turn the picture as its metadata says.
+        options: of `decode_image`: `max_pixels`, `max_bytes`, `exif_orientation`, `least_side`.
 
     Returns:
         The picture, RGB or RGBA, or None if missing.
@@ -35,28 +32,26 @@ def decode(
     Raises:
         PictureError: a path outside the folder, no such file, not a picture, another format, too large, damaged.
     """
-    content = _content(cell, folder)
-    if content is None:
-        return None
     try:
-        return decode_image(content, max_pixels=max_pixels, exif_orientation=exif_orientation)
+        content = _content(cell, folder, options.get("max_bytes", MAX_IMAGE_BYTES))
+        return None if content is None else decode_image(content, **options)
     except ImageRefused as error:
         raise PictureError(str(error)) from error
 
 
-def _content(cell: Any, folder: Path | None) -> bytes | None:
+def _content(cell: Any, folder: Path | None, max_bytes: int) -> bytes | None:
     if isinstance(cell, list):
         cell = cell[0] if cell else None
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, str):
-        return _read_below(cell, folder) if cell else None
+        return _read_below(cell, folder, max_bytes) if cell else None
     if cell is None or isinstance(cell, bytes):
         return cell or None
     raise PictureError(f"image value of type {type(cell).__name__}: need bytes, a path or {{bytes, path}}")
 
 
-def _read_below(name: str, folder: Path | None) -> bytes:
+def _read_below(name: str, folder: Path | None, max_bytes: int) -> bytes:
     if folder is None:
         raise PictureError(f"image path {name!r} in a table that has no folder: embed the bytes")
     root = folder.resolve()
@@ -64,29 +59,29 @@ def _read_below(name: str, folder: Path | None) -> bytes:
         place = (root / name).resolve()
         if not place.is_relative_to(root):
             raise PictureError(f"image path {name!r} leaves the folder of its table")
+        check_file_size(place.stat().st_size, max_bytes)
         return place.read_bytes()
-    except PictureError:
+    except (PictureError, ImageRefused):
         raise
     except (OSError, ValueError) as error:
         raise PictureError(f"image file {name!r} cannot be read ({type(error).__name__})") from error
 
 
-def read_picture(path: Path, **limits: Any) -> Image.Image:
+def read_picture(path: Path, **options: Any) -> Image.Image:
     """Decode a picture file that the user names on the command line, in any folder.
 
     Args:
-        limits: `max_pixels` and `exif_orientation` of `decode`.
+        options: see `decode`.
 
     Raises:
         PictureError: no such file, or one that decode refuses; the message names the path.
     """
     try:
-        content = path.read_bytes()
+        check_file_size(path.stat().st_size, options.get("max_bytes", MAX_IMAGE_BYTES))
+        picture = decode(path.read_bytes(), folder=None, **options)
     except OSError as error:
         raise PictureError(f"image {path}: {error.strerror or type(error).__name__}") from error
-    try:
-        picture = decode(content, folder=None, **limits)
-    except PictureError as error:
+    except (PictureError, ImageRefused) as error:
         raise PictureError(f"image {path}: {error}") from error
     if picture is None:
         raise PictureError(f"image {path}: the file is empty")

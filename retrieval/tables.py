@@ -2,7 +2,8 @@
 
 Parquet and `datasets` folders are streamed: a catalogue need not fit into memory. Ids are strings after
 reading. Columns that are not declared are kept: evaluation reports metrics by their values. A document or query whose
-row cannot be read is left out with its reason; in the other tables such a row is an error.
+row cannot be read, has no id, or has the id of an earlier row is left out with its reason; in the other tables, which
+somebody wrote to judge by, such a row is an error.
 """
 
 import logging
@@ -48,11 +49,13 @@ class Table:
     """A checked table; its rows are read when they are asked for, as Python lists.
 
     Attributes:
-        bad: number of each row that cannot be read, and why; the other rows alone are given.
+        bad: number of each row that is left out, and why; the other rows alone are given.
+        names: ids of those rows, as far as they have one.
     """
 
     rows: runtime.tables.Table
     bad: Mapping[int, str] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -89,8 +92,8 @@ class Table:
                 yield good.to_pydict()
 
     def skipped(self, key: str) -> list[dict[str, str]]:
-        """The rows that cannot be read, each by its number, with its reason."""
-        return [{key: f"row {row}", "reason": reason} for row, reason in sorted(self.bad.items())]
+        """The rows that are left out, each by its id, or its number without one, with its reason."""
+        return [{key: self.names.get(row, f"row {row}"), "reason": why} for row, why in sorted(self.bad.items())]
 
     def _good(self, table: pa.Table, *, first: int) -> pa.Table:
         """The rows of a table that starts at row `first`, without the bad ones and without marks."""
@@ -112,22 +115,40 @@ def read_table(path: str | Path, schema: Schema, *, may_be_empty: bool = False) 
         may_be_empty: a table without rows is valid, for example when nothing is to be merged.
 
     Raises:
-        ValueError: nothing there, an unknown format, a missing column, a wrong type, no rows, an id that is missing or
-            comes twice. The message names table, column and row.
+        ValueError: nothing there, an unknown format, a missing column, a wrong type, no row that can be used; in a
+            table whose rows are not left out, an id that is missing or comes twice. The message names table, column
+            and row.
     """
     opened = open_table(path, schema, mark=schema.name in SKIPS)
     bad = {row: f"{reason}: {detail}" for row, (reason, detail) in opened.bad_rows().items()} if opened.marked else {}
-    table = Table(opened, bad)
-    for _, reason in opened.lost:
+    names = dict[int, str]()
+    if opened.marked:
+        _reject_ids(opened, bad, names)
+    table = Table(opened, bad, names)
+    for reason in [*(reason for _, reason in opened.lost), *opened.warnings]:
         logger.warning("warning: %s", reason)
     if bad and table.num_rows == 0:
-        raise ValueError(f"{table.name}: no row of {path} can be read: {bad[min(bad)]}.")
+        raise ValueError(f"{table.name}: no row of {path} can be used: {bad[min(bad)]}.")
     if table.num_rows == 0 and not may_be_empty:
         raise ValueError(f"{table.name}: {path} has no rows. Give a table with at least one.")
     for column in schema.columns:
-        if column in schema.ids:
+        if column in schema.ids and not opened.marked:
             _check_ids(table, column, unique=UNIQUE.get(schema.name) == column)
     return table
+
+
+def _reject_ids(opened: runtime.tables.Table, bad: dict[int, str], names: dict[int, str]) -> None:
+    """Add the rows without an id, and all rows of one id but the first, as governance does."""
+    column = UNIQUE[opened.schema.name]
+    first: dict[str, int] = {}
+    for row, value in enumerate(opened.read([column]).column(column).to_pylist()):
+        if value and row in bad:
+            names[row] = value
+        elif row not in bad and not value:
+            bad[row] = f"missing_id: row {row} has no {column}"
+        elif row not in bad and first.setdefault(value, row) != row:
+            names[row] = value
+            bad[row] = f"duplicate_id: row {row} has the {column} of row {first[value]}, which is used"
 
 
 def _check_ids(table: Table, column: str, *, unique: bool) -> None:

@@ -17,7 +17,7 @@ from runtime.files import atomic_folder
 
 FOLDER = "features"  # in a governed folder
 SHAS = "shas"
-# The options of an image processor that change pixels.
+# What of an image processor changes pixels: its options and its code.
 PIXEL_OPTIONS = (
     "size",
     "image_mean",
@@ -27,6 +27,7 @@ PIXEL_OPTIONS = (
     "crop_tolerance",
     "pad_to_square",
     "resample",
+    "pixel_code",
 )
 
 

@@ -44,6 +44,7 @@ class Log:
         folder: of its files; None without files.
         files: number of files; 0 for a table of the Hub or in memory.
         lost: (file name, reason) of the files of a folder that could not be used.
+        warnings: sentences about what was read and is probably not what was meant.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Log:
     folder: Path | None = None
     files: int = 0
     lost: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def open_log(location: str, *, name: str = "behaviour") -> Log:
@@ -61,7 +63,7 @@ def open_log(location: str, *, name: str = "behaviour") -> Log:
     """
     opened = open_table(location, TABLES[name], skip_bad_files=True, mark=True, stream_text=True)
     parts = tuple(Part(part.name, _stream(part, name)) for part in opened.parts)
-    log = Log(name, parts, opened.folder, opened.files, opened.lost)
+    log = Log(name, parts, opened.folder, opened.files, opened.lost, opened.warnings)
     if not any(_has_rows(part) for part in log.parts):
         raise ValueError(f"{name}: {location} has no rows. Give a table with at least one.")
     return log

@@ -11,13 +11,14 @@ import numpy as np
 from PIL import Image
 from scipy.fft import dctn
 
-from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS as MAX_IMAGE_PIXELS
-from modeling_oclear.image_decoding_oclear import ImageRefused
+from modeling_oclear.image_decoding_oclear import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, ImageRefused
 
 
-def decode_square(data: bytes, *, size: int, max_pixels: int) -> tuple[np.ndarray | None, str | None]:
+def decode_square(
+    data: bytes, *, size: int, max_pixels: int = MAX_IMAGE_PIXELS, max_bytes: int = MAX_IMAGE_BYTES
+) -> tuple[np.ndarray | None, str | None]:
     """(pixels (S, S, 3) uint8, None), or (None, reason)."""
-    processor = image_processor(size, max_pixels)
+    processor = image_processor(size, max_pixels, max_bytes)
     try:
         return processor.square(processor.decode(data)), None
     except ImageRefused as error:
@@ -25,11 +26,11 @@ def decode_square(data: bytes, *, size: int, max_pixels: int) -> tuple[np.ndarra
 
 
 @cache
-def image_processor(size: int, max_pixels: int) -> Any:
+def image_processor(size: int, max_pixels: int, max_bytes: int) -> Any:
     """The model's image processor for squares of one size."""
     from modeling_oclear.image_processing_oclear import OclearImageProcessor
 
-    return OclearImageProcessor(size=size, max_image_pixels=max_pixels)
+    return OclearImageProcessor(size=size, max_image_pixels=max_pixels, max_image_bytes=max_bytes)
 
 
 def hash64(square: np.ndarray) -> int:

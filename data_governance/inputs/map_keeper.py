@@ -50,7 +50,7 @@ class MapKeeper:
 
 def map_keeper(out: Path, encoder: Encoder, *, policy: Policy) -> MapKeeper | None:
     """The keeper of this run; None where the packaged network does not run, or nothing is to be kept."""
-    key = encoder.maps_key(image_processor(policy.image_size, policy.max_image_pixels))
+    key = encoder.maps_key(image_processor(policy.image_size, policy.max_image_pixels, policy.max_image_bytes))
     if key is None or not policy.kept_maps:
         return None
     return MapKeeper(MapStore(out / FOLDER / key), most=policy.kept_maps)

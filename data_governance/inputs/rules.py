@@ -7,8 +7,8 @@ import math
 from typing import Any
 
 from data_governance.policy import Policy
+from modeling_oclear.visible_text_oclear import is_visible
 from runtime.tables import ROW_FAULT
-from runtime.text import is_visible
 
 Batch = dict[str, list[Any]]
 # Largest plausible count of one row: sums are in millionths in 64 bits (relations.py).

@@ -123,6 +123,7 @@ class Source:
         files: number of files that it came in; 0 for a table of the Hub.
         lost: (file name, why) of the files of a folder that could not be used; the others were.
         images: the image of every row; empty for a table without images.
+        warnings: sentences about what was read and is probably not what was meant.
     """
 
     name: str
@@ -131,6 +132,7 @@ class Source:
     files: int = 0
     lost: tuple[tuple[str, str], ...] = ()
     images: ImageCells = field(default_factory=ImageCells)
+    warnings: tuple[str, ...] = ()
 
     def image_batches(self) -> Iterator[list[dict[str, Any] | None]]:
         """The images in order, `BATCH_ROWS` or some `BATCH_BYTES` at a time."""
@@ -182,9 +184,8 @@ def open_source(location: str, *, name: str, mark: bool = True) -> Source:
         raise none_usable(sorted(lost), files=opened.files, folder=opened.folder or Path())
     if sum(table.num_rows for table in tables) == 0:
         raise ValueError(f"{name}: {location} has no rows. Give a table with at least one.")
-    return Source(
-        name, pa.concat_tables(tables).combine_chunks(), opened.folder, opened.files, tuple(sorted(lost)), images
-    )
+    rows = pa.concat_tables(tables).combine_chunks()
+    return Source(name, rows, opened.folder, opened.files, tuple(sorted(lost)), images, opened.warnings)
 
 
 def _has_images(name: str) -> bool:

@@ -19,9 +19,9 @@ from data_governance.inputs.tables import TABLES, Source, image_bytes
 from data_governance.policy import Policy
 from data_governance.stage import DECISIONS, LOG, LOG_DROPPED, Workspace
 from data_governance.stages.balance import band, sizes
+from modeling_oclear.visible_text_oclear import visible
 from runtime.files import atomic_file, empty_partial, replace_folder
 from runtime.tables import IMAGE, IMAGE_TYPE
-from runtime.text import visible
 
 LEAST_HELD_OUT = 60  # categories
 ROWS_PER_SHARD = 10_000

@@ -19,6 +19,7 @@ from data_governance.entities import DOCUMENT, QUERY, SIDES, Side
 from data_governance.inputs import shards
 from data_governance.inputs.behaviour_log import open_log
 from data_governance.inputs.engine import Engine
+from data_governance.inputs.lookalikes import lookalikes, near_misses
 from data_governance.inputs.mapping import reasons
 from data_governance.inputs.tables import Source, open_source
 from data_governance.policy import Policy
@@ -28,7 +29,6 @@ from data_governance.stages.admit_log import admit_log
 from data_governance.stages.overrides import open_overrides
 from data_governance.stages.readiness import shortfalls
 from runtime.tables import remedy, rows_in_files
-from runtime.text import lookalike
 
 T = TypeVar("T")
 # Rows of a reason in a line, and on the page.
@@ -116,9 +116,14 @@ def _check(request: Request, result: StageResult, policy: Policy, found: Finding
         _check_overrides(result, overrides, usable)
     for line in _lines(result):
         found.say(line)
+    for source in (log, queries, catalogue):
+        for line in () if source is None else source.warnings:
+            found.say(f"warning: {line}")
     for side in SIDES.values():
         for line in lookalikes(usable.get(side.key), side):
-            found.say(line)
+            found.say(f"warning: {line}")
+    for line in near_misses(result.shards(LOG_DROPPED), usable):
+        found.say(f"warning: {line}")
     for name, (rows_in, kept) in result.counts.items():
         found.say(f"{name}: {kept} of {rows_in} rows are usable")
         found.failed |= kept == 0 and name != "overrides"
@@ -138,20 +143,6 @@ def _check(request: Request, result: StageResult, policy: Policy, found: Finding
 def _counted(name: str, on_disk: int, read: int) -> str:
     more = "" if on_disk == read else ": cells of several lines and files that cannot be read make the difference"
     return f"{name}: {on_disk} rows by the footers and lines of its files, {read} read{more}"
-
-
-def lookalikes(table: pa.Table | None, side: Side) -> list[str]:
-    """A warning for ids that look alike and are not equal: composed accents, spaces at the ends, invisible letters."""
-    first: dict[str, str] = {}
-    pairs = []
-    for row_id in [] if table is None else table.column(side.key).to_pylist():
-        other = first.setdefault(lookalike(row_id), row_id)
-        if other != row_id:
-            pairs.append(f"{other!a} and {row_id!a}")
-    if not pairs:
-        return []
-    shown = "; ".join(pairs[:SHOWN])
-    return [f"warning: {side.source}: {len(pairs)} ids look like another one ({shown}): they are different ids here"]
 
 
 def _opened(opener: Callable[[], T], found: Findings) -> T | None:

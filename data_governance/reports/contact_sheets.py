@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data_governance.inputs.images import MAX_IMAGE_PIXELS, decode_square
+from data_governance.inputs.images import decode_square
 from data_governance.stage import Workspace
 
 THUMBNAIL = 72
@@ -55,7 +55,7 @@ def thumbnail(cell: ImageCell) -> str:
     """A small JPEG of the cropped image as a data URI; a grey square for a missing or broken image."""
     square = None
     if cell is not None and cell["bytes"] is not None:
-        square, _ = decode_square(cell["bytes"], size=THUMBNAIL, max_pixels=MAX_IMAGE_PIXELS)
+        square, _ = decode_square(cell["bytes"], size=THUMBNAIL)
     image = Image.new("RGB", (THUMBNAIL, THUMBNAIL), (230, 230, 230)) if square is None else Image.fromarray(square)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=70)

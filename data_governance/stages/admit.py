@@ -26,6 +26,7 @@ from data_governance.inputs.behaviour_log import Log
 from data_governance.inputs.encoder import Encoder
 from data_governance.inputs.engine import Engine, threads
 from data_governance.inputs.images import decode_square, hash64
+from data_governance.inputs.lookalikes import lookalikes, near_misses
 from data_governance.inputs.map_keeper import MapKeeper, map_keeper
 from data_governance.inputs.mapping import Rule, reasons
 from data_governance.inputs.tables import Source, feature_column, image_bytes
@@ -108,6 +109,13 @@ def admit(
         )
         result.tables[side.table] = admitted[side.key] = without(kept, "image_fault", ROW_FAULT, ROW_DETAIL)
     lost = admit_log(result, inputs.behaviour, admitted, policy=policy, engine=engine)
+    for line in [
+        *(line for source in (inputs.behaviour, inputs.queries, inputs.catalogue) for line in source.warnings),
+        *lookalikes(admitted[QUERY.key], QUERY),
+        *lookalikes(admitted[DOCUMENT.key], DOCUMENT),
+        *near_misses(result.shards(LOG_DROPPED), admitted),
+    ]:
+        logger.warning("warning: %s", line)
     kept = drop_bots(result, result.tables[QUERY.table], engine=engine)
     for name in (QUERY.table, f"{QUERY.table}_features"):
         result.tables[name] = result.tables[name].filter(kept)
@@ -267,7 +275,9 @@ def decoded_batches(
         sha = hashlib.sha256(data).hexdigest()
         if sha in known_hashes:
             return None, (None, sha, known_hashes[sha])
-        square, fault = decode_square(data, size=policy.image_size, max_pixels=policy.max_image_pixels)
+        square, fault = decode_square(
+            data, size=policy.image_size, max_pixels=policy.max_image_pixels, max_bytes=policy.max_image_bytes
+        )
         return (None, (fault, None, 0)) if square is None else (square, (None, sha, hash64(square)))
 
     # Threads help: Pillow and hashlib release the GIL.

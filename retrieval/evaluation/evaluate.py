@@ -99,9 +99,16 @@ def evaluate(
     }
     metrics["not_indexed"] = len(gallery.doc_ids) - int(inside.size)
     metrics["unreadable_queries"] = unreadable
+    metrics["skipped_documents"] = _skipped_documents(index, tables.catalogue)
     metrics["index"] = _about(searched, index, calibrate)
     metrics["environment"] = environment()
     return Evaluation(metrics, best.per_query())
+
+
+def _skipped_documents(index: Index, catalogue: Table) -> list[dict[str, str]]:
+    """What the index and the reader of the catalogue left out, each once, with the reasons."""
+    rows = [*index.info["skipped"], *catalogue.skipped("doc_id")]
+    return list({(row["doc_id"], row["reason"]): row for row in rows}.values())
 
 
 def _judge(tables: EvaluationTables) -> tuple[Gallery, Judgements]:

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from modeling_oclear.visible_text_oclear import is_visible, visible
 from retrieval.encoder import THUMBNAIL_PIXELS, RetrievalEncoder
 from retrieval.pictures import MOST_PIXELS_AT_ONCE, PictureError, decode
 from retrieval.tables import Table
-from runtime.text import is_visible, visible
 
 MAX_TEXT_CHARACTERS = 10_000  # longer than any tokenizer limit, so that a text of ten megabytes costs nothing
 # Within this many batches, documents are sorted by length of text: one long text slows its whole batch down.

@@ -8,7 +8,7 @@ from PIL import Image
 
 from retrieval.encoder import RetrievalEncoder
 from retrieval.index.store import Index
-from retrieval.pictures import read_picture
+from retrieval.pictures import PictureError, read_picture
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,14 @@ class Answers:
         ]
 
 
-def search(encoder: RetrievalEncoder, index: Index, images: list[Path], *, k: int) -> list[Answers]:
+def search(
+    encoder: RetrievalEncoder,
+    index: Index,
+    images: list[Path],
+    *,
+    k: int,
+    skipped: list[dict[str, str]] | None = None,
+) -> list[Answers]:
     """Search with every picture.
 
     Args:
@@ -44,17 +51,27 @@ def search(encoder: RetrievalEncoder, index: Index, images: list[Path], *, k: in
         index: built with the same weights.
         images: picture files.
         k: answers per picture; all documents if the index has fewer.
+        skipped: pictures that cannot be used are appended to it with their reasons; None: they are errors.
 
     Raises:
-        ValueError: a picture is missing or undecodable, k is below 1, or the index belongs to another model.
+        ValueError: no picture can be used, or without `skipped` one cannot; k is below 1, or the index belongs to
+            another model.
     """
     index.check_model(encoder.folder)
     found = []
     for path in images:
-        picture = read_picture(path, **encoder.decoding)
+        try:
+            picture = read_picture(path, **encoder.decoding)
+        except PictureError as error:
+            if skipped is None:
+                raise
+            skipped.append({"query": str(path), "skipped": str(error)})
+            continue
         embeds_1D, [seen] = encoder.queries([picture])
         rows_1K, scores_1K = index.search(embeds_1D, k)
         kept = [place for place, row in enumerate(rows_1K[0]) if row >= 0]
         rows, scores = [int(rows_1K[0][place]) for place in kept], [float(scores_1K[0][place]) for place in kept]
         found.append(Answers(str(path), seen, rows, scores))
+    if not found and skipped:
+        raise ValueError(skipped[0]["skipped"])
     return found

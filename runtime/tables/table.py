@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from runtime.tables.conform import conform, joined, typed_others
@@ -192,6 +193,7 @@ class Table:
         files: number of files that it comes in; 0 for a Hub data set.
         lost: (file name, reason) of the files of a folder that were left out.
         marked: whether bad rows are marked (`ROW_FAULT`) instead of an error.
+        warnings: sentences about what was read and is probably not what was meant.
     """
 
     schema: Schema
@@ -200,6 +202,7 @@ class Table:
     files: int = 0
     lost: tuple[tuple[str, str], ...] = ()
     marked: bool = False
+    warnings: tuple[str, ...] = ()
 
     @property
     def arrow_schema(self) -> pa.Schema:
@@ -294,7 +297,8 @@ def open_table(
     if not parts:
         raise none_usable(lost, files=place.num_files, folder=Path(location))
     _check_alike(parts, schema)
-    return Table(schema, tuple(parts), place.folder, place.num_files, tuple(lost), mark)
+    warnings = tuple(_mixed_ids(parts, schema))
+    return Table(schema, tuple(parts), place.folder, place.num_files, tuple(lost), mark, warnings)
 
 
 def _dataset(place: Location, location: str | Path) -> Part:
@@ -316,6 +320,34 @@ def _check_alike(parts: Sequence[Part], schema: Schema) -> None:
                 f"{schema.name}: {lacks[0]}: column {column!r} is missing, but {has[0]} has it. Add it to "
                 f"{lacks[0]}, empty where it is not known, or remove it everywhere."
             )
+
+
+def _mixed_ids(parts: Sequence[Part], schema: Schema) -> Iterator[str]:
+    """Id columns that are numbers in one file and text with leading zeros in another: the numbers have lost theirs."""
+    for column in [name for name in schema.types if name in schema.ids]:
+        has = [part for part in parts if part.found.names.count(column) == 1]
+        numbers = [part for part in has if pa.types.is_integer(part.found.field(column).type)]
+        for part in has if numbers else []:
+            if part in numbers:
+                continue
+            padded = _padded_number(part, column, schema)
+            if padded is not None:
+                yield (
+                    f"{schema.name}: {numbers[0].name}: column {column!r} holds numbers, but text with leading zeros "
+                    f"in {part.name}, such as {padded!r}: 31 and 000031 are different ids. Write the column as text in "
+                    f"{numbers[0].name} too."
+                )
+                break
+
+
+def _padded_number(part: Part, column: str, schema: Schema) -> str | None:
+    """The first id of a file that is a number with leading zeros; damage is reported by whoever reads the rows."""
+    with suppress(BrokenFile):
+        for table in part.tables(schema, rows=ROWS_AT_ONCE, columns=[column], mark=True):
+            found = table.column(column).filter(pc.match_substring_regex(table.column(column), r"^0[0-9]+$"))
+            if len(found):
+                return str(found[0])
+    return None
 
 
 def rows_in_files(location: str | Path, *, name: str) -> int:

@@ -107,6 +107,48 @@ def test_an_image_of_the_caller_is_not_changed() -> None:
     assert np.array_equal(first, OclearImageProcessor(size=20).square(decode_image(data)))
 
 
+LARGE = [name for name in PICTURES if name.startswith("large_") and name != "large_text_png"]
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_jpeg_is_decoded_at_a_reduced_size_that_shows_the_same(name: str) -> None:
+    data = PICTURES[name]
+    full, least = decode_image(data), 100
+    small = decode_image(data, least_side=least)
+    assert least <= min(small.size) < 2 * least + 2
+    assert [-(-side // round(full.width / small.width)) for side in full.size] == list(small.size)
+    shown = full.resize(small.size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(shown).astype(int) - np.asarray(small).astype(int)).mean() < 2
+    assert decode_image(data, least_side=max(full.size)).size == full.size
+
+
+@pytest.mark.parametrize("name", [*LARGE, "jpeg", "png", "mpo"])
+def test_an_opened_file_and_its_bytes_give_the_same_square(name: str) -> None:
+    processor = OclearImageProcessor(size=23)
+    square = processor.square(processor.decode(PICTURES[name]))
+    opened = awkward.opened(PICTURES[name])
+    size = opened.size
+    for _ in range(2):
+        assert np.array_equal(processor.square(opened), square)
+    assert opened.size == size
+    decoded = awkward.opened(PICTURES[name])
+    decoded.load()
+    assert np.abs(processor.square(decoded).astype(int) - square).mean() < 4
+
+
+def test_a_file_over_the_limit_of_bytes_is_refused_before_it_is_opened() -> None:
+    data = PICTURES["large_jpeg"]
+    assert decode_image(data, max_bytes=len(data)).size == (641, 482)
+    for refuse in (decode_image, lambda data, max_bytes: upright_picture(awkward.opened(data), max_bytes=max_bytes)):
+        with pytest.raises(
+            ImageRefused, match=f"image file of {len(data)} bytes is over {len(data) - 1} bytes"
+        ) as caught:
+            refuse(data, max_bytes=len(data) - 1)
+        assert caught.value.reason == "image_file_too_large"
+    with pytest.raises(ValueError, match=r"images\[0\]: image file .* or raise max_image_bytes"):
+        OclearImageProcessor(max_image_bytes=9)(awkward.opened(data))
+
+
 def test_the_limit_is_inclusive_and_each_format_obeys_it() -> None:
     for kind in FORMATS:
         data = encode(awkward.scene(16, 16), kind)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from data_governance.inputs.images import decode_square
 from data_governance.inputs.tables import open_source
 from data_governance.policy import Policy
 from data_governance.stages import admit
-from modeling_oclear import OclearImageProcessor
+from modeling_oclear import OclearImageProcessor, OclearQueryProcessor
 from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS, ImageRefused, decode_image
 from retrieval.encoder import RetrievalEncoder, load_encoder
 from retrieval.evaluation import evaluate
@@ -22,7 +23,7 @@ from retrieval.index import embed
 from retrieval.index.embed import NO_CHANGES, embed_documents
 from retrieval.pictures import PictureError, decode, read_picture
 from retrieval.tables import CATALOGUE, QUERIES, read_table
-from tests.support.awkward_images import all_images, plain_rows, png_of
+from tests.support.awkward_images import all_images, plain_rows, png_chunk, png_of
 from tests.support.tiny_retrieval import TinyTask, image_column, write
 from train.inputs.views import UnreadableImage, Views
 
@@ -121,6 +122,35 @@ def test_a_raised_limit_holds_in_governance_and_for_the_model(encoder: Retrieval
     picture = decode(large, folder=None, **raised.decoding)
     assert picture is not None
     assert np.array_equal(raised.processor.square(picture), square)
+
+
+def test_one_limit_of_bytes_holds_for_governance_training_and_retrieval(
+    tmp_path: Path, encoder: RetrievalEncoder
+) -> None:
+    small, large = FILES["png"], png_of(40, 40, plain_rows(40, 40), png_chunk(b"tEXt", b"a\0" + b"b" * 900))
+    (tmp_path / "large.png").write_bytes(large)
+    cells = pa.array(
+        [{"bytes": small, "path": None}, {"bytes": large, "path": None}, {"bytes": None, "path": "large.png"}]
+    )
+    write(tmp_path, "queries", query_id=["small", "bytes", "path"], image=cells)
+    limit = len(large) - 1
+    source = open_source(str(tmp_path / "queries.parquet"), name="queries")
+    policy = Policy(max_image_bytes=limit)
+    faults = [facts[0] for _, _, batch in admit.decoded_batches(source, policy=policy) for facts in batch]
+    assert faults == [None, "image_file_too_large", "image_file_too_large"]
+    assert decode_square(large, size=8, max_bytes=limit) == (None, "image_file_too_large")
+    lower = OclearImageProcessor(size=32, max_image_bytes=limit)
+    names = ["small", "bytes"]
+    side: Any = SimpleNamespace(image=lambda row: (names[row], [small, large][row]))
+    found = Views(side, SimpleNamespace(image_processor=lower), views=0, seed=0).of(1, [0])
+    assert isinstance(found, UnreadableImage)
+    assert f"image file of {len(large)} bytes is over {limit} bytes" in found.reason
+    strict = replace(encoder, processor=OclearQueryProcessor(lower))
+    _, _, unreadable = embed_queries(strict, read_table(tmp_path / "queries.parquet", QUERIES), batch_size=2)
+    assert [row["query_id"] for row in unreadable] == ["bytes", "path"]
+    assert {row["reason"] for row in unreadable} == {f"image file of {len(large)} bytes is over {limit} bytes"}
+    with pytest.raises(PictureError, match=r"large.png: image file of .* is over"):
+        read_picture(tmp_path / "large.png", **strict.decoding)
 
 
 def test_pictures_that_wait_for_their_batch_are_bounded(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -240,3 +241,22 @@ def test_bf16_changes_embeddings_only_a_little(task: TinyTask) -> None:
     exact, fast = (load_query_encoder(str(task.model), bf16=flag) for flag in (False, True))
     difference = exact.queries([drawing("red", "box")])[0] - fast.queries([drawing("red", "box")])[0]
     assert 0 < np.abs(difference).max() < 0.05
+
+
+def test_a_second_index_into_one_folder_is_refused(
+    task: TinyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["index", "--model", task.model, "--catalogue", task.table("catalogue"), "--out", tmp_path / "index"]
+    second = []
+
+    def build(*given: Any, **named: Any) -> Any:
+        second.append(retrieval(*words))
+        return build_index(*given, **named)
+
+    monkeypatch.setattr("retrieval.commands.build_index", build)
+    assert call(*words) == 0
+    [done] = second
+    assert done.returncode == 2
+    assert f"error: --out {tmp_path / 'index'}: another run uses this folder. Wait until it has ended" in done.stderr
+    assert load_index(tmp_path / "index").doc_ids
+    assert retrieval(*words).returncode == 0

@@ -59,9 +59,9 @@ def parquet(folder: Path, name: str, **columns: Any) -> Path:
         ({"doc_id": [1.5], "image": [b"x"], "text": [""]}, CATALOGUE, "'doc_id' has type double"),
         ({"doc_id": ["a"], "image": [b"x"], "text": [1.5]}, CATALOGUE, "'text' has type double"),
         ({"doc_id": ["a"], "image": [7], "text": [""]}, CATALOGUE, "'image' has type int64"),
-        ({"doc_id": ["a", "b", "a"], "image": [None] * 3, "text": [""] * 3}, CATALOGUE, "comes twice, in rows 0 and 2"),
-        ({"query_id": ["q", "q"], "image": [b"x", b"x"]}, QUERIES, "query_id 'q' comes twice"),
-        ({"query_id": ["q", None], "image": [b"x", b"x"]}, QUERIES, "row 1 has no query_id"),
+        ({"query_id": [None, ""], "image": [b"x", b"x"]}, QUERIES, "no row .* can be used: missing_id: row 0 has no"),
+        ({"doc_id": ["a", "b", "a"]}, GALLERY, "doc_id 'a' comes twice, in rows 0 and 2; keep one"),
+        ({"doc_id": ["a", None]}, GALLERY, "row 1 has no doc_id"),
         ({"query_id": ["q"], "doc_id": ["a"], "relevance": [0.5]}, QRELS, "'relevance' has type double"),
         ({"doc_id": pa.array([], pa.string())}, GALLERY, "no rows"),
     ],
@@ -282,6 +282,57 @@ def test_unreadable_queries_are_left_out_and_listed(task: TinyTask, built: Path,
     metrics = json.loads((tmp_path / "m.json").read_text())
     assert metrics["queries"] == 26
     assert [row["query_id"] for row in metrics["unreadable_queries"]] == ["q00", "q01"]
+
+
+def test_rows_without_an_id_or_with_an_earlier_one_are_left_out_and_listed(
+    task: TinyTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalogue = pa.parquet.read_table(task.table("catalogue")).select(["doc_id", "image", "text"])
+    box = {"bytes": encode(drawing("red", "box")), "path": None}
+    twice = [{"doc_id": name, "image": box, "text": "another"} for name in ("d037-1", None, "d037-1", "")]
+    more = pa.Table.from_pylist(twice, catalogue.schema)
+    pa.parquet.write_table(pa.concat_tables([catalogue, more]), tmp_path / "c.parquet")
+    rows = catalogue.num_rows
+    out = tmp_path / "index"
+    assert call("index", "--model", task.model, "--catalogue", tmp_path / "c.parquet", "--out", out) == 0
+    info = json.loads((out / "index.json").read_text())
+    skipped = [(row["doc_id"], row["reason"]) for row in info["skipped"] if "_id: " in row["reason"]]
+    first = catalogue.column("doc_id").to_pylist().index("d037-1")
+    assert skipped == [
+        ("d037-1", f"duplicate_id: row {rows} has the doc_id of row {first}, which is used"),
+        (f"row {rows + 1}", f"missing_id: row {rows + 1} has no doc_id"),
+        ("d037-1", f"duplicate_id: row {rows + 2} has the doc_id of row {first}, which is used"),
+        (f"row {rows + 3}", f"missing_id: row {rows + 3} has no doc_id"),
+    ]
+    documents = pa.parquet.read_table(out / "documents.parquet").to_pylist()
+    assert [row["text"] for row in documents if row["doc_id"] == "d037-1"] == ["a red box"]
+    assert len(documents) + len(info["skipped"]) == rows + 4
+    queries = pa.parquet.read_table(task.table("queries"))
+    pa.parquet.write_table(pa.concat_tables([queries, queries.slice(0, 2)]), tmp_path / "q.parquet")
+    words = ["--model", task.model, "--catalogue", tmp_path / "c.parquet", "--queries", tmp_path / "q.parquet"]
+    words += ["--qrels", task.table("qrels"), "--index", out, "--out", tmp_path / "m.json"]
+    assert call("evaluate", *words) == 0
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    assert metrics["queries"] == queries.num_rows
+    assert [row["query_id"] for row in metrics["unreadable_queries"]] == ["q00", "q01"]
+    assert all("duplicate_id" in row["reason"] for row in metrics["unreadable_queries"])
+    assert metrics["skipped_documents"] == info["skipped"]
+    assert "skipped document d037-1: duplicate_id" in capsys.readouterr().err
+
+
+def test_search_skips_a_picture_that_cannot_be_used_and_says_so_in_its_output(
+    task: TinyTask, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawing("red", "box").save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no")
+    images = ["--image", tmp_path / "bad.png", "--image", tmp_path / "none.png", "--image", tmp_path / "good.png"]
+    assert call("search", "--model", task.model, "--index", built, *images, "--k", 2) == 0
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [Path(line["query"]).name for line in lines] == ["bad.png", "none.png", "good.png", "good.png"]
+    assert "image cannot be decoded" in lines[0]["skipped"]
+    assert "No such file" in lines[1]["skipped"]
+    assert "skipped image" in err
 
 
 def test_ablations_cannot_be_combined_with_a_saved_index(

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,13 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from modeling_oclear import OclearForCategoryClassification
-from tests.support.commands import reset_accelerator, run_python
+from tests.support.commands import TRAIN, reset_accelerator, run_python
 from tests.support.curves import FIGURES, assert_same_run, read_curve
 from tests.support.synthetic_governed import CATEGORIES, write_governed
+from train.context import RunContext
 from train.parallel.topology import start_topology
+from train.pipeline import Parts, train
+from train.recipes.registry import recipe_by_name
 from train.run import main
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +129,27 @@ def test_fsdp_without_a_gpu_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValueError, match="FSDP was asked for, but accelerate gives NO on cpu"):
         start_topology(tracker="none", folder=tmp_path, seed=0)
     reset_accelerator()
+
+
+def test_a_second_run_into_one_folder_is_refused(governed: Path, tmp_path: Path) -> None:
+    out, second = tmp_path / "run", []
+
+    def build(*_: object, **__: object) -> Any:
+        second.append(run_python(TRAIN, "--data", governed, "--out", out, "--recipe", "tiny"))
+        raise ValueError("the first run is still the only one")
+
+    reset_accelerator()
+    accelerator = start_topology(tracker="none", folder=out, seed=0)
+    context = RunContext(
+        recipe=recipe_by_name("tiny"), accelerator=accelerator, data=governed, folder=out, features=out / "features"
+    )
+    with pytest.raises(ValueError, match="the first run is still the only one"):
+        train(context, parts=Parts(build_model=build))
+    reset_accelerator()
+    [done] = second
+    assert done.returncode == 2
+    assert f"error: --out {out}: another run uses this folder. Wait until it has ended, or" in done.stderr
+    assert {path.name for path in out.iterdir()} == {".lock", "recipe.json", "environment.json"}
 
 
 def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> str:

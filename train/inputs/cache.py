@@ -201,9 +201,7 @@ def cache_features(
     check_stages(model, recipe)
     group = WorkerGroup(together=together)
     queries, documents = Side(samples, "query"), Side(samples, "document")
-    texts = documents.texts()
-    has_text = np.array([bool(text.strip()) for text in texts], dtype=bool)
-    layouts = composite_layouts(documents.labels, usable=documents.has_image, has_text=has_text, seed=seed)
+    layouts = composite_layouts(documents.labels, usable=documents.has_image, has_text=documents.has_text, seed=seed)
     workers = decode_workers() if workers is None else workers
     trained = trained or {side.side: np.ones(len(side), dtype=bool) for side in (queries, documents)}
     images_key, texts_key = group.on_main(
@@ -212,25 +210,19 @@ def cache_features(
     model.eval()
     frozen = FrozenPart(model, recipe)
     stored = None if governed is None else open_store(governed, model, processor, recipe)
-    has_composites = (
-        model.config.text_config is not None and len(layouts.named) and not cells_are_trained(model, recipe)
-    )
     with _unfinished(folder / images_key, group=group) as images:
         if images.is_needed:
             for job in _sample_jobs(
                 (queries, documents), trained, processor, recipe=recipe, home=images.home, seed=seed, stored=stored
             ):
                 _fill_images(frozen, job, workers=workers, group=group)
-    with _unfinished(folder / texts_key, group=group) as texts_folder:
-        if texts_folder.is_needed and has_composites:
-            every = np.ones(len(layouts.named), dtype=bool)
-            job = _ImageJob(
-                "page", CompositeImages(documents, layouts, processor), every, every, texts_folder.home, ("cells",)
-            )
-            _fill_images(frozen, job, workers=workers, group=group)
-        if texts_folder.is_needed:
-            _fill_texts(model, processor, texts, recipe=recipe, folder=texts_folder.home, group=group)
-    return _read(images.home, texts_folder.home, documents, layouts)
+    with _unfinished(folder / texts_key, group=group) as texts:
+        if texts.is_needed:
+            if model.config.text_config is not None and len(layouts.named) and not cells_are_trained(model, recipe):
+                job = _composite_job(documents, layouts, processor, home=texts.home)
+                _fill_images(frozen, job, workers=workers, group=group)
+            _fill_texts(model, processor, documents.texts(), recipe=recipe, folder=texts.home, group=group)
+    return _read(images.home, texts.home, documents, layouts)
 
 
 def cache_texts(
@@ -266,6 +258,12 @@ def _sample_jobs(
         skipped = None if known is None else known.has_row & ~(trained[rows.side] & (views > 0))
         data = Views(rows, processor, views=views, seed=seed, augmented=trained[rows.side], skipped=skipped)
         yield _ImageJob(rows.side, data, rows.has_image, trained[rows.side], home, keep, known)
+
+
+def _composite_job(documents: Side, layouts: CompositeLayout, processor: Any, *, home: Path) -> _ImageJob:
+    """The job of all composite images, of which the patches are kept."""
+    every = np.ones(len(layouts.named), dtype=bool)
+    return _ImageJob("page", CompositeImages(documents, layouts, processor), every, every, home, ("cells",))
 
 
 @dataclass(frozen=True)

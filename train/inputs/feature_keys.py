@@ -38,7 +38,8 @@ def cache_keys(
         feature_dtype(recipe),
         seed,
     ]
-    settings += [model.config.vision_feature_stage, processor.image_processor.to_json_string()]
+    image_processor = processor.image_processor
+    settings += [model.config.vision_feature_stage, image_processor.to_json_string(), image_processor.pixel_code]
     digest.update(json.dumps([*settings, image_digests]).encode())
     for rows in (trained or {}).values():
         digest.update(np.packbits(rows).tobytes())

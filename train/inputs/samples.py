@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS, MOST_IMAGE_PIXELS
+from modeling_oclear.image_decoding_oclear import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MOST_IMAGE_PIXELS
+from modeling_oclear.visible_text_oclear import is_visible
 from train.inputs.sample_table import SIDES, SampleTable, own_pages
 from train.recipes.auto import DataCounts
 
@@ -61,7 +62,7 @@ class GovernedSamples:
         fingerprint: digest of the category keys and of `classes`: equal tables give equal fingerprints.
         keys, leaves: category_key and coarse category ("" = unknown) by category id.
         events: (old_key, event, new_key) of category_map.parquet; empty without that file.
-        max_image_pixels: limit that governance admitted images under, from policy.toml.
+        max_image_pixels, max_image_bytes: limits that governance admitted images under, from policy.toml.
         folder: the governed folder.
     """
 
@@ -77,6 +78,7 @@ class GovernedSamples:
     leaves: tuple[str, ...] = ()
     events: tuple[tuple[str | None, str, str | None], ...] = ()
     max_image_pixels: int = MAX_IMAGE_PIXELS
+    max_image_bytes: int = MAX_IMAGE_BYTES
     folder: Path | None = None
 
     def is_trained(self) -> dict[str, np.ndarray]:
@@ -95,8 +97,9 @@ class GovernedSamples:
         return [self.leaves[category] if self.leaves else "" for category in self.classes.tolist()]
 
     def limit_images(self, processor: Any) -> None:
-        """Give a processor the limit of these samples; the published model, its index and its search then have it."""
+        """Give a processor the limits of these samples; the published model and its index then have them."""
         processor.image_processor.max_image_pixels = self.max_image_pixels
+        processor.image_processor.max_image_bytes = self.max_image_bytes
 
 
 def read_samples(folder: Path) -> GovernedSamples:
@@ -114,6 +117,7 @@ def read_samples(folder: Path) -> GovernedSamples:
         name = _name_of(table, int(np.flatnonzero(query & ~has_image)[0]))
         raise ValueError(f"samples: query {name!r} has no image; a query is an image; {REMEDY}")
     trained = ~validation & has_image
+    limits = _image_limits(folder)
     classes = np.intersect1d(facts.category_ids[trained & query], facts.category_ids[trained & document])
     return GovernedSamples(
         table=table,
@@ -132,7 +136,8 @@ def read_samples(folder: Path) -> GovernedSamples:
         keys=tuple(keys),
         leaves=tuple(leaves),
         events=_events(folder),
-        max_image_pixels=_max_image_pixels(folder),
+        max_image_pixels=limits["max_image_pixels"],
+        max_image_bytes=limits["max_image_bytes"],
         folder=folder,
     )
 
@@ -164,7 +169,7 @@ def data_counts(samples: GovernedSamples) -> DataCounts:
         classes=len(samples.classes),
         queries=int(trained["query"].sum()),
         documents=int(trained["document"].sum()),
-        has_text=any(text and text.strip() for text in texts.to_pylist()),
+        has_text=any(is_visible(text or "") for text in texts.to_pylist()),
         has_validation=bool(np.isin(labels.query[labels.query_validation], findable).any()),
     )
 
@@ -197,20 +202,21 @@ def _events(folder: Path) -> tuple[tuple[str | None, str, str | None], ...]:
     return tuple(zip(*(table.column(name).to_pylist() for name in MAP_COLUMNS), strict=True))
 
 
-def _max_image_pixels(folder: Path) -> int:
-    """Largest width x height of the policy that the folder was governed by; the default without a policy."""
+def _image_limits(folder: Path) -> dict[str, int]:
+    """`max_image_pixels` and `max_image_bytes` of the policy that the folder was governed by; else the defaults."""
+    limits = {"max_image_pixels": MAX_IMAGE_PIXELS, "max_image_bytes": MAX_IMAGE_BYTES}
     path = folder / "policy.toml"
     if not path.is_file():
-        return MAX_IMAGE_PIXELS
+        return limits
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8")).get("max_image_pixels", MAX_IMAGE_PIXELS)
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name} is not valid TOML ({error}); {REMEDY}") from error
-    if not isinstance(found, int) or not 1 <= found <= MOST_IMAGE_PIXELS:
-        raise ValueError(
-            f"{path.name}: max_image_pixels is {found!r}, it must be from 1 to {MOST_IMAGE_PIXELS}; {REMEDY}"
-        )
-    return found
+    limits |= {name: value for name, value in found.items() if name in limits}
+    for name, most in (("max_image_pixels", MOST_IMAGE_PIXELS), ("max_image_bytes", 2**63 - 1)):
+        if not isinstance(limits[name], int) or not 1 <= limits[name] <= most:
+            raise ValueError(f"{path.name}: {name} is {limits[name]!r}, it must be from 1 to {most}; {REMEDY}")
+    return limits
 
 
 def _sample_table(folder: Path) -> SampleTable:

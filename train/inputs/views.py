@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from modeling_oclear.image_decoding_oclear import ImageRefused
-from runtime.text import is_visible
+from modeling_oclear.visible_text_oclear import is_visible
 from runtime.threads import available_cores
 from train.inputs import augment
 from train.inputs.composites import CompositeLayout, composite_image, white_pixel

@@ -30,7 +30,8 @@ def bar(
     return {**row, "part": task, "from": origin}
 
 
-def write_results(folder: Path) -> None:
+def quality_results() -> dict[str, dict[str, Any]]:
+    """Organising, cleaning and near-duplicates."""
     cell = {"precision": 0.5, "recall": 0.25, "f1": 0.3333, "seconds": 7.0}
     methods = dict.fromkeys(governance.METHODS, cell)
     stage = {"prototype_search": "exact", "prototype_recall": 1.0, "neighbour_recall": 0.75}
@@ -40,10 +41,17 @@ def write_results(folder: Path) -> None:
     settings += [{**cleaned, **speed, "noise_before": 0.0, "stage": {**stage, "wrong_labels_interval": None}}]
     hashes = {"hashes": 1_000, "radius": 6, "joins": 28, "found_pairs": 9, "recall": 1.0, "precision": 1.0}
     compared = {"kind": "uniform", "noise": 0.1, "ours": {"f1": 0.9, **speed}, "cleanlab_batched": {"f1": 0.7, **speed}}
-    results: dict[str, dict[str, Any]] = {
+    return {
         "organising_m": {"documents": 30_000, "settings": [{"noise": 0.2, **methods}]},
         "cleaning_m": {"rows": 60_000, "categories": 6_000, "settings": settings},
         "cleaning_other_m": {"rows": 20_000, "categories": 5_000, "comparison": [compared]},
+        "near_duplicates_m": {"hash": {**hashes, "seconds": 3.25, "peak_gib": 0.5}},
+    }
+
+
+def whole_run_results() -> dict[str, dict[str, Any]]:
+    """The relational part, rounds of governance, and a run with new rows."""
+    return {
         "relational_m": {
             "rows": 5_000,
             "memory_limit": "2GB",
@@ -63,6 +71,12 @@ def write_results(folder: Path) -> None:
             "untouched": 2_500,
             "pair_f1": 0.985,
         },
+    }
+
+
+def robustness_results() -> dict[str, dict[str, Any]]:
+    """Killed runs, engines, long logs and bad rows."""
+    return {
         "killed_m": {
             "behaviour": 900,
             "queries": 800,
@@ -105,6 +119,12 @@ def write_results(folder: Path) -> None:
             "every_bad_row_found_for_its_reason": True,
             "good_rows_equal": True,
         },
+    }
+
+
+def bars_results() -> dict[str, dict[str, Any]]:
+    """The table of all bars."""
+    return {
         "governance_bars_m": {
             "rows": [
                 bar("one", 0.98123, ">= 0.96", True, oracle=0.99, file=None),
@@ -114,9 +134,11 @@ def write_results(folder: Path) -> None:
             "missing": {"loop": "no demo"},
             "generators": {"cleaning": {"width": 64, "cosine_within": 0.45}},
         },
-        "near_duplicates_m": {"hash": {**hashes, "seconds": 3.25, "peak_gib": 0.5}},
     }
-    for name, metrics in results.items():
+
+
+def write_results(folder: Path) -> None:
+    for name, metrics in (quality_results() | whole_run_results() | robustness_results() | bars_results()).items():
         (folder / f"{name}_202611.json").write_text(json.dumps({**FACTS, **metrics}))
 
 

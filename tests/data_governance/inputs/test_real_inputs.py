@@ -190,6 +190,68 @@ def test_ids_that_look_alike_are_warned_about(small: SyntheticShop, capsys: pyte
     assert "warning: catalogue: 1 ids look like another one ('caf\\xe9' and 'cafe\\u0301')" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("known", "written", "rows"),
+    [
+        ("caf\u00e9", "cafe\u0301", 1),
+        ("000031", "31", 2),
+        ("31", "000031", 1),
+        ("31", "31.0", 1),
+        ("SKU-7", "sku-7", 3),
+        ("d7", " d7 ", 1),
+        ("d7", "d\u200b7", 1),
+    ],
+)
+def test_clicks_on_ids_that_nearly_are_known_ones_are_warned_about(
+    small: SyntheticShop, capsys: pytest.CaptureFixture[str], known: str, written: str, rows: int
+) -> None:
+    catalogue = pq.read_table(small.folder / "catalogue.parquet")
+    ids = pa.array([known, *catalogue.column("doc_id").to_pylist()[1:]])
+    pq.write_table(catalogue.set_column(0, "doc_id", ids), small.folder / "catalogue.parquet")
+    log = pq.read_table(small.folder / "behaviour.parquet")
+    clicks = [{"query_id": log.column("query_id")[0].as_py(), "doc_id": written, "clicks": 1}] * rows
+    more = pa.Table.from_pylist([*clicks, {"query_id": "q", "doc_id": "elsewhere", "clicks": 1}], log.schema)
+    pq.write_table(pa.concat_tables([log, more]), small.folder / "behaviour.parquet")
+    said = f"{rows} rows name an unknown doc_id that nearly is a known one, such as {written!a} for {known!a}"
+    assert main(["check", *small.arguments]) == 0
+    assert f"warning: behaviour: {said}" in capsys.readouterr().out
+
+
+def test_a_run_warns_about_ids_that_nearly_are_known_ones(
+    small: SyntheticShop, caplog: pytest.LogCaptureFixture
+) -> None:
+    queries = pq.read_table(small.folder / "queries.parquet")
+    ids = pa.array([f"{row_id}\u00e9" for row_id in queries.column("query_id").to_pylist()])
+    pq.write_table(queries.set_column(0, "query_id", ids), small.folder / "queries.parquet")
+    log = pq.read_table(small.folder / "behaviour.parquet")
+    ids = pa.array([f"{row_id}e\u0301" for row_id in log.column("query_id").to_pylist()])
+    pq.write_table(log.set_column(0, "query_id", ids), small.folder / "behaviour.parquet")
+    assert main(["run", *small.arguments, "--out", str(small.folder / "out")]) == 2
+    assert f"{log.num_rows} rows name an unknown query_id that nearly is a known one" in caplog.text
+
+
+def test_numbers_beside_text_with_leading_zeros_are_warned_about(
+    small: SyntheticShop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalogue = pq.read_table(small.folder / "catalogue.parquet")
+    folder = small.folder / "parts"
+    folder.mkdir()
+    half = catalogue.num_rows // 2
+    numbers = pa.array(range(half), pa.int64())
+    padded = pa.array([f"{number:06d}" for number in range(half, catalogue.num_rows)])
+    pq.write_table(catalogue.slice(0, half).set_column(0, "doc_id", numbers), folder / "0.parquet")
+    pq.write_table(catalogue.slice(half).set_column(0, "doc_id", padded), folder / "1.parquet")
+    words = [str(folder) if word.endswith("catalogue.parquet") else word for word in small.arguments]
+    main(["check", *words])
+    found = capsys.readouterr().out
+    assert "warning: catalogue: 0.parquet: column 'doc_id' holds numbers, but text with leading zeros in" in found
+    assert f"1.parquet, such as '{half:06d}': 31 and 000031 are different ids. Write the column as text" in found
+    plain = pa.array([f"{number}" for number in range(half, catalogue.num_rows)])
+    pq.write_table(catalogue.slice(half).set_column(0, "doc_id", plain), folder / "1.parquet")
+    main(["check", *words])
+    assert "leading zeros" not in capsys.readouterr().out
+
+
 def test_images_over_the_limit_of_memory_lie_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "IMAGE_MEMORY", 1000)
     monkeypatch.setattr(tables, "BATCH_BYTES", 500)

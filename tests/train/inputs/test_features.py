@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 from modeling_oclear import OclearImageProcessor, OclearModel
+from runtime.map_store import store_key
 from tests.support.images import encode
 from tests.support.synthetic_governed import FEATURES, rows
 from train.encoders.backbones import build_model
@@ -201,6 +202,14 @@ def test_changed_seed_or_image_size_changes_the_keys(start: Any) -> None:
     model, processor = build_model(RECIPE.with_changes({"model.image_size": 38}), seed=0)
     there = types.SimpleNamespace(model=model, processor=processor, table=start.table)
     assert changed(keys(start), keys(there)) == "images texts"
+
+
+def test_changed_code_of_the_decoder_changes_the_keys(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, processor = keys(start), start.processor.image_processor
+    kept = store_key(start.model.vision_model, processor, stages=None, patch_stage=6, dtype="float32")
+    monkeypatch.setattr(OclearImageProcessor, "pixel_code", "other")
+    assert changed(before, keys(start)) == "images texts"
+    assert store_key(start.model.vision_model, processor, stages=None, patch_stage=6, dtype="float32") != kept
 
 
 @pytest.mark.parametrize(

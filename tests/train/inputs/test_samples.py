@@ -90,14 +90,20 @@ def test_error_names_the_wrong_value_and_its_row(tmp_path: Path, column: str, va
         read_samples(folder)
 
 
-def test_the_limit_of_pixels_is_that_of_the_governed_folder(tmp_path: Path) -> None:
+def test_the_limits_of_images_are_those_of_the_governed_folder(tmp_path: Path) -> None:
     folder = write_governed(tmp_path / "governed")
     assert read_samples(folder).max_image_pixels == Policy().max_image_pixels == OclearImageProcessor().max_image_pixels
-    (folder / "policy.toml").write_text(Policy(max_image_pixels=60_000_000).to_toml())
+    assert read_samples(folder).max_image_bytes == Policy().max_image_bytes == OclearImageProcessor().max_image_bytes
+    (folder / "policy.toml").write_text(Policy(max_image_pixels=60_000_000, max_image_bytes=40_000_000).to_toml())
     processor = OclearQueryProcessor(OclearImageProcessor())
     read_samples(folder).limit_images(processor)
     assert processor.image_processor.max_image_pixels == 60_000_000
-    for text, said in (("max_image_pixels = 0", "max_image_pixels is 0"), ("max_image_pixels", "not valid TOML")):
+    assert processor.image_processor.max_image_bytes == 40_000_000
+    for text, said in (
+        ("max_image_pixels = 0", "max_image_pixels is 0"),
+        ("max_image_bytes = 0.5", "max_image_bytes is 0.5"),
+        ("max_image_pixels", "not valid TOML"),
+    ):
         (folder / "policy.toml").write_text(text)
         with pytest.raises(ValueError, match=said):
             read_samples(folder)

@@ -1,6 +1,6 @@
-"""What of a text can be seen: invisible characters are no text.
+"""Tell visible text from text that shows nothing.
 
-The published processor does the same (`modeling_oclear/processing_oclear.py`, which imports nothing of ours).
+Governance, training, indexing and the published processor ask here, so that they agree on which texts are empty.
 """
 
 import unicodedata
@@ -49,13 +49,3 @@ def _is_seen(letter: str) -> bool:
 def visible(text: str | None) -> str:
     """The text, or "" where nothing of it can be seen."""
     return text if text and is_visible(text) else ""
-
-
-def lookalike(name: str) -> str:
-    """An id as it looks: two ids with the same value differ only in composition, width, case of spaces or invisibles.
-
-    >>> lookalike("e\u0301 ") == lookalike("\u00e9")
-    True
-    """
-    shown = "".join(letter for letter in unicodedata.normalize("NFKC", name) if _is_seen(letter) or letter == " ")
-    return unicodedata.normalize("NFC", shown).strip()
