@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from retrieval.index import EXACT_BELOW
 from runtime import logs
+from runtime.devices import DEVICES
 
 EXAMPLES = {
     "index": "python -m retrieval index --model runs/x/hub --catalogue data/catalogue.parquet --out index",
@@ -53,6 +54,7 @@ def _model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bf16", action="store_true", help="compute in bfloat16: faster, embeddings differ by about .4%%"
     )
+    parser.add_argument("--device", default="auto", help=f"{DEVICES}; default %(default)s: a GPU where there is one")
 
 
 def _document_flags(parser: argparse.ArgumentParser) -> None:

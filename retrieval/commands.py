@@ -32,7 +32,7 @@ def index(options: argparse.Namespace) -> None:
     catalogue = read_table(options.catalogue, CATALOGUE)
     out = Path(options.out)
     with only_user(out, lock=out.resolve().with_name(f".{out.resolve().name}.lock")):
-        encoder = load_encoder(options.model, bf16=options.bf16)
+        encoder = load_encoder(options.model, bf16=options.bf16, device=options.device)
         found = _build(encoder, catalogue, options)
         save_index(found, out)
 
@@ -41,7 +41,7 @@ def search(options: argparse.Namespace) -> None:
     """Print one JSON line per answer, and one per picture that cannot be used, with its reason."""
     _set_threads(options.threads)
     found = load_index(Path(options.index))
-    encoder = load_query_encoder(options.model, bf16=options.bf16)
+    encoder = load_query_encoder(options.model, bf16=options.bf16, device=options.device)
     skipped: list[dict[str, str]] = []
     answers = search_index(encoder, found, [Path(name) for name in options.image], k=options.k, skipped=skipped)
     for line in skipped:
@@ -67,7 +67,7 @@ def evaluate(options: argparse.Namespace) -> None:
         same=read_table(options.merge, MERGE, may_be_empty=True) if options.merge else None,
     )
     out = _writable(options.out)
-    encoder = load_query_encoder(options.model, bf16=options.bf16)
+    encoder = load_query_encoder(options.model, bf16=options.bf16, device=options.device)
     found = _index_for(options, tables.catalogue)
     result = score_queries(encoder, found, tables, calibrate=not options.no_calibration, batch_size=options.batch_size)
     metrics = result.metrics | {"command": command_line()}
@@ -88,7 +88,7 @@ def page(options: argparse.Namespace) -> None:
         governed=Path(options.governed) if options.governed else None,
         training=Path(options.training) if options.training else None,
     )
-    encoder = load_query_encoder(options.model, bf16=options.bf16)
+    encoder = load_query_encoder(options.model, bf16=options.bf16, device=options.device)
     write_report(encoder, sources, _writable(options.html), shown=options.shown, seed=options.seed)
 
 
@@ -109,7 +109,7 @@ def _sources(options: argparse.Namespace) -> Sources:
 def _index_for(options: argparse.Namespace, catalogue: Table) -> Index:
     if options.index:
         return load_index(Path(options.index), columns=["doc_id"])
-    return _build(load_encoder(options.model, bf16=options.bf16), catalogue, options)
+    return _build(load_encoder(options.model, bf16=options.bf16, device=options.device), catalogue, options)
 
 
 def _build(encoder: RetrievalEncoder, catalogue: Table, options: argparse.Namespace) -> Index:

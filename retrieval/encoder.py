@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 import modeling_oclear
 from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS
 from retrieval.fused_vision import with_fused_vision
+from runtime.devices import device_named
 
 THUMBNAIL_PIXELS = 96
 
@@ -62,13 +63,22 @@ class RetrievalEncoder:
         found: dict[str, Any] = getattr(image_processor, "decoding", earlier)
         return found
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        found: torch.device = self.model.device
+        return found
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
     @torch.inference_mode()
     def queries(self, pictures: Sequence[Image.Image]) -> tuple[NDArray[np.float32], list[Image.Image]]:
         """(B, D) unit rows of query pictures, and the pictures as the model saw them."""
         pixels = self.processor(images=list(pictures), text=None)["pixel_values"]
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
-            embeds = self.model.get_query_embeds(pixels)
-        return embeds.float().numpy(), self.seen(pixels)
+        with self._autocast():
+            embeds = self.model.get_query_embeds(pixels.to(self.device))
+        return embeds.float().cpu().numpy(), self.seen(pixels)
 
     @torch.inference_mode()
     def documents(self, pictures: Sequence[Image.Image | None], texts: Sequence[str]) -> tuple[Any, list[Image.Image]]:
@@ -77,8 +87,8 @@ class RetrievalEncoder:
         read = self.reads_text and any(texts)
         words = {"text": [text or None for text in texts]} if read else {}
         inputs = self.processor(images=list(pictures), **words)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
-            found = self.model.get_document_embeds(**inputs)
+        with self._autocast():
+            found = self.model.get_document_embeds(**{name: value.to(self.device) for name, value in inputs.items()})
         return found, self.seen(inputs["pixel_values"])
 
     def seen(self, pixel_values: torch.Tensor) -> list[Image.Image]:
@@ -90,21 +100,29 @@ class RetrievalEncoder:
         return [Image.fromarray(array) for array in level.permute(0, 2, 3, 1).numpy()]
 
 
-def load_encoder(name: str, *, bf16: bool = False) -> RetrievalEncoder:
+def load_encoder(name: str, *, bf16: bool = False, device: str = "auto") -> RetrievalEncoder:
     """Load the whole model of a published folder or Hub repository.
 
+    Args:
+        name: a folder, or owner/name on the Hub.
+        bf16: compute in bfloat16.
+        device: "auto" is a GPU where there is one.
+
     Raises:
-        ValueError: no such folder, no config, no weights, remote code missing, or the folder does not load.
+        ValueError: no such folder, no config, no weights, remote code missing, a folder that does not load, or a device
+            that is not there.
     """
-    return _load(published_folder(name), {}, bf16)
+    return _load(published_folder(name), {}, bf16=bf16, device=device_named(device))
 
 
-def load_query_encoder(name: str, *, bf16: bool = False) -> RetrievalEncoder:
-    """Load the query side alone, from the `query` subfolder. Errors as in load_encoder."""
-    return _load(published_folder(name, query_only=True), {"subfolder": "query"}, bf16)
+def load_query_encoder(name: str, *, bf16: bool = False, device: str = "auto") -> RetrievalEncoder:
+    """Load the query side alone, from the `query` subfolder. Arguments and errors as in load_encoder."""
+    return _load(
+        published_folder(name, query_only=True), {"subfolder": "query"}, bf16=bf16, device=device_named(device)
+    )
 
 
-def _load(folder: Path, where: dict[str, str], bf16: bool) -> RetrievalEncoder:
+def _load(folder: Path, where: dict[str, str], *, bf16: bool, device: torch.device) -> RetrievalEncoder:
     # The head's weights are not part of the bare model; transformers would print a long report about that.
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -122,8 +140,9 @@ def _load(folder: Path, where: dict[str, str], bf16: bool) -> RetrievalEncoder:
             f"model {folder.name}: {type(model).__name__} has no get_query_embeds: not a folder of this kind"
         )
     # Channels last: the same numbers, and convolutions on a CPU run faster.
-    model = model.eval().to(memory_format=torch.channels_last)
-    return RetrievalEncoder(model if bf16 else with_fused_vision(model), processor, folder, bf16)
+    model = model.eval().to(memory_format=torch.channels_last).to(device)
+    fused = not bf16 and device.type == "cpu"
+    return RetrievalEncoder(with_fused_vision(model) if fused else model, processor, folder, bf16)
 
 
 def published_folder(name: str, *, query_only: bool = False) -> Path:

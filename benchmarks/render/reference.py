@@ -39,7 +39,7 @@ PACKAGES = (
 )
 # Modules whose public names a user of the library needs; every other file is in the code map.
 API = {
-    "oclear": ("oclear",),
+    "oclear": ("oclear", "oclear.governed", "oclear.trained", "oclear.model"),
     "modeling_oclear": (
         "modeling_oclear.modeling_oclear",
         "modeling_oclear.configuration_oclear",

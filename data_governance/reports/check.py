@@ -116,8 +116,8 @@ def _check(request: Request, result: StageResult, policy: Policy, found: Finding
         _check_overrides(result, overrides, usable)
     for line in _lines(result):
         found.say(line)
-    for source in (log, queries, catalogue):
-        for line in () if source is None else source.warnings:
+    for table in (log, queries, catalogue):
+        for line in () if table is None else table.warnings:
             found.say(f"warning: {line}")
     for side in SIDES.values():
         for line in lookalikes(usable.get(side.key), side):

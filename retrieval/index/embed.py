@@ -159,11 +159,11 @@ def _append(
         found.has_text.append(bool(text) and encoder.reads_text)
         found.thumbnail.append(None if picture is None else thumbnail(view))
     for name in ("embeds", "image_embeds", "text_shift"):
-        getattr(found, name).append(getattr(output, name).float().numpy())
-    found.gate.append(output.gate.float().mean(dim=1).numpy())
+        getattr(found, name).append(getattr(output, name).float().cpu().numpy())
+    found.gate.append(output.gate.float().mean(dim=1).cpu().numpy())
     if any(picture is not None for picture in pictures):
         found.grid = (int(output.grid[0]), int(output.grid[1]))
-    for attention_P in output.attention.float().mean(dim=1).numpy():
+    for attention_P in output.attention.float().mean(dim=1).cpu().numpy():
         # All zero where image or text is missing.
         found.attention.append(attention_bytes(attention_P) if attention_P.any() else None)
 

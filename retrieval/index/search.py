@@ -1,9 +1,11 @@
 """Search an index with query pictures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from retrieval.encoder import RetrievalEncoder
@@ -67,11 +69,23 @@ def search(
                 raise
             skipped.append({"query": str(path), "skipped": str(error)})
             continue
-        embeds_1D, [seen] = encoder.queries([picture])
-        rows_1K, scores_1K = index.search(embeds_1D, k)
-        kept = [place for place, row in enumerate(rows_1K[0]) if row >= 0]
-        rows, scores = [int(rows_1K[0][place]) for place in kept], [float(scores_1K[0][place]) for place in kept]
-        found.append(Answers(str(path), seen, rows, scores))
+        found += answers_of(encoder, index, [picture], [str(path)], k=k)
     if not found and skipped:
         raise ValueError(skipped[0]["skipped"])
+    return found
+
+
+def answers_of(
+    encoder: RetrievalEncoder, index: Index, pictures: Sequence[Image.Image], names: Sequence[str], *, k: int
+) -> list[Answers]:
+    """The answers to some pictures, embedded in one forward pass; `names` say which is which.
+
+    Raises:
+        ValueError: k is below 1.
+    """
+    embeds_BD, seen = encoder.queries(pictures)
+    found = []
+    for name, view, rows_K, scores_K in zip(names, seen, *index.search(embeds_BD, k), strict=True):
+        kept = np.flatnonzero(rows_K >= 0)
+        found.append(Answers(name, view, rows_K[kept].tolist(), [float(score) for score in scores_K[kept]]))
     return found
