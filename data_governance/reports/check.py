@@ -55,6 +55,8 @@ REMEDIES = {
     "image_file_too_large": "shrink the file or raise max_image_bytes",
     "image_file_missing": "paths are read below the table's folder",
     "image_path_escapes_folder": "paths must stay below the table's folder",
+    "image_is_a_url": "nothing is downloaded: save the picture below the table's folder and write its path",
+    "image_is_base64": "base64 is not decoded: store the bytes, or save a file and write its path",
     "image_path_without_folder": "a Hub table must hold bytes",
     "text_too_long": "shorten the text or raise max_text_characters",
     "file_unusable": "repair or remove the file; the other files of the folder are used",
