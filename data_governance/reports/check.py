@@ -118,8 +118,8 @@ def _check(request: Request, result: StageResult, policy: Policy, found: Finding
         _check_overrides(result, overrides, usable)
     for line in _lines(result):
         found.say(line)
-    for source in (log, queries, catalogue):
-        for line in () if source is None else source.warnings:
+    for opened in (log, queries, catalogue):
+        for line in () if opened is None else opened.warnings:
             found.say(f"warning: {line}")
     for side in SIDES.values():
         for line in lookalikes(usable.get(side.key), side):

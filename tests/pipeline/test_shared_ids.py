@@ -57,8 +57,8 @@ def test_ids_that_both_tables_use_go_through_every_command(tables: Path) -> None
     python_output(TRAIN, "--data", governed, "--out", run, "--recipe", tables / "few.json")
     model = ["--model", run / "hub", "--catalogue", tables / "catalogue.parquet"]
     assert call("index", *model, "--out", index) == 0
-    words = [*model, "--queries", tables / "queries.parquet", "--qrels", tables / "qrels.parquet"]
-    assert call("evaluate", *words, "--index", index, "--out", tables / "metrics.json") == 0
+    judged = [*model, "--queries", tables / "queries.parquet", "--qrels", tables / "qrels.parquet"]
+    assert call("evaluate", *judged, "--index", index, "--out", tables / "metrics.json") == 0
     metrics = json.loads((tables / "metrics.json").read_text())
     assert (metrics["queries"], metrics["documents"]) == (CATEGORIES * QUERIES, 2 * CATEGORIES)
     assert metrics["unreadable_queries"] == metrics["skipped_documents"] == []
