@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from modeling_oclear.image_decoding_oclear import MAX_IMAGE_BYTES, ImageRefused, check_file_size, decode_image
+from runtime.picture_files import PictureFileError, read_picture_file
 
 MOST_PIXELS_AT_ONCE = 50_000_000  # of decoded pictures that wait for the rest of their batch: 200 MB
 
@@ -35,7 +36,7 @@ def decode(cell: Any, *, folder: Path | None, **options: Any) -> Image.Image | N
     try:
         content = _content(cell, folder, options.get("max_bytes", MAX_IMAGE_BYTES))
         return None if content is None else decode_image(content, **options)
-    except ImageRefused as error:
+    except (ImageRefused, PictureFileError) as error:
         raise PictureError(str(error)) from error
 
 
@@ -45,26 +46,10 @@ def _content(cell: Any, folder: Path | None, max_bytes: int) -> bytes | None:
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, str):
-        return _read_below(cell, folder, max_bytes) if cell else None
+        return read_picture_file(cell, folder, max_bytes=max_bytes) if cell else None
     if cell is None or isinstance(cell, bytes):
         return cell or None
     raise PictureError(f"image value of type {type(cell).__name__}: need bytes, a path or {{bytes, path}}")
-
-
-def _read_below(name: str, folder: Path | None, max_bytes: int) -> bytes:
-    if folder is None:
-        raise PictureError(f"image path {name!r} in a table that has no folder: embed the bytes")
-    root = folder.resolve()
-    try:
-        place = (root / name).resolve()
-        if not place.is_relative_to(root):
-            raise PictureError(f"image path {name!r} leaves the folder of its table")
-        check_file_size(place.stat().st_size, max_bytes)
-        return place.read_bytes()
-    except (PictureError, ImageRefused):
-        raise
-    except (OSError, ValueError) as error:
-        raise PictureError(f"image file {name!r} cannot be read ({type(error).__name__})") from error
 
 
 def read_picture(path: Path, **options: Any) -> Image.Image:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 
+from runtime.picture_files import PictureFileError, find_picture_file, read_picture_file
 from runtime.tables import IMAGE, BrokenFile, Schema, none_usable, open_table
 
 # Bytes of images in memory; more of them are on disk. Then, of one batch, and its rows.
@@ -195,33 +196,25 @@ def _has_images(name: str) -> bool:
 def image_bytes(cell: dict[str, Any] | None, folder: Path | None, *, max_bytes: int) -> tuple[bytes | None, str | None]:
     """(bytes, reason): the encoded image of a cell, or why it cannot be had; (None, None) where it is missing.
 
-    A path is read only below the table's folder: `../x.png`, an absolute path or a link that leads out is refused.
+    A path is read only below the table's folder (`runtime/picture_files.py`).
     """
     if cell is None or (cell["bytes"] is None and not cell["path"]):
         return None, None
     if cell["bytes"] is not None:
         return (cell["bytes"], None) if len(cell["bytes"]) <= max_bytes else (None, "image_file_too_large")
-    if folder is None:
-        return None, "image_path_without_folder"
     try:
-        path = (folder / cell["path"]).resolve()
-        if not path.is_relative_to(folder.resolve()):
-            return None, "image_path_escapes_folder"
-        if path.stat().st_size > max_bytes:
-            return None, "image_file_too_large"
-        return path.read_bytes(), None
-    # A path may hold a zero byte, be too long, or be a circle of links.
-    except (OSError, ValueError, RuntimeError):
-        return None, "image_file_missing"
+        return read_picture_file(cell["path"], folder, max_bytes=max_bytes), None
+    except PictureFileError as error:
+        return None, error.reason
 
 
 def picture_files(source: Source) -> Iterator[tuple[str, Any]]:
     """(path, size and times or None) of every picture file that a table names; the files are not opened."""
     for path in source.images.paths:
         try:
-            found = (source.folder or Path()).joinpath(path).stat()
+            found = find_picture_file(path, source.folder).stat()
             yield path, [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-        except (OSError, ValueError):
+        except (OSError, PictureFileError):
             yield path, None
 
 

@@ -19,7 +19,7 @@ from data_governance.entities import DOCUMENT, QUERY, SIDES, Side
 from data_governance.inputs import shards
 from data_governance.inputs.behaviour_log import open_log
 from data_governance.inputs.engine import Engine
-from data_governance.inputs.lookalikes import lookalikes, near_misses
+from data_governance.stages.lookalikes import lookalikes, near_misses
 from data_governance.inputs.mapping import reasons
 from data_governance.inputs.tables import Source, open_source
 from data_governance.policy import Policy
@@ -55,6 +55,8 @@ REMEDIES = {
     "image_file_too_large": "shrink the file or raise max_image_bytes",
     "image_file_missing": "paths are read below the table's folder",
     "image_path_escapes_folder": "paths must stay below the table's folder",
+    "image_is_a_url": "nothing is downloaded: save the picture below the table's folder and write its path",
+    "image_is_base64": "base64 is not decoded: store the bytes, or save a file and write its path",
     "image_path_without_folder": "a Hub table must hold bytes",
     "text_too_long": "shorten the text or raise max_text_characters",
     "file_unusable": "repair or remove the file; the other files of the folder are used",
@@ -116,8 +118,13 @@ def _check(request: Request, result: StageResult, policy: Policy, found: Finding
         _check_overrides(result, overrides, usable)
     for line in _lines(result):
         found.say(line)
+<<<<<<< HEAD
     for table in (log, queries, catalogue):
         for line in () if table is None else table.warnings:
+=======
+    for opened in (log, queries, catalogue):
+        for line in () if opened is None else opened.warnings:
+>>>>>>> kwork
             found.say(f"warning: {line}")
     for side in SIDES.values():
         for line in lookalikes(usable.get(side.key), side):

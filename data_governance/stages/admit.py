@@ -26,13 +26,13 @@ from data_governance.inputs.behaviour_log import Log
 from data_governance.inputs.encoder import Encoder
 from data_governance.inputs.engine import Engine, threads
 from data_governance.inputs.images import decode_square, hash64
-from data_governance.inputs.lookalikes import lookalikes, near_misses
 from data_governance.inputs.map_keeper import MapKeeper, map_keeper
 from data_governance.inputs.mapping import Rule, reasons
 from data_governance.inputs.tables import Source, feature_column, image_bytes
 from data_governance.policy import Policy
 from data_governance.stage import LOG, LOG_DROPPED, StageResult
 from data_governance.stages.admit_log import BOT_QUERY, admit_log, bot_queries, drop_queries, reasons_of
+from data_governance.stages.lookalikes import lookalikes, near_misses
 from data_governance.stages.readiness import shortfalls
 from runtime.tables import ROW_DETAIL, ROW_FAULT
 

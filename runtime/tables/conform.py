@@ -135,7 +135,10 @@ def _cast(
     convert = _converter(have, wanted)
     if convert is None:
         needs = "text" if wanted == pa.string() else "a whole number" if pa.types.is_integer(wanted) else "a number"
-        raise ValueError(f"{schema.name}: {_in(file)}column {column!r} has type {have}, {needs} is needed. Convert it.")
+        how = "Convert it."
+        if column in schema.ids and pa.types.is_floating(have):
+            how = "pandas makes decimals of whole numbers beside missing ones: read or write the column as text."
+        raise ValueError(f"{schema.name}: {_in(file)}column {column!r} has type {have}, {needs} is needed. {how}")
     found, wrong = convert(values)
     if wrong is not None and wrong.any():
         ending = "not_text" if wanted == pa.string() else "not_whole" if pa.types.is_integer(wanted) else "not_a_number"

@@ -21,7 +21,8 @@ from pathlib import Path
 MOST_BYTES = 2**30
 MOST_SECONDS = 2.0
 LEAST_SIDE = 64
-HANGS_AFTER = 20  # seconds for one file, on a machine that is busy otherwise
+# Seconds of processor time for one file, and of time on a machine that is busy otherwise.
+LOOPS_AFTER, HANGS_AFTER = 20, 600
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -87,6 +88,7 @@ def child(start: int, stop: int) -> None:
     for number in range(start, stop):
         kind, data = damaged(number)
         print(json.dumps({"begun": number, "kind": kind}), flush=True)
+        signal.setitimer(signal.ITIMER_PROF, LOOPS_AFTER)
         signal.alarm(HANGS_AFTER)
         began, problem = time.process_time(), ""
         try:
@@ -101,6 +103,7 @@ def child(start: int, stop: int) -> None:
                 problem = str(error)
         except BaseException as error:  # noqa: BLE001 - this is what the run looks for
             verdict, problem = "escape", repr(error)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         row = {"begun": number, "number": number, "kind": kind, "verdict": verdict, "problem": problem}
         print(json.dumps({**row, "seconds": time.process_time() - began, "peak": _peak() - rss}), flush=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_governance.inputs.lookalikes import lookalike
+from data_governance.stages.lookalikes import lookalike
 from modeling_oclear.visible_text_oclear import is_visible, visible
 
 ROOT = Path(__file__).resolve().parents[2]
