@@ -118,13 +118,8 @@ def _check(request: Request, result: StageResult, policy: Policy, found: Finding
         _check_overrides(result, overrides, usable)
     for line in _lines(result):
         found.say(line)
-<<<<<<< HEAD
     for table in (log, queries, catalogue):
         for line in () if table is None else table.warnings:
-=======
-    for opened in (log, queries, catalogue):
-        for line in () if opened is None else opened.warnings:
->>>>>>> kwork
             found.say(f"warning: {line}")
     for side in SIDES.values():
         for line in lookalikes(usable.get(side.key), side):
