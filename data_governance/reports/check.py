@@ -19,13 +19,13 @@ from data_governance.entities import DOCUMENT, QUERY, SIDES, Side
 from data_governance.inputs import shards
 from data_governance.inputs.behaviour_log import open_log
 from data_governance.inputs.engine import Engine
-from data_governance.stages.lookalikes import lookalikes, near_misses
 from data_governance.inputs.mapping import reasons
 from data_governance.inputs.tables import Source, open_source
 from data_governance.policy import Policy
 from data_governance.stage import LOG, LOG_DROPPED, StageResult
 from data_governance.stages import admit
 from data_governance.stages.admit_log import admit_log
+from data_governance.stages.lookalikes import lookalikes, near_misses
 from data_governance.stages.overrides import open_overrides
 from data_governance.stages.readiness import shortfalls
 from runtime.tables import remedy, rows_in_files
