@@ -116,7 +116,7 @@ def tiny() -> Recipe:
             checkpoint_every=20,
         ),
         head=HeadSettings(loss=SoftmaxLoss(scale=16.0), max_grad_norm=1.0),
-        text=TextSettings(encoder="tiny", folds=3),
+        text=TextSettings(encoder="tiny", folds=3, attention_steps=40),
         runtime=RuntimeSettings(calibration_queries=32),
     )
 

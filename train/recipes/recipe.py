@@ -244,6 +244,7 @@ class TextSettings(Settings):
         lora: adapters on the text encoder, trained before the text stage is fitted (text_stage/adapters.py).
         tune_layers: train the query and value projections themselves instead.
         steps, documents_per_step, learning_rate, weight_decay: of that training.
+        attention_steps: steps of the text-to-image attention at width 256; a wider model takes fewer.
     """
 
     place: ClassVar[str] = "recipe.text"
@@ -251,6 +252,7 @@ class TextSettings(Settings):
     max_tokens: int = setting(32, least=3)
     folds: int = setting(5, least=2)
     weights: tuple[float, ...] = (0.0, 0.1, 0.2)
+    attention_steps: int = setting(300, least=1)
     lora: Lora = Lora()
     tune_layers: bool = False
     steps: int = setting(100, least=1)

@@ -14,7 +14,6 @@ from train.image_stage.schedule import half_cosine
 from train.inputs.cache import FeatureCache
 from train.inputs.composites import half_weight
 
-ATTENTION_STEPS = 300
 USUAL_WIDTH = 256  # a step costs with the square of the width, so that wider models take fewer
 COMPOSITES_PER_STEP = 128
 ATTENTION_RATE = 5e-3
@@ -29,7 +28,7 @@ def pointing_loss(attention_BCP: Tensor, half_BP: Tensor) -> Tensor:
 
 
 def train_attention(
-    fusion: Any, cache: FeatureCache, concepts_ND: Tensor, composite_rows: np.ndarray, *, seed: int
+    fusion: Any, cache: FeatureCache, concepts_ND: Tensor, composite_rows: np.ndarray, *, steps: int, seed: int
 ) -> None:
     """Train the attention on composite images: the attention of a text should lie in the half that it names.
 
@@ -39,12 +38,13 @@ def train_attention(
     Args:
         concepts_ND: (N, D) out-of-fold concept of each document.
         composite_rows: composites whose text belongs to a training category.
+        steps: at width 256; a wider model takes fewer.
     """
     trained = [value for name, value in fusion.named_parameters() if name.split(".")[0] in TRAINED_PARTS]
     optimizer = torch.optim.AdamW(trained, lr=ATTENTION_RATE, weight_decay=0.01)
     generator = np.random.default_rng([seed, 13])
     half_GP = torch.from_numpy(half_weight(cache.composite_layouts.place, cache.grid)).float()
-    steps = min(ATTENTION_STEPS, ATTENTION_STEPS * USUAL_WIDTH // concepts_ND.shape[1])
+    steps = max(1, min(steps, steps * USUAL_WIDTH // concepts_ND.shape[1]))
     for step in tqdm(range(steps), desc="text-to-image attention", unit="step"):
         for group in optimizer.param_groups:
             group["lr"] = ATTENTION_RATE * half_cosine(step, steps=steps)

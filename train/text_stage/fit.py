@@ -125,7 +125,9 @@ def fit_fusion(
         set_text_weight(model, 0.0)
         return {"text": True, "strength": 0.0, "reason": f"fewer than {recipe.text.folds} categories have text"}
     queries, documents = image_embeddings(model, cache, recipe)
-    fitted = _fit_parts(model.fusion, cache, rows, documents, labels.document, seed=seed)
+    fitted = _fit_parts(
+        model.fusion, cache, rows, documents, labels.document, steps=recipe.text.attention_steps, seed=seed
+    )
     gallery = ValidationGallery.of(labels, queries=queries, images=documents, cache=cache)
     report = choose_weight(model, cache, gallery, recipe=recipe, frozen_CF=frozen_CF)
     seconds = round(time.perf_counter() - begun, 1)
@@ -133,7 +135,7 @@ def fit_fusion(
 
 
 def _fit_parts(
-    fusion: Any, cache: FeatureCache, rows: TextRows, images_ND: Tensor, labels_N: np.ndarray, *, seed: int
+    fusion: Any, cache: FeatureCache, rows: TextRows, images_ND: Tensor, labels_N: np.ndarray, *, steps: int, seed: int
 ) -> dict[str, Any]:
     """Fit map, memory, gate and attention, in place; returns their part of the report."""
     install_map(fusion, rows)
@@ -146,7 +148,7 @@ def _fit_parts(
     is_trained_composite = is_trained[cache.composite_layouts.named]
     composites = {"trained": np.flatnonzero(is_trained_composite), "held_out": np.flatnonzero(~is_trained_composite)}
     if len(composites["trained"]):
-        train_attention(fusion, cache, concepts, composites["trained"], seed=seed)
+        train_attention(fusion, cache, concepts, composites["trained"], steps=steps, seed=seed)
     mass = {name: mass_in_named_half(fusion, cache, found) for name, found in composites.items() if len(found)}
     return {"memory_slots": slots, "gate": gate, "mass_in_named_half": mass}
 

@@ -1,7 +1,6 @@
 """The ablation on a synthetic dataset split: each part is removed, and its effect is reported."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +22,6 @@ from train.recipes.emoji import tiny
 STEPS = 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_attention_steps() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.text_stage.attention.ATTENTION_STEPS", 3)
-        yield
-
-
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return synthetic_split.write_split(tmp_path_factory.mktemp("ablation"))
@@ -37,7 +29,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def context(out: Path) -> ExperimentContext:
-    return ExperimentContext(open_split("hard-0", out), tiny())
+    return ExperimentContext(open_split("hard-0", out), tiny().with_changes({"text.attention_steps": 3}))
 
 
 @pytest.fixture(scope="module")

@@ -207,7 +207,7 @@ def test_attention_learns_to_point_at_the_half_that_the_text_names() -> None:
     concepts = torch.from_numpy(said).float()
     still = {name: value.clone() for name, value in model.fusion.state_dict().items()}
     seen = np.arange(80)  # the other 16 pages are looked at afterwards
-    train_attention(model.fusion, cache, concepts, seen, seed=0)
+    train_attention(model.fusion, cache, concepts, seen, steps=300, seed=0)
     with torch.no_grad():
         _, attention = model.fusion.read_evidence(
             concepts[named[80:]][:, None].expand(-1, 4, -1), torch.from_numpy(cells[80:]).float()
