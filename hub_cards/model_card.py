@@ -193,7 +193,7 @@ def _selection(run: RunResults) -> str:
         f"{selection.text('explanation')}\n\n{shown}\n\nMeans over {selection.count('held_out_categories')} held-out "
         f"categories ({selection.count('held_out_queries')} queries) against {selection.count('gallery_documents')} "
         "documents, by image alone; difference in nDCG (of the first relevant document, at any rank) to the frozen "
-        "encoder with its 95% interval over categories. The gap is the distance between the mean embeddings of queries "
+        "encoder with its 90% interval over categories. The gap is the distance between the mean embeddings of queries "
         "and documents."
     )
 

@@ -44,17 +44,23 @@ def bootstrap_means(
 
 
 def intervals(
-    values: ArrayLike, category: ArrayLike, *, draws: int = DRAWS, seed: int = 0
+    values: ArrayLike, category: ArrayLike, *, draws: int = DRAWS, seed: int = 0, level: float = LEVEL
 ) -> list[tuple[float, float]]:
-    """The 95% percentile interval of every column of `values`. Arguments and errors as in bootstrap_means."""
+    """The percentile interval of every column of `values`, 95% by default; the rest as in bootstrap_means."""
     means_BM = bootstrap_means(values, category, draws=draws, seed=seed)
-    tail = (1.0 - LEVEL) / 2.0
+    tail = (1.0 - level) / 2.0
     low_M, high_M = np.quantile(means_BM, [tail, 1.0 - tail], axis=0)
     return [(float(low), float(high)) for low, high in zip(low_M, high_M, strict=True)]
 
 
 def paired_difference(
-    first: ArrayLike, second: ArrayLike, category: ArrayLike, *, draws: int = DRAWS, seed: int = 0
+    first: ArrayLike,
+    second: ArrayLike,
+    category: ArrayLike,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    level: float = LEVEL,
 ) -> tuple[float, float, float]:
     """(mean, low, high) of first - second for two systems on the same queries, paired over categories.
 
@@ -64,6 +70,7 @@ def paired_difference(
         category: (Q,) label of the query's category.
         draws: number of resamples.
         seed: of the resamples.
+        level: of the two-sided interval.
 
     Raises:
         ValueError: the systems answered different numbers of queries, or none.
@@ -72,5 +79,5 @@ def paired_difference(
     if first_Q.shape != second_Q.shape:
         raise ValueError(f"paired systems need the same queries, got {first_Q.shape} and {second_Q.shape} values")
     difference_Q1 = (first_Q - second_Q)[:, None]
-    [(low, high)] = intervals(difference_Q1, category, draws=draws, seed=seed)
+    [(low, high)] = intervals(difference_Q1, category, draws=draws, seed=seed, level=level)
     return float(difference_Q1.mean()), low, high

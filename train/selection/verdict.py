@@ -16,6 +16,7 @@ from train.selection.held_out import METRICS, metric_means
 
 FROZEN = "frozen"
 LEAST_CATEGORIES = 10
+LEVEL = 0.9  # of the two-sided interval: its lower end is the one-sided 95% bound, which is what safety asks for
 DECIDING, MRR = METRICS.index("ndcg"), METRICS.index("mrr_at_10")
 
 
@@ -24,7 +25,7 @@ class Verdict:
     """Metrics of one candidate, and its paired difference in ndcg to the frozen encoder.
 
     Attributes:
-        means: by metric. difference, low, high: mean and 95% interval over categories; 0 for the frozen encoder.
+        means: by metric. difference, low, high: mean and 90% interval over categories; 0 for the frozen encoder.
         is_safe: surely not worse than the frozen encoder: `low` is at least 0, mrr_at_10 is not lower, and of no metric
             does the whole interval lie below 0.
     """
@@ -54,7 +55,10 @@ def verdict(name: str, values_CF: np.ndarray, frozen_CF: np.ndarray) -> Verdict:
     if not len(values_CF):
         return Verdict(name, means, 0.0, 0.0, 0.0, is_safe=name == FROZEN)
     category = np.arange(len(values_CF))
-    found = [paired_difference(ours, theirs, category) for ours, theirs in zip(values_CF.T, frozen_CF.T, strict=True)]
+    found = [
+        paired_difference(ours, theirs, category, level=LEVEL)
+        for ours, theirs in zip(values_CF.T, frozen_CF.T, strict=True)
+    ]
     difference, low, high = found[DECIDING]
     is_safe = low >= 0 and found[MRR][0] >= 0 and all(end >= 0 for _, _, end in found)
     return Verdict(name, means, difference, low, high, is_safe=name == FROZEN or is_safe)
