@@ -189,6 +189,7 @@ def index_step(args: argparse.Namespace, name: str, hub: Path, *options: str) ->
     index = args.out / "indexes" / name if name != "index" else args.out / "index"
     words: list[object] = ["-m", "retrieval", "index", "--model", hub, "--threads", 1]
     words += ["--catalogue", args.base / "data" / "catalogue.parquet", "--out", index, *options]
+    words += ["--governed", args.base / "governed"]
     return Step(f"index {name}", "evaluation", index / "index.json", python(*words))
 
 

@@ -70,13 +70,20 @@ class Model:
         return self._batches(items, self._document_batch, batch_size, show_progress, "documents")
 
     def index(
-        self, catalogue: Any, *, folder: str | Path | None = None, batch_size: int = 64, exact_below: int = EXACT_BELOW
+        self,
+        catalogue: Any,
+        *,
+        folder: str | Path | None = None,
+        governed: str | Path | None = None,
+        batch_size: int = 64,
+        exact_below: int = EXACT_BELOW,
     ) -> "SearchIndex":
         """Embed a catalogue and return its index.
 
         Args:
             catalogue: doc_id, image, text; a path, a Hub id, a DataFrame, a Table, a Dataset, or a list of dicts.
             folder: where the index is kept; None keeps it in memory.
+            governed: governed folder; what it kept of the same pictures is not computed again.
             batch_size: documents of one forward pass.
             exact_below: number of documents from which search is approximate.
 
@@ -85,7 +92,13 @@ class Model:
         """
         with tempfile.TemporaryDirectory() as inputs:
             table = read_table(as_file(catalogue, name="catalogue", folder=Path(inputs)), CATALOGUE)
-            found = build_index(self.encoder, table, batch_size=batch_size, exact_below=exact_below)
+            found = build_index(
+                self.encoder,
+                table,
+                batch_size=batch_size,
+                exact_below=exact_below,
+                governed=None if governed is None else Path(governed),
+            )
         if folder is not None:
             save_index(found, Path(folder))
         return SearchIndex(self, found)

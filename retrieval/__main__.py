@@ -72,6 +72,9 @@ def _index_flags(parser: argparse.ArgumentParser) -> None:
     _document_flags(parser)
     parser.add_argument("--catalogue", required=True, metavar="TABLE", help="doc_id, image, text, optional leaf")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="the index folder to write")
+    parser.add_argument(
+        "--governed", metavar="FOLDER", help="governed folder: what it kept of the same pictures is not computed again"
+    )
 
 
 def _search_flags(parser: argparse.ArgumentParser) -> None:

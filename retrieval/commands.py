@@ -120,6 +120,7 @@ def _build(encoder: RetrievalEncoder, catalogue: Table, options: argparse.Namesp
         batch_size=options.batch_size,
         imputation=not options.no_imputation,
         exact_below=options.exact_below,
+        governed=Path(options.governed) if getattr(options, "governed", None) else None,
     )
     logger.info(describe(found))
     return found

@@ -7,6 +7,7 @@ registered classes are used instead: load only folders and Hub repositories that
 Letters: B batch, D width.
 """
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 import modeling_oclear
 from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS
-from retrieval.fused_vision import with_fused_vision
+from retrieval.fused_vision import KnownMaps, with_fused_vision
 from runtime.devices import device_named
 
 THUMBNAIL_PIXELS = 96
@@ -81,13 +82,20 @@ class RetrievalEncoder:
         return embeds.float().cpu().numpy(), self.seen(pixels)
 
     @torch.inference_mode()
-    def documents(self, pictures: Sequence[Image.Image | None], texts: Sequence[str]) -> tuple[Any, list[Image.Image]]:
-        """The model's OclearDocumentOutput of a batch, and the pictures as it saw them (blank where missing)."""
+    def documents(
+        self, pictures: Sequence[Image.Image | None], texts: Sequence[str], *, known: KnownMaps | None = None
+    ) -> tuple[Any, list[Image.Image]]:
+        """The model's OclearDocumentOutput of a batch, and the pictures as it saw them (blank where missing).
+
+        Args:
+            known: maps of some of the pictures, for a model with fused kernels (stored_maps.py).
+        """
         # A batch without any text leaves the text encoder out: there would be nothing to pad to.
         read = self.reads_text and any(texts)
         words = {"text": [text or None for text in texts]} if read else {}
         inputs = self.processor(images=list(pictures), **words)
-        with self._autocast():
+        context = contextlib.nullcontext() if known is None else self.model.vision_model.knowing(known)
+        with self._autocast(), context:
             found = self.model.get_document_embeds(**{name: value.to(self.device) for name, value in inputs.items()})
         return found, self.seen(inputs["pixel_values"])
 

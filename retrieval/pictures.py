@@ -33,20 +33,29 @@ def decode(cell: Any, *, folder: Path | None, **options: Any) -> Image.Image | N
     Raises:
         PictureError: a path outside the folder, no such file, not a picture, another format, too large, damaged.
     """
+    content = content_of(cell, folder=folder, max_bytes=options.get("max_bytes", MAX_IMAGE_BYTES))
+    return None if content is None else decoded(content, **options)
+
+
+def decoded(content: bytes, **options: Any) -> Image.Image:
+    """Decode the bytes of a picture; arguments and errors as in `decode`."""
     try:
-        content = _content(cell, folder, options.get("max_bytes", MAX_IMAGE_BYTES))
-        return None if content is None else decode_image(content, **options)
-    except (ImageRefused, PictureFileError) as error:
+        return decode_image(content, **options)
+    except ImageRefused as error:
         raise PictureError(str(error)) from error
 
 
-def _content(cell: Any, folder: Path | None, max_bytes: int) -> bytes | None:
+def content_of(cell: Any, *, folder: Path | None, max_bytes: int = MAX_IMAGE_BYTES) -> bytes | None:
+    """The bytes of an image value, None if missing; arguments and errors as in `decode`."""
     if isinstance(cell, list):
         cell = cell[0] if cell else None
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, str):
-        return read_picture_file(cell, folder, max_bytes=max_bytes) if cell else None
+        try:
+            return read_picture_file(cell, folder, max_bytes=max_bytes) if cell else None
+        except (ImageRefused, PictureFileError) as error:
+            raise PictureError(str(error)) from error
     if cell is None or isinstance(cell, bytes):
         return cell or None
     raise PictureError(f"image value of type {type(cell).__name__}: need bytes, a path or {{bytes, path}}")

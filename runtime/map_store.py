@@ -1,8 +1,9 @@
 """Encoder maps of pictures, kept by the sha256 of their bytes, so that no stage embeds a picture twice.
 
-Governance embeds every picture once and keeps what the frozen stages of the encoder gave; training reads it. A store is
-a folder named by all that the maps depend on (`store_key`). It holds shards, each a folder that appears under its name
-when it is complete: `shas.npy`, and one array a name.
+Governance embeds every picture once and keeps what the frozen stages of the encoder gave; training and the index read
+it. A store is a folder named by all that the maps depend on (`store_key`). It holds `store.json`, what of that is not
+in the network, and shards, each a folder that appears under its name when it is complete: `shas.npy`, and one array a
+name.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from runtime.files import atomic_folder
 
 FOLDER = "features"  # in a governed folder
 SHAS = "shas"
+SETTINGS = "store.json"  # stages, patch_stage and dtype, as `store_key` takes them
 # What of an image processor changes pixels: its options and its code.
 PIXEL_OPTIONS = (
     "size",
@@ -39,12 +41,31 @@ def store_key(network: Any, processor: Any, *, stages: int | None, patch_stage: 
             one of the patches. dtype: arithmetic.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(_frozen_tensors(network, stages).items()):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).tobytes())
     options = [getattr(processor, name) for name in PIXEL_OPTIONS]
     digest.update(json.dumps([options, stages, patch_stage, dtype]).encode())
     return digest.hexdigest()[:16]
+
+
+def _frozen_tensors(network: Any, stages: int | None) -> dict[str, Any]:
+    """Tensors that the kept maps depend on: those of the stem and the first `stages` stages; all where it has none."""
+    tensors: dict[str, Any] = network.state_dict()
+    if stages is None or not hasattr(network, "forward_trunk"):
+        return tensors
+    trunk = ("stem.", *(f"stages.{stage}." for stage in range(stages)))
+    found = {name: value for name, value in tensors.items() if name.startswith(trunk)}
+    return {name: value for name, value in found.items() if not name.endswith("num_batches_tracked")}
+
+
+def matching_store(folder: Path, network: Any, processor: Any) -> "tuple[MapStore, dict[str, Any]] | None":
+    """(the store below `folder` whose maps this network would give, its settings); None where there is none."""
+    for path in sorted(folder.glob(f"*/{SETTINGS}")):
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if store_key(network, processor, **settings) == path.parent.name:
+            return MapStore(path.parent), settings
+    return None
 
 
 class MapStore:

@@ -56,8 +56,12 @@ class Encoder:
         """Key of the store of maps that training reads; None where the packaged network does not run."""
         if self._packaged not in self._views:
             return None
-        network = self._packaged.module.network
-        return store_key(network, processor, stages=KEPT_STAGE, patch_stage=PATCH_STAGE, dtype=self.dtype)
+        return store_key(self._packaged.module.network, processor, **self.maps_settings)
+
+    @property
+    def maps_settings(self) -> dict[str, Any]:
+        """What the kept maps depend on beside the network and its pixels."""
+        return {"stages": KEPT_STAGE, "patch_stage": PATCH_STAGE, "dtype": self.dtype}
 
     def features(self, squares_NSSC: np.ndarray, *, maps: list[dict[str, np.ndarray]] | None = None) -> np.ndarray:
         """(N, S, S, 3) uint8 -> (N, W) float16, W the sum of `block_widths`.

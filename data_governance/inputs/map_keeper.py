@@ -1,4 +1,4 @@
-"""Keeps the encoder's maps of the pictures that governance embeds, so that training need not embed them again."""
+"""Keeps the encoder's maps of the pictures that governance embeds, so that no later step embeds them again."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,8 @@ import numpy as np
 from data_governance.inputs.encoder import Encoder
 from data_governance.inputs.images import image_processor
 from data_governance.policy import Policy
-from runtime.map_store import FOLDER, MapStore
+from runtime.files import write_json
+from runtime.map_store import FOLDER, SETTINGS, MapStore
 
 MAPS_PER_SHARD = 1_024
 
@@ -53,4 +54,7 @@ def map_keeper(out: Path, encoder: Encoder, *, policy: Policy) -> MapKeeper | No
     key = encoder.maps_key(image_processor(policy.image_size, policy.max_image_pixels, policy.max_image_bytes))
     if key is None or not policy.kept_maps:
         return None
-    return MapKeeper(MapStore(out / FOLDER / key), most=policy.kept_maps)
+    folder = out / FOLDER / key
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SETTINGS, encoder.maps_settings)
+    return MapKeeper(MapStore(folder), most=policy.kept_maps)

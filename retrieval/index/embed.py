@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from modeling_oclear.image_decoding_oclear import MAX_IMAGE_BYTES
 from modeling_oclear.visible_text_oclear import is_visible, visible
 from retrieval.encoder import THUMBNAIL_PIXELS, RetrievalEncoder
-from retrieval.pictures import MOST_PIXELS_AT_ONCE, PictureError, decode
+from retrieval.fused_vision import KnownMaps
+from retrieval.pictures import MOST_PIXELS_AT_ONCE, PictureError, content_of, decoded
+from retrieval.stored_maps import StoredMaps
 from retrieval.tables import Table
 
 MAX_TEXT_CHARACTERS = 10_000  # longer than any tokenizer limit, so that a text of ten megabytes costs nothing
@@ -75,7 +78,14 @@ class Embedded:
         return np.concatenate(getattr(self, name)).astype(np.float32)
 
 
-def embed_documents(encoder: RetrievalEncoder, catalogue: Table, *, changes: Changes, batch_size: int) -> Embedded:
+def embed_documents(
+    encoder: RetrievalEncoder,
+    catalogue: Table,
+    *,
+    changes: Changes,
+    batch_size: int,
+    maps: StoredMaps | None = None,
+) -> Embedded:
     """Embed a catalogue.
 
     Args:
@@ -83,6 +93,7 @@ def embed_documents(encoder: RetrievalEncoder, catalogue: Table, *, changes: Cha
         catalogue: checked table.
         changes: ablations.
         batch_size: documents per forward pass.
+        maps: kept by governance; None computes everything.
 
     Returns:
         The embedded documents, in no particular order; `skipped` lists the others with their reasons, which are also
@@ -103,7 +114,7 @@ def embed_documents(encoder: RetrievalEncoder, catalogue: Table, *, changes: Cha
         leaves = batch.get("leaf", [None] * len(ids))
         rows = sorted(zip(ids, cells, texts, leaves, strict=True), key=lambda row: len(row[2]))
         for first in range(0, len(rows), batch_size):
-            _embed_batch(encoder, found, rows[first : first + batch_size], catalogue)
+            _embed_batch(encoder, found, rows[first : first + batch_size], catalogue, maps)
             bar.update(len(rows[first : first + batch_size]))
         start += len(ids)
     bar.close()
@@ -117,14 +128,21 @@ def embed_documents(encoder: RetrievalEncoder, catalogue: Table, *, changes: Cha
 
 
 def _embed_batch(
-    encoder: RetrievalEncoder, found: Embedded, rows: Sequence[tuple[str, Any, str, Any]], catalogue: Table
+    encoder: RetrievalEncoder,
+    found: Embedded,
+    rows: Sequence[tuple[str, Any, str, Any]],
+    catalogue: Table,
+    maps: StoredMaps | None,
 ) -> None:
     pictures: list[Image.Image | None] = []
+    contents: list[bytes | None] = []
+    decoding = encoder.decoding
     kept: list[tuple[str, str, str | None]] = []
     waiting = 0
     for doc_id, cell, text, leaf in rows:
         try:
-            picture = decode(cell, folder=catalogue.folder, **encoder.decoding)
+            content = content_of(cell, folder=catalogue.folder, max_bytes=decoding.get("max_bytes", MAX_IMAGE_BYTES))
+            picture = None if content is None else decoded(content, **decoding)
         except PictureError as error:
             found.skipped.append({"doc_id": doc_id, "reason": str(error)})
             continue
@@ -134,14 +152,15 @@ def _embed_batch(
             continue
         area = 0 if picture is None else picture.width * picture.height
         if waiting + area > MOST_PIXELS_AT_ONCE and kept:
-            _append(encoder, found, pictures, kept)
-            pictures, kept, waiting = [], [], 0
+            _append(encoder, found, pictures, kept, maps and maps.of(contents))
+            pictures, contents, kept, waiting = [], [], [], 0
         waiting += area
         found.texts_cut += len(text) > MAX_TEXT_CHARACTERS
         pictures.append(picture)
+        contents.append(content)
         kept.append((doc_id, text[:MAX_TEXT_CHARACTERS], None if leaf is None else str(leaf)))
     if kept:
-        _append(encoder, found, pictures, kept)
+        _append(encoder, found, pictures, kept, maps and maps.of(contents))
 
 
 def _append(
@@ -149,8 +168,9 @@ def _append(
     found: Embedded,
     pictures: list[Image.Image | None],
     kept: list[tuple[str, str, str | None]],
+    known: KnownMaps | None,
 ) -> None:
-    output, seen = encoder.documents(pictures, [text for _, text, _ in kept])
+    output, seen = encoder.documents(pictures, [text for _, text, _ in kept], known=known)
     for (doc_id, text, leaf), picture, view in zip(kept, pictures, seen, strict=True):
         found.doc_id.append(doc_id)
         found.text.append(text)

@@ -21,6 +21,7 @@ from retrieval.index.calibration import calibrated_documents, calibrated_queries
 from retrieval.index.embed import NO_CHANGES, Changes, Embedded, embed_documents
 from retrieval.index.imputation import impute
 from retrieval.index.vector_search import Searcher
+from retrieval.stored_maps import open_maps
 from retrieval.tables import Table
 from runtime.environment import environment
 from runtime.files import atomic_folder, write_json
@@ -77,6 +78,7 @@ def build_index(
     batch_size: int = 64,
     imputation: bool = True,
     exact_below: int = EXACT_BELOW,
+    governed: Path | None = None,
 ) -> Index:
     """Embed a catalogue and build its index in memory.
 
@@ -87,11 +89,13 @@ def build_index(
         batch_size: documents per forward pass.
         imputation: whether documents without text get the text shift of their neighbours.
         exact_below: number of documents from which search is approximate.
+        governed: governed folder whose kept maps of pictures are reused where they fit the model.
 
     Raises:
         ValueError: nothing to index, damaged calibration.
     """
-    found = embed_documents(encoder, catalogue, changes=changes, batch_size=batch_size)
+    maps = None if governed is None else open_maps(governed, encoder.model, encoder.processor)
+    found = embed_documents(encoder, catalogue, changes=changes, batch_size=batch_size, maps=maps)
     embeds_ND, imputed = _embeddings(found, imputation and encoder.text_strength > 0)
     sample = load_calibration(encoder.folder, width=encoder.width)
     order = sorted(range(len(found.doc_id)), key=found.doc_id.__getitem__)
