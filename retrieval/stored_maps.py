@@ -37,8 +37,8 @@ class StoredMaps:
         if not is_known.any():
             return None
         kept = [sha for sha, known in zip(shas, is_known, strict=True) if known]
-        arrays = (torch.from_numpy(self.store.read(name, kept)).float() for name in ("inputs", "cells"))
-        return KnownMaps(torch.from_numpy(is_known), *arrays, stages=self.stages)
+        inputs, cells = (torch.from_numpy(self.store.read(name, kept)).float() for name in ("inputs", "cells"))
+        return KnownMaps(torch.from_numpy(is_known), inputs, cells, self.stages)
 
 
 def open_maps(governed: Path, model: Any, processor: Any) -> StoredMaps | None:

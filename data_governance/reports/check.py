@@ -27,7 +27,7 @@ from data_governance.stages import admit
 from data_governance.stages.admit_log import admit_log
 from data_governance.stages.lookalikes import lookalikes, near_misses
 from data_governance.stages.overrides import open_overrides
-from data_governance.stages.readiness import shortfalls
+from data_governance.stages.readiness import doubts, shortfalls
 from runtime.tables import remedy, rows_in_files
 
 T = TypeVar("T")
@@ -139,6 +139,8 @@ def _check(request: Request, result: StageResult, policy: Policy, found: Finding
     if len(usable) == 2 and not found.failed and LOG in result.counts:
         for line in shortfalls(usable[DOCUMENT.key], result.shards(LOG)):
             found.error(line)
+        for line in doubts(result.shards(LOG)):
+            found.say(f"warning: {line}")
     found.say("a run would fail: correct the lines marked `error`" if found.failed else "a run would go through")
 
 

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from data_governance.inputs import shards
 
 LEAST = 2
+ENOUGH = 50  # categories: a fifth is held out, and ten are the least that judge a training
 
 
 def shortfalls(documents: pa.Table, log: Iterable[Path]) -> list[str]:
@@ -45,3 +46,23 @@ def shortfalls(documents: pa.Table, log: Iterable[Path]) -> list[str]:
             "other documents."
         )
     return found
+
+
+def doubts(log: Iterable[Path]) -> list[str]:
+    """What lets a run go through but leaves nothing to judge a training by; empty when nothing does.
+
+    Args:
+        log: shards of the usable rows of the behaviour log.
+    """
+    queries, documents = set[str](), set[str]()
+    for table in shards.batches(log, ["query_id", "doc_id", "clicks"]):
+        mine = table.filter(pc.greater(table.column("clicks"), 0))
+        queries.update(pc.unique(mine.column("query_id")).to_pylist())
+        documents.update(pc.unique(mine.column("doc_id")).to_pylist())
+        if min(len(queries), len(documents)) >= ENOUGH:
+            return []
+    return [
+        f"behaviour: {len(queries)} queries click on {len(documents)} documents. A training is judged on a fifth of "
+        f"the categories, and with fewer than {ENOUGH} queries or clicked documents nobody can say whether it helped: "
+        "the frozen encoder would be published. Bring a longer log."
+    ]

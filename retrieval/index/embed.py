@@ -152,7 +152,7 @@ def _embed_batch(
             continue
         area = 0 if picture is None else picture.width * picture.height
         if waiting + area > MOST_PIXELS_AT_ONCE and kept:
-            _append(encoder, found, pictures, kept, maps and maps.of(contents))
+            _append(encoder, found, pictures, kept, None if maps is None else maps.of(contents))
             pictures, contents, kept, waiting = [], [], [], 0
         waiting += area
         found.texts_cut += len(text) > MAX_TEXT_CHARACTERS
@@ -160,7 +160,7 @@ def _embed_batch(
         contents.append(content)
         kept.append((doc_id, text[:MAX_TEXT_CHARACTERS], None if leaf is None else str(leaf)))
     if kept:
-        _append(encoder, found, pictures, kept, maps and maps.of(contents))
+        _append(encoder, found, pictures, kept, None if maps is None else maps.of(contents))
 
 
 def _append(
