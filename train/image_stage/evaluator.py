@@ -134,7 +134,11 @@ def _as_published(side: ImageStage) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Standing:
-    """Best step, its metric, and the number of evaluations since."""
+    """Best step, its metric, and the number of evaluations since; none while the start is the best.
+
+    A run that is evaluated before its first step often falls below that start at first, so it is given all its steps to
+    rise above it.
+    """
 
     best_step: int | None
     best: float
@@ -147,7 +151,8 @@ class Standing:
             return cls(None, float("-inf"), 0)
         values = [float(line[DECIDING_METRIC]) for line in lines]
         place = int(np.argmax(values))
-        return cls(int(lines[place]["step"]), values[place], len(values) - 1 - place)
+        step = int(lines[place]["step"])
+        return cls(step, values[place], 0 if step == 0 else len(values) - 1 - place)
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:

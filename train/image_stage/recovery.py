@@ -1,9 +1,9 @@
 """Goes back to the best checkpoint at a lower rate when training diverges.
 
 Divergence is a loss, an embedding or a gradient that is not finite; a metric on held-out queries that is below half of
-what it was before training, in the second half of the steps; or early stopping without one evaluation better than the
-start. Each time all rates are cut to a quarter, at most `image.recover` times. The cuts are kept in recoveries.json, so
-that a resumed run goes on at the lowered rate.
+what it was before training, in the last quarter of the steps; or a finished run without one evaluation better than the
+start, once. Each time all rates are cut to a quarter, at most `image.recover` times. The cuts are kept in
+recoveries.json, so that a resumed run goes on at the lowered rate.
 """
 
 import json
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 RECOVERIES_FILE = "recoveries.json"
 RATE_CUT = 0.25
 COLLAPSED = 0.5  # of the metric before training
+# A sound run may fall to nothing while its embeddings leave the frozen ones, and rises most as the rates fall.
+LATE = 0.75  # of the steps
 
 
 class Recovery:
@@ -54,12 +56,11 @@ class Recovery:
         if not self.is_possible or not lines or lines[0]["step"] != 0:
             return None
         before, now = float(lines[0][DECIDING_METRIC]), float(lines[-1][DECIDING_METRIC])
-        # A sound run may fall far in its first steps, while the embeddings leave the frozen ones, and rise later.
-        is_late = lines[-1]["step"] >= self.stage.recipe.image.steps / 2
-        if is_late and now < COLLAPSED * before:
+        step, steps = lines[-1]["step"], self.stage.recipe.image.steps
+        if step >= LATE * steps and now < COLLAPSED * before:
             return f"{DECIDING_METRIC} of held-out queries fell from {before:.3f} to {now:.3f}"
-        if self.evaluator.should_stop and self.evaluator.standing.best_step == 0:
-            return f"no evaluation was better than {DECIDING_METRIC} {before:.3f} before training"
+        if step == steps and not self.events and max(float(line[DECIDING_METRIC]) for line in lines[1:]) < before:
+            return f"no evaluation was as good as {DECIDING_METRIC} {before:.3f} before training"
         return None
 
     def go_back(self, reason: str, *, done: int) -> int:

@@ -7,6 +7,7 @@ other kinds stands in docs/log.md:
     rows of a step  at most one of a class: with few classes, more would repeat them
     views           augmented views make up for few rows of a class; one is always there, because it helps many rows too
     sampling        from `SAMPLED_FROM` classes on, as many as that take part in a step, by the margin softmax
+    averaging       the encoders' weights are averaged over about the last tenth of the steps
     evaluation      ten times a run, with early stopping; the best weights are published, and divergence goes back
 """
 
@@ -24,7 +25,8 @@ LEAST_ROWS = 16
 SAMPLED_FROM = 20_000
 ROWWISE_FROM = 100_000
 EVALUATIONS = 10
-PATIENCE = 6  # evaluations: the first of a run are often below the frozen encoder, the last are the best
+AVERAGED_STEPS = 0.09  # of all steps, the horizon of the published average of the weights
+PATIENCE = 5  # evaluations after the best one
 ENOUGH_ROWS = 8.0  # of one side of a class, clean and augmented together
 LEAST_VIEWS, MOST_VIEWS = 1, 3
 
@@ -67,6 +69,7 @@ def auto_recipe(counts: DataCounts, *, base: Recipe | None = None) -> Recipe:
         "image.query_views": views(counts.queries / classes),
         "image.document_views": views(counts.documents / classes),
         "image.checkpoint_every": max(100, every),
+        "image.ema_decay": 1 - 1 / max(AVERAGED_STEPS * steps, 10),
     }
     if not counts.has_text:
         changes["text.encoder"] = None
