@@ -31,7 +31,7 @@ USUAL_SECONDS = {
     "govern": 82.0,
     "score": 1.0,
     "train emoji": 367.0,
-    "train auto": 140.0,
+    "train auto": 250.0,
     "train emoji_image_only": 16.0,
     "train emoji_zero_shot": 41.0,
     "second round": 82.0,
