@@ -28,8 +28,16 @@ def cell_result(folder: Path) -> dict[str, Any]:
         "systems": {system: {part: _metrics(folder / system / f"{part}.json") for part in PARTS} for system in SYSTEMS},
         "difference": {part: differences([queries[part]]) for part in PARTS},
         "governance": governance(folder),
+        "published": published(folder),
         "queries": queries,
     }
+
+
+def published(folder: Path) -> str:
+    """Which candidate the trained system published ("frozen", "trained", ...); "" for a recipe that judges none."""
+    path = folder / "trained" / "training.json"
+    selection = json.loads(path.read_text(encoding="utf-8")).get("selection") if path.is_file() else None
+    return str((selection or {}).get("published", ""))
 
 
 def _metrics(path: Path) -> dict[str, float]:
@@ -101,6 +109,7 @@ def summarised(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         results: contents of the cell's files, one for each seed.
     """
     row: dict[str, Any] = {"seeds": [one["seed"] for one in results]}
+    row["published"] = [one["published"] for one in results]
     for part in PARTS:
         row[part] = {
             system: {

@@ -20,6 +20,7 @@ def measured(name: str, **changed: Any) -> dict[str, Any]:
     part = {"trained": levels, "frozen": levels | {"recall_at_1": 0.21}, "queries": 300, "difference": gain}
     return {
         "recipe": "auto",
+        "published": ["trained", "75% trained"],
         "seeds": [0, 1],
         "settings": {key: value for key, value in cell.as_json().items() if key != "seed"},
         "unseen": part,
@@ -51,7 +52,8 @@ def test_a_measured_cell_shows_levels_and_signed_points(tmp_path: Path) -> None:
     page = catalogues.cells(written(tmp_path, {"icons-noise-50": measured("icons-noise-50")}))
     found = line(page, "icons-noise-50")
     assert "| noise 0.5 (0.2) | 2,000 | 850 | 0.210 | 0.250 | **+4.0 [+1.0, +7.0]** |" in found
-    assert found.endswith("| 0.800 -> 0.950 | 200 |")
+    assert "| 0.300 | 0.300 | +0% |" in found
+    assert found.endswith("| 0.800 -> 0.950 | trained, 75% trained | 200 |")
     assert "not run" in line(page, "emoji")
     assert "seeds 0, 1" in page
     assert "From `catalogues.json`, written by `python -m benchmarks.catalogues`" in page
