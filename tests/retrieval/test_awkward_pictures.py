@@ -160,9 +160,9 @@ def test_pictures_that_wait_for_their_batch_are_bounded(
     documents, queries = RetrievalEncoder.documents, RetrievalEncoder.queries
 
     def counted(function: Any) -> Any:
-        def call(self: RetrievalEncoder, pictures: Any, *more: Any) -> Any:
+        def call(self: RetrievalEncoder, pictures: Any, *more: Any, **settings: Any) -> Any:
             waiting.append(sum(picture.width * picture.height for picture in pictures if picture is not None))
-            return function(self, pictures, *more)
+            return function(self, pictures, *more, **settings)
 
         return call
 
