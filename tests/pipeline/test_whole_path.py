@@ -55,7 +55,9 @@ def test_the_demo_leaves_everything_it_promises(demo: Path) -> None:
 @pytest.mark.slow
 def test_the_demo_prints_what_remains_before_each_step(demo: Path) -> None:
     lines = [line for line in (demo / "stdout.txt").read_text().splitlines() if line.startswith("-- ")]
-    assert "9 steps remain, about 5 min, on an idle 2-core machine; the next takes about 24 s" in lines[0]
+    assert re.fullmatch(
+        r"-- 9 steps remain, about \d+ min, on an idle 2-core machine; the next takes about \d+ s", lines[0]
+    )
     assert [int(line.split()[1]) for line in lines] == [9, 8, 7, 6, 5, 4, 3, 2, 1]
     assert all("about" in line for line in lines)
     assert "idle 2-core machine" not in lines[1]  # from then on by the speed of the finished steps
