@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from runtime.files import partial_path
 
 IMAGE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 64
+MOST_FILE_BYTES = 2**28  # far above the limit of a picture file, unless a policy raises that
 
 
 def as_file(data: Any, *, name: str, folder: Path) -> str:
@@ -122,6 +123,12 @@ def _write(table: pa.Table, images: Sequence[Any] | None, path: Path, *, name: s
             writer.write_table(pa.table([*part.columns, pa.array(cells, IMAGE)], schema=schema))
 
 
+def _content(file: Path) -> bytes:
+    """The bytes of a file; of one that no limit allows only the first, so that the reader rejects it as too large."""
+    with file.open("rb") as stream:
+        return stream.read(MOST_FILE_BYTES + 1)
+
+
 def _picture(value: Any, place: str) -> dict[str, Any] | None:
     """One value as {bytes, path}; a file that is not there keeps its path, and its row is rejected by the reader."""
     if value is None or value == "":
@@ -132,7 +139,9 @@ def _picture(value: Any, place: str) -> dict[str, Any] | None:
         return {"bytes": bytes(value), "path": None}
     if isinstance(value, str | Path):
         file = Path(value).expanduser()
-        return {"bytes": file.read_bytes() if file.is_file() else None, "path": str(value)}
+        if file.is_file():
+            return {"bytes": _content(file), "path": file.name}
+        return {"bytes": None, "path": file.name if file.is_absolute() else str(value)}
     if hasattr(value, "save") and hasattr(value, "mode"):
         buffer = io.BytesIO()
         value.save(buffer, "PNG")

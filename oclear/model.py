@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from modeling_oclear.image_decoding_oclear import ImageRefused, decode_image
 from oclear.frames import as_file
 from retrieval.encoder import RetrievalEncoder, load_encoder
 from retrieval.index import EXACT_BELOW
 from retrieval.index.search import Answers, answers_of
 from retrieval.index.store import Index, build_index, load_index, save_index
+from retrieval.pictures import PictureError, decoded, read_picture
 from retrieval.tables import CATALOGUE, read_table
 
 Array = NDArray[np.float32]
@@ -167,18 +167,18 @@ class Model:
         """
         if isinstance(value, Image.Image):
             return value
-        if isinstance(value, str | Path):
-            if not Path(value).is_file():
-                is_text = isinstance(value, str) and not Path(value).suffix
-                reason = NO_TEXT_QUERIES.format(value=value) if is_text else f"there is no file {str(value)!r}"
-                raise ValueError(f"{place}: {reason}")
-            value = Path(value).read_bytes()
-        if not isinstance(value, bytes | bytearray):
-            raise ValueError(f"{place} is {type(value).__name__}; give a PIL image, bytes or a path")
+        if isinstance(value, str | Path) and not Path(value).is_file():
+            is_text = isinstance(value, str) and not Path(value).suffix
+            reason = NO_TEXT_QUERIES.format(value=value) if is_text else f"there is no file {str(value)!r}"
+            raise ValueError(f"{place}: {reason}")
         try:
-            return decode_image(bytes(value), **self.encoder.decoding)
-        except ImageRefused as error:
+            if isinstance(value, str | Path):
+                return read_picture(Path(value), **self.encoder.decoding)
+            if isinstance(value, bytes | bytearray):
+                return decoded(bytes(value), **self.encoder.decoding)
+        except PictureError as error:
             raise ValueError(f"{place}: {error}") from error
+        raise ValueError(f"{place} is {type(value).__name__}; give a PIL image, bytes or a path")
 
 
 class SearchIndex:

@@ -1,7 +1,7 @@
 """Decode the image values of a table: bytes, a path or {bytes, path}.
 
 A path must lie below the folder of its table, so that a table from elsewhere cannot read other files. The bytes are
-decoded by the model's own decoder, as in governance and training.
+decoded by the model's own decoder, as in governance and training, in a process with limits.
 """
 
 from pathlib import Path
@@ -9,8 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from modeling_oclear.image_decoding_oclear import MAX_IMAGE_BYTES, ImageRefused, check_file_size, decode_image
+from modeling_oclear.image_decoding_oclear import MAX_IMAGE_BYTES, ImageRefused, check_file_size
 from runtime.picture_files import PictureFileError, read_picture_file
+from runtime.picture_workers import decode_apart
 
 MOST_PIXELS_AT_ONCE = 50_000_000  # of decoded pictures that wait for the rest of their batch: 200 MB
 
@@ -40,7 +41,7 @@ def decode(cell: Any, *, folder: Path | None, **options: Any) -> Image.Image | N
 def decoded(content: bytes, **options: Any) -> Image.Image:
     """Decode the bytes of a picture; arguments and errors as in `decode`."""
     try:
-        return decode_image(content, **options)
+        return decode_apart(content, **options)
     except ImageRefused as error:
         raise PictureError(str(error)) from error
 

@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from modeling_oclear.image_decoding_oclear import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, ImageRefused
+from runtime.picture_workers import decode_apart
 
 
 def decode_square(
@@ -20,7 +21,7 @@ def decode_square(
     """(pixels (S, S, 3) uint8, None), or (None, reason)."""
     processor = image_processor(size, max_pixels, max_bytes)
     try:
-        return processor.square(processor.decode(data)), None
+        return processor.square(decode_apart(data, **processor.decoding)), None
     except ImageRefused as error:
         return None, error.reason
 
