@@ -21,12 +21,15 @@ MAX_ASSIGNMENT = 3_000
 SIZE_PRIOR = 0.5
 NEIGHBOURS = 5
 WORDS_AT_ONCE = 4_096
+# Factor on the affinity of two documents that no query has clicked both of, with one source. Content alone makes them
+# alike, and where content is weak such pairs are hardly ever right; without any, sparse logs lose right ones.
+UNSHARED_WEIGHT = 0.3
 # With one source a category may hold many documents, so more and weaker pairs enter the graph, and lower resolutions
 # are tried: the affinity of two of n equally clicked documents is about 1 / n.
 NEIGHBOURS_OF_ONE_SOURCE = 15
 LEAST_AFFINITY_OF_ONE_SOURCE = 0.002
 RESOLUTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
-RESOLUTIONS_OF_ONE_SOURCE = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+RESOLUTIONS_OF_ONE_SOURCE = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 
 def document_affinity(assignments: csr_array, source: np.ndarray, leaf: np.ndarray, *, policy: Policy) -> csr_array:
@@ -47,6 +50,18 @@ def document_affinity(assignments: csr_array, source: np.ndarray, leaf: np.ndarr
     if source.any():
         value = np.where(source[row] == source[column], policy.same_source_weight * value, value)
     return csr_array((value, (row, column)), shape=product.shape)
+
+
+def weakened_without_shared_query(affinity: csr_array, clicks: csr_array) -> csr_array:
+    """(M, M): pairs of documents that no query has clicked both of are multiplied by `UNSHARED_WEIGHT`.
+
+    Args:
+        clicks: (N, M), non-zero where a query has clicked a document.
+    """
+    clicked = csr_array((np.ones_like(clicks.data, np.float64), clicks.indices, clicks.indptr), shape=clicks.shape)
+    shared = csr_array(clicked.T @ clicked)
+    shared.data[:] = 1 - UNSHARED_WEIGHT
+    return csr_array(UNSHARED_WEIGHT * affinity + affinity.multiply(shared))
 
 
 def mutual_pairs(affinity: csr_array, *, count: int, least: float) -> np.ndarray:

@@ -40,8 +40,10 @@ OUTSIDE_WEIGHT = 0.3
 HELD_OUT_SHARE = 0.1
 MAX_TESTED = 2_000
 # A finer resolution is preferred over a fit this much better: when similar documents are merged, the fit of held-out
-# clicks hardly falls while many wrong pairs appear. With two sources the one-to-one match prevents that.
-FIT_SLACK_OF_ONE_SOURCE = 0.03
+# clicks hardly falls while many wrong pairs appear. With two sources the one-to-one match prevents that. Only other
+# clicks on its document can predict a held-out click: with n of them on average the slack is FIT_SLACK / n.
+FIT_SLACK = 0.75
+LEAST_FIT_SLACK, MOST_FIT_SLACK = 0.03, 0.25
 # Factor on the policy's click weight tried with one source: 2 suits logs with one or two clicks a query, 5 with ten.
 HIGHER_CLICK_WEIGHT = 2.5
 SHRINKAGES = (0.03, 0.1, 0.2, 0.4, 0.7)
@@ -220,6 +222,7 @@ def link_documents(evidence: Evidence, views: list[ViewCandidates], source: np.n
         pairs = matching.matched_pairs(affinity, source, least=policy.min_affinity)
         wide = matching.mutual_pairs(affinity, count=matching.NEIGHBOURS, least=policy.wide_affinity)
     else:
+        affinity = matching.weakened_without_shared_query(affinity, evidence.graph.clicks)
         pairs = matching.mutual_pairs(affinity, count=1, least=policy.min_affinity)
         least = min(matching.LEAST_AFFINITY_OF_ONE_SOURCE, policy.min_affinity)
         wide = matching.mutual_pairs(affinity, count=matching.NEIGHBOURS_OF_ONE_SOURCE, least=least)
@@ -271,16 +274,23 @@ def choose_resolution(
 ) -> tuple[float, dict[str, float]]:
     """(resolution whose groups best predict the held-out clicks (H, 2), fit of each resolution).
 
-    Ties go to the finest one; with one source, so do fits that are less than `FIT_SLACK_OF_ONE_SOURCE` worse.
+    Ties go to the finest one; with one source, so do fits that are less than `fit_slack` worse.
     """
     fits = {}
     for resolution in matching.resolutions(source):
         found = group_documents(links, source, resolution=resolution, policy=policy)
         fit = matching.click_fit(hidden_H2, found.best, found.group, part.graph.document_leaf)
         fits[str(resolution)] = round(fit, 4)
-    slack = 0.0 if source.any() else FIT_SLACK_OF_ONE_SOURCE
-    least = (1 - slack) * max(fits.values())
+    slack = 0.0 if source.any() else fit_slack(part.edges_P2)
+    best = max(fits.values())
+    least = best - slack * abs(best)
     return max(float(name) for name, fit in fits.items() if fit >= least), fits
+
+
+def fit_slack(edges_P2: np.ndarray) -> float:
+    """Relative loss of fit that a finer resolution may cost: `FIT_SLACK` over the mean clicks of a clicked document."""
+    per_document = len(edges_P2) / max(len(np.unique(edges_P2[:, 1])), 1)
+    return float(np.clip(FIT_SLACK / max(per_document, 1), LEAST_FIT_SLACK, MOST_FIT_SLACK))
 
 
 def choose_shrinkage(view: View, evidence: Evidence, *, policy: Policy) -> tuple[float, dict[str, float]]:

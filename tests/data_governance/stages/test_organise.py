@@ -6,6 +6,7 @@ from scipy.sparse import csr_array
 
 from data_governance.grouping import assignments, feature_space, matching
 from data_governance.policy import Policy
+from data_governance.stages import organise_full
 
 POLICY = Policy()
 
@@ -94,6 +95,24 @@ def test_affinity_is_common_queries_over_sizes_and_reduced_within_a_source() -> 
     assert b[0, 1] == pytest.approx(0.1 * a[0, 1])
     c = matching.document_affinity(shares, np.zeros(3, dtype=int), np.array([0, 1, 1]), policy=POLICY).toarray()
     assert c[0, 1] == 0
+
+
+def test_documents_without_a_common_query_are_linked_weakly() -> None:
+    affinity = dense([[0, 0.5, 0.4], [0.5, 0, 0.2], [0.4, 0.2, 0]])
+    clicks = dense([[0.2, 1.0, 0.0], [0.0, 0.0, 3.0]])
+    found = matching.weakened_without_shared_query(affinity, clicks).toarray()
+    np.testing.assert_allclose(found, [[0, 0.5, 0.12], [0.5, 0, 0.06], [0.12, 0.06, 0]])
+    two = matching.weakened_without_shared_query(affinity, dense([[1, 1, 0], [2, 1, 1]])).toarray()
+    np.testing.assert_allclose(two, affinity.toarray())
+
+
+@pytest.mark.parametrize(("clicks_of_each", "slack"), [(1, 0.25), (2, 0.25), (6, 0.125), (100, 0.03)])
+def test_the_fewer_clicks_a_document_has_the_more_fit_a_finer_resolution_may_cost(
+    clicks_of_each: int, slack: float
+) -> None:
+    query, document = np.divmod(np.arange(clicks_of_each * 3), 3)
+    assert organise_full.fit_slack(np.stack([query, document], axis=1)) == pytest.approx(slack)
+    assert organise_full.fit_slack(np.zeros((0, 2), dtype=np.int64)) == 0.25
 
 
 def test_matching_maximises_the_sum_where_a_greedy_match_would_not() -> None:
