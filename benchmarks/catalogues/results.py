@@ -109,7 +109,7 @@ def summarised(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         results: contents of the cell's files, one for each seed.
     """
     row: dict[str, Any] = {"seeds": [one["seed"] for one in results]}
-    row["published"] = [one["published"] for one in results]
+    row |= {name: [one.get(name) for one in results] for name in ("published", "threads", "commit")}
     for part in PARTS:
         row[part] = {
             system: {

@@ -16,6 +16,7 @@ from benchmarks.catalogues.cells import NamedCell
 from benchmarks.catalogues.commands import Settings, call, steps
 from benchmarks.catalogues.domain import Domain, UnavailableError
 from benchmarks.catalogues.results import cell_result
+from benchmarks.result_file import commit
 from runtime.files import write_json
 
 Domains = Callable[[str], Domain]
@@ -72,6 +73,7 @@ def run_job(job: Job, domains: Domains, settings: Settings, *, advance: Callable
         advance(step.name)
     found: dict[str, Any] = {"cell": job.named.name, "seed": job.seed, "base": job.named.base}
     found |= {"recipe": settings.recipe, "frozen_recipe": settings.frozen_recipe, "threads": settings.threads}
+    found |= {"commit": commit()}
     write_json(job.result, found | {"cpu_seconds": seconds} | cell_result(job.folder))
 
 
