@@ -70,7 +70,14 @@ def _evaluation(run: RunResults, model_name: str) -> ModelCardData:
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
-        tags=["oclear", "image-retrieval", "multi-modal-retrieval", "image-to-multimodal", "custom_code"],
+        tags=[
+            "oclear",
+            "image-retrieval",
+            "multi-modal-retrieval",
+            "image-to-multimodal",
+            "sentence-transformers",
+            "custom_code",
+        ],
         model_name=model_name,
         eval_results=results,
     )

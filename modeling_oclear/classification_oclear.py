@@ -6,7 +6,9 @@ parameter, for class counts that fit on one device; train/ shards the classes ov
 Letters: B batch, D width, N classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +27,8 @@ from .partial_softmax_oclear import (
 from .proxy_anchor_oclear import anchor_loss, anchor_sums
 from .softmax_inputs_oclear import ClassRange
 
+MOST_NAMED_CLASSES = 100_000
+
 
 @dataclass
 class OclearClassifierOutput(ModelOutput):
@@ -39,6 +43,20 @@ class OclearClassifierOutput(ModelOutput):
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     embeds: torch.Tensor | None = None
+
+
+def name_classes(config: Any, names: Sequence[str] | None = None) -> None:
+    """Set `id2label` and `label2id` of a config with a head, which `pipeline("image-classification")` reads.
+
+    Args:
+        names: one for each of `num_classes` classes; None = "LABEL_0" and so on. Above `MOST_NAMED_CLASSES` classes
+            nothing is set: the config would have megabytes.
+    """
+    if config.num_classes > MOST_NAMED_CLASSES:
+        return
+    labels = names or [f"LABEL_{number}" for number in range(config.num_classes)]
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: number for number, name in config.id2label.items()}
 
 
 class OclearForCategoryClassification(OclearPreTrainedModel):
@@ -57,6 +75,8 @@ class OclearForCategoryClassification(OclearPreTrainedModel):
         self.oclear = OclearModel(config)
         self.head = nn.Linear(config.hidden_size, config.num_classes * config.head_sub_centres, bias=False)
         self.sample_seed, self.sample_step = 0, 0
+        if config.num_labels != config.num_classes:
+            name_classes(config)
         self.post_init()
 
     @property
@@ -83,6 +103,7 @@ class OclearForCategoryClassification(OclearPreTrainedModel):
         labels: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
         return_dict: bool | None = None,
+        token_type_ids: torch.Tensor | None = None,
     ) -> OclearClassifierOutput | tuple[torch.Tensor, ...]:
         """Embed queries or documents and compare them with the prototypes.
 
@@ -92,6 +113,7 @@ class OclearForCategoryClassification(OclearPreTrainedModel):
             side: "query" or "document".
             labels: (B,) int64 categories, or (B, Y) padded with -1 where samples have several.
             weights: (B,) weights of the samples in the softmax loss; ProxyAnchor takes none.
+            token_type_ids: not read.
 
         Raises:
             ValueError: for text on the query side, an unknown side, labels that are not categories, or settings of the
@@ -103,7 +125,7 @@ class OclearForCategoryClassification(OclearPreTrainedModel):
         elif side == "query":
             if pixel_values is None or input_ids is not None:
                 raise ValueError("a query is an image: give pixel_values and no input_ids, or side='document'.")
-            embeds = self.oclear.get_query_embeds(pixel_values)
+            embeds = self.oclear.get_query_embeds(pixel_values, has_image)
         else:
             raise ValueError(f"side is {side!r}; choose 'query' or 'document'.")
         is_sampled = self.training and self.config.head_sample_rate < 1

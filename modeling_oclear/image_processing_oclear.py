@@ -29,6 +29,30 @@ WHITE = (255, 255, 255)
 REDUCED_SIDES = 4
 OPAQUE_FROM = 16  # alpha from 0 to 255; below this a pixel counts as background
 RESAMPLING = {"nearest", "bilinear", "bicubic", "lanczos"}
+OPTIONS = (
+    "size",
+    "image_mean",
+    "image_std",
+    "exif_orientation",
+    "crop_to_subject",
+    "crop_tolerance",
+    "pad_to_square",
+    "resample",
+    "max_image_pixels",
+    "max_image_bytes",
+)
+# What other image processors can switch and this one always does.
+ALWAYS_SO = (
+    ("do_resize", True),
+    ("do_rescale", True),
+    ("do_normalize", True),
+    ("do_convert_rgb", True),
+    ("rescale_factor", 1 / 255),
+    ("data_format", "channels_first"),
+    ("input_data_format", None),
+    ("device", None),
+    ("device", "cpu"),
+)
 
 
 class OclearImageProcessor(BaseImageProcessor):
@@ -98,8 +122,13 @@ class OclearImageProcessor(BaseImageProcessor):
         self.crop_tolerance, self.pad_to_square, self.resample = crop_tolerance, pad_to_square, resample
         self.max_image_pixels, self.max_image_bytes = max_image_pixels, max_image_bytes
 
-    def preprocess(self, images: Any, *args: Any, return_tensors: str = "pt", **kwargs: Any) -> BatchFeature:
+    def preprocess(self, images: Any, *args: Any, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
         """Convert a PIL image or a list of them; None stands for a missing image.
+
+        Args:
+            return_tensors: "pt", "np", or None for a list of arrays.
+            kwargs: options of the constructor, for this call alone; the model was trained with the stored ones. The
+                switches of other image processors (`do_resize` ...) may be given as they are here: on.
 
         Returns:
             pixel_values (B, 3, size, size) float32, zeros where the image is missing; has_image (B,) bool.
@@ -107,9 +136,13 @@ class OclearImageProcessor(BaseImageProcessor):
         Raises:
             ValueError: for an entry that is not an image, cannot be decoded or is too large; names its row.
         """
-        if args or kwargs:
-            named = ", ".join([*map(repr, args), *kwargs])
-            raise ValueError(f"{named} is not an argument of this call; the options are stored in the image processor.")
+        changes = {name: value for name, value in kwargs.items() if (name, value) not in ALWAYS_SO}
+        if args or changes.keys() - OPTIONS:
+            named = ", ".join([*map(repr, args), *sorted(changes.keys() - OPTIONS)])
+            raise ValueError(f"{named} is not an argument of this call; its options are {', '.join(OPTIONS)}.")
+        if changes:
+            other = type(self)(**{name: getattr(self, name) for name in OPTIONS} | changes)
+            return other.preprocess(images, return_tensors=return_tensors)
         rows = [images] if images is None or isinstance(images, Image.Image) else list(images)
         if not rows:
             raise ValueError("images is an empty list: give at least one image, or None in its place.")
@@ -130,8 +163,10 @@ class OclearImageProcessor(BaseImageProcessor):
         arrays: dict[str, Any] = {"pixel_values": pixel_BCHW, "has_image": has_image_B}
         if return_tensors == "pt":
             arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        elif return_tensors is None:
+            arrays = {name: list(array) for name, array in arrays.items()}
         elif return_tensors != "np":
-            raise ValueError(f"return_tensors is {return_tensors!r}; choose 'pt' or 'np'.")
+            raise ValueError(f"return_tensors is {return_tensors!r}; choose 'pt', 'np' or None.")
         return BatchFeature(arrays)
 
     def _row(self, image: Any, row: int) -> np.ndarray:

@@ -31,12 +31,15 @@ class OclearOutput(ModelOutput):
     Attributes:
         query_embeds, document_embeds: (B, D) unit rows.
         gate: (B, C, 2) of documents. attention: (B, C, P) of documents; see `OclearDocumentOutput`.
+        pooler_output: (B, D) the embeddings of the call, for tools that look for this name: of documents where there
+            are any, else of queries.
     """
 
     query_embeds: torch.Tensor | None = None
     document_embeds: torch.Tensor | None = None
     gate: torch.Tensor | None = None
     attention: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
 
 
 class OclearResidual(nn.Module):
@@ -138,8 +141,14 @@ class OclearPreTrainedModel(PreTrainedModel):
         head: Any = self.image_head
         return head(pooled, side=side)
 
-    def get_query_embeds(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Query images (B, 3, H, W) -> (B, D) unit rows."""
+    def get_query_embeds(self, pixel_values: torch.Tensor, has_image: torch.Tensor | None = None) -> torch.Tensor:
+        """Query images (B, 3, H, W) -> (B, D) unit rows.
+
+        Raises:
+            ValueError: a query without image: `has_image` (B,) is False there.
+        """
+        if has_image is not None:
+            _check_query_images(has_image)
         return self.embed_pooled(self.encode_image(pixel_values)[1], side="query")
 
 
@@ -230,6 +239,7 @@ class OclearModel(OclearPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         has_image: torch.Tensor | None = None,
         has_text: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
     ) -> OclearDocumentOutput:
         """Embed documents; in one batch some rows may lack the image, others the text.
 
@@ -238,6 +248,7 @@ class OclearModel(OclearPreTrainedModel):
             input_ids, attention_mask: (B, T), or None for images alone; without a mask every token counts.
             has_image, has_text: (B,) bool, which rows have an image or a text; default: all rows of an input that was
                 passed.
+            token_type_ids: not read: a document has one text.
 
         Raises:
             ValueError: for a document with neither image nor text (an empty text counts as no text), or text passed to
@@ -288,8 +299,11 @@ class OclearModel(OclearPreTrainedModel):
         has_text: torch.Tensor | None = None,
         query_pixel_values: torch.Tensor | None = None,
         return_dict: bool | None = None,
+        token_type_ids: torch.Tensor | None = None,
     ) -> OclearOutput | tuple[Any, ...]:
         """Embed documents (see `get_document_embeds`), queries (`query_pixel_values`), or both in one call.
+
+        `token_type_ids` are accepted, since a tokenizer may give them, and not read: a document has one text.
 
         Raises:
             ValueError: without any input, or for a document with neither image nor text.
@@ -297,10 +311,22 @@ class OclearModel(OclearPreTrainedModel):
         output = OclearOutput()
         if query_pixel_values is not None:
             output.query_embeds = self.get_query_embeds(query_pixel_values)
+            output.pooler_output = output.query_embeds
         if pixel_values is not None or input_ids is not None or query_pixel_values is None:
             document = self.get_document_embeds(pixel_values, input_ids, attention_mask, has_image, has_text)
             output.document_embeds, output.gate, output.attention = document.embeds, document.gate, document.attention
+            output.pooler_output = document.embeds
         return output if return_dict is not False else output.to_tuple()
+
+
+def _check_query_images(has_image_B: torch.Tensor) -> None:
+    if torch.compiler.is_compiling() or has_image_B.is_meta:
+        return
+    missing = torch.nonzero(~has_image_B.bool()).flatten()
+    if len(missing):
+        raise ValueError(
+            f"query {int(missing[0])} (and {len(missing) - 1} more of {len(has_image_B)}) has no image: leave it out."
+        )
 
 
 def _check_equal_rows(**inputs: torch.Tensor | None) -> None:
@@ -315,7 +341,7 @@ def _check_equal_rows(**inputs: torch.Tensor | None) -> None:
 
 
 def _check_no_empty_document(has_image_B: torch.Tensor, has_text_B: torch.Tensor) -> None:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or has_image_B.is_meta:
         return  # a compiled graph cannot raise depending on values; such a row is returned as zeros
     empty = torch.nonzero(~(has_image_B | has_text_B)).flatten()
     if len(empty):
@@ -349,9 +375,16 @@ class OclearQueryModel(OclearPreTrainedModel):
         query_model.load_state_dict({name: value for name, value in model.state_dict().items() if name in wanted})
         return query_model.train(model.training)
 
-    def forward(self, pixel_values: torch.Tensor, return_dict: bool | None = None) -> OclearOutput | tuple[Any, ...]:
-        """Query images (B, 3, H, W) -> `query_embeds` (B, D)."""
-        output = OclearOutput(query_embeds=self.get_query_embeds(pixel_values))
+    def forward(
+        self, pixel_values: torch.Tensor, has_image: torch.Tensor | None = None, return_dict: bool | None = None
+    ) -> OclearOutput | tuple[Any, ...]:
+        """Query images (B, 3, H, W) -> `query_embeds` (B, D), also as `pooler_output`.
+
+        Raises:
+            ValueError: a query without image.
+        """
+        embeds = self.get_query_embeds(pixel_values, has_image)
+        output = OclearOutput(query_embeds=embeds, pooler_output=embeds)
         return output if return_dict is not False else output.to_tuple()
 
 

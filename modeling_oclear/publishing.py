@@ -23,6 +23,12 @@ MODEL_CLASSES = {
     "AutoModel": "modeling_oclear.OclearModel",
     "AutoModelForImageClassification": "classification_oclear.OclearForCategoryClassification",
 }
+# Read by sentence-transformers, and by `pipeline` of transformers.
+MODULES = [{"idx": 0, "name": "0", "path": "", "type": "sentence_oclear.OclearSentenceModule"}]
+SENTENCE_SETTINGS = {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine"}
+PIPELINES = {
+    "image-feature-extraction": {"impl": "pipeline_oclear.OclearQueryPipeline", "pt": ["AutoModel"], "type": "image"}
+}
 QUERY_CLASSES = {
     "AutoConfig": "configuration_oclear.OclearQueryConfig",
     "AutoModel": "modeling_oclear.OclearQueryModel",
@@ -57,6 +63,9 @@ def publish(model: Any, processor: OclearProcessor | OclearQueryProcessor, folde
     _write(model, processor, folder, classes=MODEL_CLASSES)
     query_processor = OclearQueryProcessor(processor.image_processor)
     _write(OclearQueryModel.from_model(base), query_processor, folder / QUERY_FOLDER, classes=QUERY_CLASSES)
+    _edit(folder / "config.json", {"custom_pipelines": PIPELINES})
+    for name, content in (("modules.json", MODULES), ("config_sentence_transformers.json", SENTENCE_SETTINGS)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     for path in sorted(Path(__file__).parent.glob(CODE)):
         shutil.copyfile(path, folder / path.name)
     return folder

@@ -23,6 +23,7 @@ BOOKKEEPING_KEYS = frozenset(
         "_name_or_path",
         "attn_implementation",
         "auto_map",
+        "custom_pipelines",
         "experts_implementation",
         "model_type",
         "name_or_path",

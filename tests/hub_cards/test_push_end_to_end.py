@@ -150,6 +150,14 @@ def test_usage_code_of_the_query_model_downloads_no_text_weights(published: Simp
     assert not [name for name in fetched if "token" in name or "vocab" in name]
 
 
+def test_usage_code_for_other_tools_runs(published: SimpleNamespace) -> None:
+    code = python_blocks(published.hub.files(MODEL)["README.md"].decode())[2]
+    assert "SentenceTransformer(MODEL" in code
+    printed = stranger(published.hub, published.folder / "tools", code)
+    assert printed.startswith("tensor([[")
+    assert printed.splitlines()[-1] == "12"
+
+
 def test_usage_code_of_a_card_without_repository_runs_next_to_the_run_folder(published: SimpleNamespace) -> None:
     home = published.folder / "beside"
     shutil.copytree(published.run, home / "runs" / "first")

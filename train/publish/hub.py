@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from modeling_oclear import OclearForCategoryClassification, publish
+from modeling_oclear.classification_oclear import name_classes
 from runtime.files import atomic_folder
 from train.encoders.pair import EncoderPair, embed_rows
 from train.inputs.samples import GovernedSamples
@@ -41,6 +42,10 @@ def export_hub(
         calibration: (Q, D) unit rows of training queries; without a row there is no such file.
         categories: categories.parquet of the governed folder.
     """
+    if isinstance(model, OclearForCategoryClassification):
+        keys = pq.read_table(categories, columns=["category_id", "category_key"]).sort_by("category_id")
+        if len(keys) == model.config.num_classes:
+            name_classes(model.config, keys.column("category_key").to_pylist())
     with atomic_folder(folder) as partial:
         publish(model, processor, partial)
         if len(calibration):
