@@ -66,7 +66,9 @@ def run(context: GovernanceContext) -> StageResult:
 
 
 def admit(context: GovernanceContext) -> StageResult:
-    """Drop bad rows; hash and embed the images of the others, except those of earlier runs, whose features are reused.
+    """Drop bad rows; hash and embed the images of the others.
+
+    Image features of earlier runs, in the folder of this run or in `context.previous`, are reused.
 
     Raises:
         ValueError: a table without a usable row.
