@@ -1,6 +1,6 @@
 """The inputs of a governance run and the objects that its stages share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_governance.inputs.behaviour_log import Log
@@ -51,7 +51,7 @@ class GovernanceContext:
     policy: Policy
     engine: Engine
     encoder: Encoder
-    overrides: Source | None
-    previous: Path | None
-    previous_keys: dict[str, list[str]]
+    overrides: Source | None = None
+    previous: Path | None = None
+    previous_keys: dict[str, list[str]] = field(default_factory=dict)
     incremental: bool = False

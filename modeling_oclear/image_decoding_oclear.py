@@ -58,8 +58,8 @@ MOST_TILE_PIXELS = 2**24  # of a TIFF; an image of more pixels may be one tile
 TIFF_TILE_TAGS = (322, 323)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BMP_UNCOMPRESSED = (0, 3)
-# PNG, JPEG, GIF and WebP in base64, and data URIs.
-BASE64_BEGINNINGS = (b"iVBORw0KGgo", b"/9j/", b"R0lGOD", b"UklGR", b"data:image/")
+# PNG, JPEG, GIF and WebP in base64.
+BASE64_BEGINNINGS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 MOST_DETAIL = 160  # characters of a library's message
 
 # What files begin with that are images, and refused.
@@ -351,7 +351,7 @@ def _unidentified(data: bytes) -> ImageRefused:
         detail = "the file is empty"
     elif start.startswith((b"<!doctype", b"<html", b"<?xml")):
         detail = "it is a web page"
-    elif data.startswith(BASE64_BEGINNINGS):
+    elif data.startswith((b"data:image/", *map(str.encode, BASE64_BEGINNINGS))):
         detail = "it is base64 text: store the bytes that it encodes"
     else:
         detail = "no known format, or a damaged header"

@@ -48,19 +48,19 @@ class SamePadConv(nn.Conv2d):
 class ConvNorm(nn.Module):
     """Convolution, normalisation, and ReLU6 if `activate`."""
 
-    def __init__(
-        self, num_in: int, num_out: int, *, kernel: int = 1, stride: int = 1, depthwise: bool = False,
-        activate: bool = True, eps: float,
-    ) -> None:  # fmt: skip
+    def __init__(self, conv: SamePadConv, *, activate: bool = True, eps: float) -> None:
         super().__init__()
-        groups = num_in if depthwise else 1
-        self.conv = SamePadConv(num_in, num_out, kernel, stride=stride, groups=groups, bias=False)
-        self.norm = RunningBatchNorm(num_out, eps=eps)
+        self.conv = conv
+        self.norm = RunningBatchNorm(conv.out_channels, eps=eps)
         self.activate = activate
 
     def forward(self, hidden_BCHW: torch.Tensor) -> torch.Tensor:
         hidden_BCHW = self.norm(self.conv(hidden_BCHW))
         return nn.functional.relu6(hidden_BCHW) if self.activate else hidden_BCHW
+
+
+def _pointwise(num_in: int, num_out: int) -> SamePadConv:
+    return SamePadConv(num_in, num_out, 1, bias=False)
 
 
 class EfficientNetLiteBlock(GradientCheckpointingLayer):
@@ -69,9 +69,10 @@ class EfficientNetLiteBlock(GradientCheckpointingLayer):
     def __init__(self, num_in: int, num_out: int, *, kernel: int, stride: int, expand_ratio: int, eps: float) -> None:
         super().__init__()
         width = num_in * expand_ratio
-        self.expand = ConvNorm(num_in, width, eps=eps) if expand_ratio > 1 else nn.Identity()
-        self.depthwise = ConvNorm(width, width, kernel=kernel, stride=stride, depthwise=True, eps=eps)
-        self.project = ConvNorm(width, num_out, activate=False, eps=eps)
+        self.expand = ConvNorm(_pointwise(num_in, width), eps=eps) if expand_ratio > 1 else nn.Identity()
+        depthwise = SamePadConv(width, width, kernel, stride=stride, groups=width, bias=False)
+        self.depthwise = ConvNorm(depthwise, eps=eps)
+        self.project = ConvNorm(_pointwise(width, num_out), activate=False, eps=eps)
         self.is_residual = stride == 1 and num_in == num_out
 
     def forward(self, hidden_BCHW: torch.Tensor) -> torch.Tensor:
@@ -107,7 +108,8 @@ class EfficientNetLiteModel(EfficientNetLitePreTrainedModel):
     def __init__(self, config: EfficientNetLiteConfig) -> None:
         super().__init__(config)
         eps = config.batch_norm_eps
-        self.stem = ConvNorm(config.num_channels, config.stem_channels, kernel=3, stride=2, eps=eps)
+        stem = SamePadConv(config.num_channels, config.stem_channels, 3, stride=2, bias=False)
+        self.stem = ConvNorm(stem, eps=eps)
         stages: list[nn.Sequential] = []
         num_in = config.stem_channels
         for stage, num_out in enumerate(config.out_channels):
@@ -126,7 +128,7 @@ class EfficientNetLiteModel(EfficientNetLitePreTrainedModel):
                 num_in = num_out
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
-        self.head = ConvNorm(num_in, config.hidden_size, eps=eps)
+        self.head = ConvNorm(_pointwise(num_in, config.hidden_size), eps=eps)
         self.post_init()
 
     def forward_trunk(

@@ -9,10 +9,10 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+from modeling_oclear.image_decoding_oclear import BASE64_BEGINNINGS
+
 URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 DATA_URI = re.compile(r"data:[\w./+-]*[;,]", re.IGNORECASE)
-# PNG, JPEG, GIF and WebP in base64.
-BASE64_BEGINNINGS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 LEAST_BASE64 = 100  # characters; a shorter text may be a path
 NAME_SHOWN = 80
 

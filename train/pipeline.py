@@ -22,6 +22,7 @@ from train.publish.run_folder import close_run, only_run, open_run
 from train.selection.candidates import Candidate
 from train.selection.select import published_as_trained, select_image_weights
 from train.text_stage.fit import fit_text_stage
+from train.text_stage.stage import TextStage
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def publish_run(
     if is_head_published(recipe, categories=samples.num_categories):
         prototypes = category_prototypes(encoders, cache, samples, chosen.class_weights)
     with stopwatch.stage("text_side"):
-        text = fit_text_stage(model, cache, samples, prototypes, recipe=recipe, seed=seed, frozen_CF=frozen_CF)
+        stage = TextStage(model, cache, samples.labels, prototypes, recipe=recipe, seed=seed)
+        text = fit_text_stage(stage, samples, frozen_CF=frozen_CF)
     hub = context.folder / "hub"
     with stopwatch.stage("export"):
         export_hub(

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks import processes, result_file
-from data_governance.context import Inputs
+from data_governance.context import GovernanceContext, Inputs
 from data_governance.inputs import behaviour_log, shards
 from data_governance.inputs.behaviour_log import log_of
 from data_governance.inputs.encoder import Encoder
@@ -173,9 +173,9 @@ def admitted(tables: dict[str, pa.Table], folder: Path) -> tuple[float, StageRes
     """CPU seconds and result of the admit stage on one thread."""
     queries, catalogue = (source_of(tables[name], name=name, folder=folder) for name in ("queries", "catalogue"))
     inputs, policy = Inputs(log_of(tables["behaviour"]), queries, catalogue), Policy(threads=1)
-    part = Workspace(folder).begin("admit")
+    context = GovernanceContext(Workspace(folder), inputs, policy, Engine(policy), StandIn())
     start = time.process_time()
-    result = admit.admit(inputs, part, policy=policy, engine=Engine(policy), encoder=StandIn())
+    result = admit.admit(context)
     return time.process_time() - start, result
 
 

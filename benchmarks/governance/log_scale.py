@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from benchmarks import processes, result_file
 from benchmarks.governance.bad_rows import IMAGE, StandIn, png
-from data_governance.context import Inputs
+from data_governance.context import GovernanceContext, Inputs
 from data_governance.inputs import shards
 from data_governance.inputs.behaviour_log import open_log
 from data_governance.inputs.engine import Engine
@@ -89,7 +89,7 @@ def measured(folder: Path, *, memory: str) -> dict[str, Any]:
         *(open_source(str(folder / f"{name}.parquet"), name=name) for name in ("queries", "catalogue")),
     )
     steps: dict[str, Callable[[], StageResult]] = {
-        "admit": lambda: admit.admit(inputs, workspace.begin("admit"), policy=policy, engine=engine, encoder=StandIn()),
+        "admit": lambda: admit.admit(GovernanceContext(workspace, inputs, policy, engine, StandIn())),
         "dedupe": lambda: dedupe.dedupe(workspace, policy=policy),
         "click_rates": lambda: click_rates.click_rates(workspace, policy=policy, engine=engine),
     }

@@ -23,7 +23,7 @@ from benchmarks import processes, result_file
 from train.encoders.backbones import build_model
 from train.encoders.lora import add_adapters, add_text_adapters, text_layers, trained_and_all
 from train.encoders.pair import EncoderPair
-from train.inputs.feature_keys import cache_keys
+from train.inputs.feature_keys import FeatureExtraction, cache_keys
 from train.inputs.samples import read_samples
 from train.recipes.registry import recipe_by_name
 
@@ -52,7 +52,9 @@ def share_views(demo: Path, features: Path, *, seed: int) -> None:
     recipe = recipe_by_name(RECIPES[0])
     model, processor = build_model(recipe, seed=seed)
     table = read_samples(demo / "governed").table
-    cached, wanted = (cache_keys(model, processor, table, recipe=recipe, seed=key)[0] for key in (0, seed))
+    cached, wanted = (
+        cache_keys(FeatureExtraction(model, processor, table, recipe=recipe, seed=key))[0] for key in (0, seed)
+    )
     if (demo / "features" / cached).is_dir() and not (features / wanted).exists():
         features.mkdir(parents=True, exist_ok=True)
         (features / wanted).symlink_to((demo / "features" / cached).resolve())

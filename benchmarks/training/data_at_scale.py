@@ -97,6 +97,7 @@ def measured(folder: Path, *, steps: int, seed: int) -> dict[str, Any]:
     from train.context import RunContext
     from train.encoders.backbones import build_model
     from train.image_stage.loop import train_image_stage
+    from train.inputs.feature_keys import FeatureExtraction
     from train.inputs.feature_stream import stream_features
     from train.inputs.samples import read_samples
 
@@ -105,7 +106,7 @@ def measured(folder: Path, *, steps: int, seed: int) -> dict[str, Any]:
     samples = read_samples(folder)
     read = time.process_time() - begun
     model, processor = build_model(recipe, seed=seed)
-    cache = stream_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
+    cache = stream_features(FeatureExtraction(model, processor, samples.table, recipe=recipe, seed=seed), folder)
     begun = time.process_time()
     context = RunContext(
         recipe=recipe, accelerator=Accelerator(cpu=True), data=folder, folder=folder / "run", features=folder, seed=seed

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,6 +21,7 @@ from data_governance.inputs.engine import Engine
 from data_governance.inputs.mapping import reasons
 from data_governance.inputs.tables import Source, open_source
 from data_governance.policy import Policy
+from data_governance.reports.page import write_page
 from data_governance.stage import LOG, LOG_DROPPED, StageResult
 from data_governance.stages import admit
 from data_governance.stages.admit_log import admit_log
@@ -92,7 +92,7 @@ def check(request: Request, policy: Policy, *, html: Path | None = None) -> int:
         result = StageResult(folder=Path(folder))
         _check(request, result, policy, found)
         if html is not None:
-            write_page(html, found.lines, result.counts, rejected(result))
+            write_check(html, found.lines, result.counts, rejected(result))
     return int(found.failed)
 
 
@@ -228,20 +228,14 @@ def _lines(result: StageResult) -> list[str]:
     return lines
 
 
-def write_page(
+def write_check(
     target: Path, lines: list[str], counts: dict[str, tuple[int, int]], bad: dict[tuple[str, str], Rejected]
 ) -> None:
     """Write the page: counts, and examples of each reason with its remedy."""
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    page = templates.get_template("check.html.j2").render(
+    write_page(
+        target,
+        "check",
         lines=lines,
         counts=[(name, rows_in, kept, rows_in - kept) for name, (rows_in, kept) in counts.items()],
         reasons=[(table, reason, one.rows, remedy_of(reason), one.first) for (table, reason), one in bad.items()],
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page, encoding="utf-8")

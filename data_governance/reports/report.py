@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +20,7 @@ from data_governance.reports.contact_sheets import (
     picture,
     relabelled_cards,
 )
+from data_governance.reports.page import write_page
 from data_governance.stage import Workspace
 
 CATEGORIES_SHOWN = 12
@@ -41,13 +41,9 @@ def write_report(governed: Path, target: Path) -> None:
     facts = json.loads((governed / "ledger.json").read_text())
     categories = pq.read_table(governed / "categories.parquet")
     notes = facts["notes"]
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    page = templates.get_template("report.html.j2").render(
+    write_page(
+        target,
+        "report",
         encoder=facts["encoder"],
         rows=Table(
             ["table", "in", "kept", "dropped"],
@@ -66,8 +62,6 @@ def write_report(governed: Path, target: Path) -> None:
         relabelled=relabelled_cards(governed),
         overrides=override_table(governed),
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page, encoding="utf-8")
 
 
 def decisions_table(decisions: list[dict[str, Any]]) -> Table:

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from data_governance.context import GovernanceContext, Inputs
+from data_governance.context import GovernanceContext
 from data_governance.entities import DOCUMENT, QUERY, Side
 from data_governance.image_cache import ImageCache, cache_key, load_cache
 from data_governance.inputs import rules
@@ -59,39 +58,25 @@ def run(context: GovernanceContext) -> StageResult:
     Raises:
         ValueError: what is usable is too little for the next stages.
     """
-    result = admit(
-        context.inputs,
-        context.workspace.begin("admit"),
-        policy=context.policy,
-        engine=context.engine,
-        encoder=context.encoder,
-        reused=(context.workspace.out, context.previous),
-        keeper=map_keeper(context.workspace.out, context.encoder, policy=context.policy),
-    )
+    result = admit(context)
     missing = shortfalls(result.tables[DOCUMENT.table], result.shards(LOG))
     if missing:
         raise ValueError(" ".join(missing))
     return result
 
 
-def admit(
-    inputs: Inputs,
-    folder: Path,
-    *,
-    policy: Policy,
-    engine: Engine,
-    encoder: Encoder,
-    reused: tuple[Path | None, ...] = (),
-    keeper: MapKeeper | None = None,
-) -> StageResult:
+def admit(context: GovernanceContext) -> StageResult:
     """Drop bad rows; hash and embed the images of the others.
 
-    Args:
-        folder: empty folder that the shards of the log are written into. keeper: keeps encoder maps for training.
-        reused: governed folders of earlier runs whose image features are reused.
+    Image features of earlier runs, in the folder of this run or in `context.previous`, are reused.
+
+    Raises:
+        ValueError: a table without a usable row.
     """
+    inputs, policy, engine, encoder = context.inputs, context.policy, context.engine, context.encoder
+    out, folder = context.workspace.out, context.workspace.begin("admit")
     key = cache_key(policy, encoder)
-    cache = load_cache(reused, key)
+    cache, keeper = load_cache((out, context.previous), key), map_keeper(out, encoder, policy=policy)
     widths = cache.block_widths or encoder.block_widths(policy.image_size)
     notes = {"encoder": encoder.name, "recipe": key, "images_taken_over": 0}
     notes |= {"blocks": widths, "views": encoder.blocks_per_view(len(widths))}

@@ -1,6 +1,7 @@
 """A small synthetic shop: two drawing styles, and clicks of which some are wrong."""
 
 import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,17 @@ class SyntheticShop:
 def write_images(path: Path, key: str, ids: list[str], images: list[bytes | None], **columns: list[Any]) -> None:
     cells = pa.array([None if data is None else {"bytes": data, "path": None} for data in images], IMAGE)
     pq.write_table(pa.table({key: ids, "image": cells, **columns}), path)
+
+
+def with_column(table: pa.Table, name: str, values: Sequence[Any], kind: pa.DataType | None = None) -> pa.Table:
+    """The table with other values in one of its columns."""
+    return table.set_column(table.column_names.index(name), name, pa.array(values, kind))
+
+
+def edit_table(folder: Path, name: str, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Write a changed table of a shop over the one that is there."""
+    path = folder / f"{name}.parquet"
+    pq.write_table(change(pq.read_table(path)), path)
 
 
 def write_shop(

@@ -57,33 +57,35 @@ class TrainingState(Protocol):
 
 
 def save_checkpoint(
-    training: TrainingState,
-    folder: Path,
-    *,
-    step: int,
-    identity: dict[str, Any],
-    classes: ClassTable,
-    metric: float | None = None,
-    keep: int = DEFAULT_KEEP,
+    training: TrainingState, folder: Path, state: dict[str, Any], classes: ClassTable, *, keep: int = DEFAULT_KEEP
 ) -> None:
-    """Write `folder/step-NNNNNNNN`, of which `step` steps are done; all ranks call it.
+    """Write `folder/step-NNNNNNNN`, of which `state["step"]` steps are done; all ranks call it.
 
     Args:
-        identity: what must be equal at resume (see `check_identity`). classes: table of the rows.
-        metric: validation metric of the weights, larger is better; None = not measured.
+        state: see `checkpoint_state`. classes: table of the rows.
         keep: how many of the newest to keep, beside the one with the best metric.
 
     Raises:
         ValueError: it cannot be written, on every rank; earlier checkpoints are unchanged.
     """
-    partial = partial_name(folder, step)
+    partial = partial_name(folder, state["step"])
     with write_errors_explained(partial):
         on_main(lambda: begin_checkpoint(partial))
         with without_group_warning():
-            state = tensors_to_save(training, training.shard.history())
-            save(state, checkpoint_id=partial, planner=BlockSavePlanner(class_blocks(training.shard)))
+            tensors = tensors_to_save(training, training.shard.history())
+            save(tensors, checkpoint_id=partial, planner=BlockSavePlanner(class_blocks(training.shard)))
         barrier()
-        on_main(lambda: finish_checkpoint(partial, {"step": step, "figure": metric, **identity}, classes, keep=keep))
+        on_main(lambda: finish_checkpoint(partial, state, classes, keep=keep))
+
+
+def checkpoint_state(step: int, *, metric: float | None, identity: dict[str, Any]) -> dict[str, Any]:
+    """The JSON-able part of a checkpoint.
+
+    Args:
+        step: steps done. identity: what must be equal at resume (see `check_identity`).
+        metric: validation metric of the weights, larger is better; None = not measured.
+    """
+    return {"step": step, "figure": metric, **identity}
 
 
 def partial_name(folder: Path, step: int) -> Path:

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from train.checkpoints.checkpoint import (
     TrainingState,
     begin_checkpoint,
+    checkpoint_state,
     class_blocks,
     finish_checkpoint,
     partial_name,
@@ -48,7 +49,7 @@ class Checkpointer:
     """Writes the checkpoints of a run; every rank has one and makes the same calls.
 
     Args:
-        folder: `checkpoints/` of the run. identity, classes: see `save_checkpoint`.
+        folder: `checkpoints/` of the run. identity: see `check_identity`. classes: table of the rows.
     """
 
     def __init__(self, training: Run, folder: Path, *, identity: dict[str, Any], classes: ClassTable) -> None:
@@ -75,7 +76,7 @@ class Checkpointer:
         """Write the checkpoint of `done` steps, unless it is the last one that was written.
 
         Args:
-            metric: see `save_checkpoint`.
+            metric: see `checkpoint_state`.
 
         Raises:
             ValueError: this one, or the one before it, cannot be written.
@@ -83,18 +84,12 @@ class Checkpointer:
         self.wait()
         if done == self.last:
             return
+        state = checkpoint_state(done, metric=metric, identity=self.identity)
         if self.recipe.runtime.checkpoint_async:
-            self._save_in_background(done, metric=metric)
+            self._save_in_background(state)
         else:
-            save_checkpoint(
-                self.training,
-                self.folder,
-                step=done,
-                identity=self.identity,
-                classes=self.classes,
-                metric=metric,
-                keep=self.recipe.runtime.checkpoint_keep,
-            )
+            keep = self.recipe.runtime.checkpoint_keep
+            save_checkpoint(self.training, self.folder, state, self.classes, keep=keep)
         if self.training.hard is not None:
             self.training.hard.renew()
         self.last, self.saved_at = done, time.monotonic()
@@ -117,8 +112,8 @@ class Checkpointer:
         renamed, self.written, self.renamed = self.renamed, None, None
         on_main(lambda: None if renamed is None else renamed.result())
 
-    def _save_in_background(self, done: int, *, metric: float | None) -> None:
-        partial = self.partial = partial_name(self.folder, done)
+    def _save_in_background(self, state: dict[str, Any]) -> None:
+        partial = self.partial = partial_name(self.folder, state["step"])
         on_main(lambda: begin_checkpoint(partial))
         barrier()
         # Not `async_save`: its thread cannot be kept from warning where there is no process group.
@@ -128,7 +123,6 @@ class Checkpointer:
         blocks = _copied(class_blocks(self.training.shard))
         written = self.written = self.pool.submit(self._write, tensors, blocks, partial)
         if rank() == 0:
-            state = {"step": done, "figure": metric, **self.identity}
             self.renamed = self.pool.submit(self._finish, written, partial, state)
 
     def _write(self, tensors: dict[str, Any], blocks: dict[str, RowBlocks], partial: Path) -> None:

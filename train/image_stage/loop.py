@@ -162,9 +162,7 @@ def _run_steps(
     if recovery.most and start == 0 < end:
         checkpointer.save(0, metric=evaluator.after(0))
     while True:
-        done, trouble = _run_until_trouble(
-            stage, checkpointer, evaluator, recovery, folder=folder, steps=(start, end), when_saved=when_saved
-        )
+        done, trouble = _run_until_trouble(checkpointer, recovery, steps=(start, end), when_saved=when_saved)
         if trouble is None:
             return done
         checkpointer.forget()
@@ -172,20 +170,14 @@ def _run_steps(
 
 
 def _run_until_trouble(
-    stage: ImageStage,
-    checkpointer: Checkpointer,
-    evaluator: Evaluator,
-    recovery: Recovery,
-    *,
-    folder: Path,
-    steps: tuple[int, int],
-    when_saved: Callable[[], None],
+    checkpointer: Checkpointer, recovery: Recovery, *, steps: tuple[int, int], when_saved: Callable[[], None]
 ) -> tuple[int, str | None]:
     """(steps done, why the run must go back; None at its end)."""
+    stage, evaluator = recovery.stage, recovery.evaluator
     (start, end), recipe = steps, stage.recipe
     done, rows = start, recipe.image.queries_per_step + recipe.image.documents_per_step
-    journal = Journal(stage.accelerator, folder, steps=end, start=start, rows_per_step=rows)
-    with journal, Watchdog(folder) as watchdog:
+    journal = Journal(stage.accelerator, recovery.folder, steps=end, start=start, rows_per_step=rows)
+    with journal, Watchdog(recovery.folder) as watchdog:
         for step in range(start, end):
             if evaluator.should_stop:
                 break

@@ -25,13 +25,11 @@ from tqdm import tqdm
 from runtime.map_store import MapStore
 from train.inputs.composites import CompositeLayout, composite_layouts
 from train.inputs.feature_files import Progress, RowFile, WorkerGroup, fill_rows, locked
-from train.inputs.feature_keys import cache_keys
+from train.inputs.feature_keys import FeatureExtraction, cache_keys
 from train.inputs.frozen_part import FrozenPart, arithmetic, cells_are_trained, check_stages
-from train.inputs.sample_table import SampleTable
 from train.inputs.stored_views import StoredViews, open_store, stored_views
 from train.inputs.views import CompositeImages, Side, Views, decode_workers, pixel_batches
 from train.parallel.collectives import max_over_ranks
-from train.recipes.recipe import Recipe
 
 TEXTS_PER_BATCH = 64
 COMPLETE = "whole"  # file in a complete cache folder
@@ -73,10 +71,11 @@ class _ImageJob:
 
     Attributes:
         data: of N rows. present: (N,) bool, has an image. augmented: (N,) bool, is trained on: of the other rows the
-            clean view alone is embedded. stored: clean views that governance has embedded.
+            clean view alone is embedded. stored: clean views that governance has embedded. title: of the progress bar.
     """
 
     name: str
+    title: str
     data: Any
     present: np.ndarray
     augmented: np.ndarray
@@ -95,7 +94,7 @@ def _fill_images(frozen: FrozenPart, job: _ImageJob, *, workers: int, group: Wor
 
     def batches(rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         part, place = Subset(job.data, rows.tolist()), 0
-        for pixel_BVCHW in pixel_batches(part, workers=workers, title=f"{job.name} features"):
+        for pixel_BVCHW in pixel_batches(part, workers=workers, title=job.title):
             here = rows[place : place + len(pixel_BVCHW)]
             place += len(pixel_BVCHW)
             wanted_BV = np.repeat(job.augmented[here][:, None], pixel_BVCHW.shape[1], axis=1)
@@ -130,10 +129,9 @@ def _shapes(frozen: FrozenPart, data: Any) -> dict[str, tuple[int, ...]]:
     return {"inputs": (views, *found["inputs"].shape[1:]), "cells": tuple(found["cells"].shape[1:])}
 
 
-def _fill_texts(
-    model: Any, processor: Any, texts: list[str], *, recipe: Recipe, folder: Path, group: WorkerGroup
-) -> None:
+def _fill_texts(extraction: FeatureExtraction, texts: list[str], *, folder: Path, group: WorkerGroup) -> None:
     """Token features of every document; a document without text keeps an all-False mask row."""
+    model, processor = extraction.model, extraction.processor
     if model.config.text_config is None:
         group.on_main(lambda: np.save(folder / "tokens.npy", np.zeros((len(texts), 1, 1), np.float16)))
         group.on_main(lambda: np.save(folder / "mask.npy", np.zeros((len(texts), 1), bool)))
@@ -151,7 +149,7 @@ def _fill_texts(
             tokens = np.zeros((len(part), longest, width), np.float16)
             mask = np.zeros((len(part), longest), bool)
             batch = processor(text=part)
-            with torch.inference_mode(), arithmetic(recipe):
+            with torch.inference_mode(), arithmetic(extraction.recipe):
                 tokens_BTH, mask_BT = model.encode_text(batch["input_ids"], batch["attention_mask"])
             tokens[:, : tokens_BTH.shape[1]] = tokens_BTH.to(torch.float16).numpy()
             mask[:, : mask_BT.shape[1]] = (mask_BT & batch["has_text"][:, None]).numpy()
@@ -169,13 +167,9 @@ def _longest_text(processor: Any, texts: list[str], *, group: WorkerGroup) -> in
 
 
 def cache_features(
-    model: Any,
-    processor: Any,
-    samples: SampleTable,
-    *,
-    recipe: Recipe,
+    extraction: FeatureExtraction,
     folder: Path,
-    seed: int,
+    *,
     workers: int | None = None,
     together: bool = False,
     trained: dict[str, np.ndarray] | None = None,
@@ -184,9 +178,6 @@ def cache_features(
     """Compute the features of every governed sample, or open those that were computed before.
 
     Args:
-        model: an `OclearModel`; its frozen part is run in inference mode.
-        samples: the governed samples.
-        recipe: how many stages are frozen, how many views per side, the feature dtype.
         folder: parent of the cache folders; with several ranks on a disk that all of them share.
         workers: processes that decode and augment; None = `decode_workers()`.
         together: all ranks call it, and each embeds its part of the rows.
@@ -198,72 +189,69 @@ def cache_features(
         ValueError: the backbone cannot be cut there, the patches come from a stage that is trained, an image cannot be
             decoded, or the disk cannot be written.
     """
+    model, recipe = extraction.model, extraction.recipe
     check_stages(model, recipe)
     group = WorkerGroup(together=together)
-    queries, documents = Side(samples, "query"), Side(samples, "document")
-    layouts = composite_layouts(documents.labels, usable=documents.has_image, has_text=documents.has_text, seed=seed)
+    queries, documents = Side(extraction.samples, "query"), Side(extraction.samples, "document")
+    layouts = composite_layouts(
+        documents.labels, usable=documents.has_image, has_text=documents.has_text, seed=extraction.seed
+    )
     workers = decode_workers() if workers is None else workers
     trained = trained or {side.side: np.ones(len(side), dtype=bool) for side in (queries, documents)}
-    images_key, texts_key = group.on_main(
-        lambda: cache_keys(model, processor, samples, recipe=recipe, seed=seed, trained=trained)
-    )
+    images_key, texts_key = group.on_main(lambda: cache_keys(extraction, trained=trained))
     model.eval()
     frozen = FrozenPart(model, recipe)
-    stored = None if governed is None else open_store(governed, model, processor, recipe)
+    stored = None if governed is None else open_store(governed, model, extraction.processor, recipe)
     with _unfinished(folder / images_key, group=group) as images:
         if images.is_needed:
-            for job in _sample_jobs(
-                (queries, documents), trained, processor, recipe=recipe, home=images.home, seed=seed, stored=stored
-            ):
+            for job in _sample_jobs(extraction, (queries, documents), trained, home=images.home, stored=stored):
                 _fill_images(frozen, job, workers=workers, group=group)
     with _unfinished(folder / texts_key, group=group) as texts:
         if texts.is_needed:
             if model.config.text_config is not None and len(layouts.named) and not cells_are_trained(model, recipe):
-                job = _composite_job(documents, layouts, processor, home=texts.home)
+                job = _composite_job(documents, layouts, extraction.processor, home=texts.home)
                 _fill_images(frozen, job, workers=workers, group=group)
-            _fill_texts(model, processor, documents.texts(), recipe=recipe, folder=texts.home, group=group)
+            _fill_texts(extraction, documents.texts(), folder=texts.home, group=group)
     return _read(images.home, texts.home, documents, layouts)
 
 
-def cache_texts(
-    model: Any, processor: Any, samples: SampleTable, *, recipe: Recipe, folder: Path, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def cache_texts(extraction: FeatureExtraction, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """`document_tokens` and `document_mask` of the current text encoder, without images; one process."""
-    key = cache_keys(model, processor, samples, recipe=recipe, seed=seed)[1]
-    with _unfinished(folder / f"adapted-{key}", group=WorkerGroup(together=False)) as home:
+    group = WorkerGroup(together=False)
+    with _unfinished(folder / f"adapted-{cache_keys(extraction)[1]}", group=group) as home:
         if home.is_needed:
-            texts = Side(samples, "document").texts()
-            _fill_texts(model, processor, texts, recipe=recipe, folder=home.home, group=WorkerGroup(together=False))
+            _fill_texts(extraction, Side(extraction.samples, "document").texts(), folder=home.home, group=group)
     return np.load(home.home / "tokens.npy", mmap_mode="r"), np.load(home.home / "mask.npy", mmap_mode="r")
 
 
 def _sample_jobs(
+    extraction: FeatureExtraction,
     sides: tuple[Side, Side],
     trained: dict[str, np.ndarray],
-    processor: Any,
     *,
-    recipe: Recipe,
     home: Path,
-    seed: int,
     stored: MapStore | None,
 ) -> Iterator[_ImageJob]:
     """Jobs of both sides: all views of trained images, the clean one of the others, and the patches of documents."""
+    processor, seed, image = extraction.processor, extraction.seed, extraction.recipe.image
     for rows, views, keep in zip(
         sides,
-        (recipe.image.query_views, recipe.image.document_views),
+        (image.query_views, image.document_views),
         (("inputs",), ("inputs", "cells")),
         strict=True,
     ):
         known = None if stored is None else stored_views(rows, stored)
         skipped = None if known is None else known.has_row & ~(trained[rows.side] & (views > 0))
         data = Views(rows, processor, views=views, seed=seed, augmented=trained[rows.side], skipped=skipped)
-        yield _ImageJob(rows.side, data, rows.has_image, trained[rows.side], home, keep, known)
+        title = f"{rows.side} features"
+        yield _ImageJob(rows.side, title, data, rows.has_image, trained[rows.side], home, keep, known)
 
 
 def _composite_job(documents: Side, layouts: CompositeLayout, processor: Any, *, home: Path) -> _ImageJob:
     """The job of all composite images, of which the patches are kept."""
     every = np.ones(len(layouts.named), dtype=bool)
-    return _ImageJob("page", CompositeImages(documents, layouts, processor), every, every, home, ("cells",))
+    data = CompositeImages(documents, layouts, processor)
+    return _ImageJob("page", "composite features", data, every, every, home, ("cells",))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,31 +15,42 @@ from train.inputs.sample_table import SIDES, SampleTable
 from train.recipes.recipe import Recipe
 
 
-def cache_keys(
-    model: Any,
-    processor: Any,
-    samples: SampleTable,
-    *,
-    recipe: Recipe,
-    seed: int,
-    trained: dict[str, np.ndarray] | None = None,
-) -> tuple[str, str]:
+@dataclass(frozen=True)
+class FeatureExtraction:
+    """Governed samples that pass through the frozen part of a model, and under which settings.
+
+    Attributes:
+        model: an `OclearModel`; its frozen part is run in inference mode. processor: its processor.
+        samples: the governed samples.
+        recipe: how many stages are frozen, how many views per side, the feature dtype.
+        seed: of augmentation and composite images.
+    """
+
+    model: Any
+    processor: Any
+    samples: SampleTable
+    recipe: Recipe
+    seed: int
+
+
+def cache_keys(extraction: FeatureExtraction, *, trained: dict[str, np.ndarray] | None = None) -> tuple[str, str]:
     """Folder names of cached image features, and of composite images and texts; stale features are never read.
 
     Images depend on encoder, processor, recipe, seed, image bytes and source code of the augmentation; composite images
     and texts also on the text encoder, texts, labels and the source code of composites.py. So a recipe without text
     shares the images of one with text. The samples are read once, row group by row group.
     """
-    image_digests, text_digests = _sample_digests(samples)
+    model, recipe = extraction.model, extraction.recipe
+    image_digests, text_digests = _sample_digests(extraction.samples)
     digest = hashlib.sha256(_weights_digest(model, "vision_model").encode())
     settings = [
         recipe.model.frozen_stages,
         recipe.image.query_views,
         recipe.image.document_views,
         feature_dtype(recipe),
-        seed,
+        extraction.seed,
     ]
-    image_processor = processor.image_processor
+    image_processor = extraction.processor.image_processor
     settings += [model.config.vision_feature_stage, image_processor.to_json_string(), image_processor.pixel_code]
     digest.update(json.dumps([*settings, image_digests]).encode())
     for rows in (trained or {}).values():

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from train.inputs.cache import FeatureCache
 from train.inputs.composites import CompositeLayout
+from train.inputs.feature_keys import FeatureExtraction
 from train.inputs.frozen_part import FrozenPart, cells_are_trained, check_stages
-from train.inputs.sample_table import SIDES, SampleTable
+from train.inputs.sample_table import SIDES
 from train.inputs.sampler import StepRows, StepSampler, piece
 from train.inputs.views import ROWS_PER_BATCH, Side, UnreadableImage, Views, decode_workers
 from train.parallel.collectives import rank, world_size
@@ -160,16 +161,7 @@ def unchanging_part(model: Any, recipe: Recipe) -> FrozenPart:
     return FrozenPart(model if passes_pixels else copy.deepcopy(model).eval(), recipe)
 
 
-def stream_features(
-    model: Any,
-    processor: Any,
-    samples: SampleTable,
-    *,
-    recipe: Recipe,
-    folder: Path,
-    seed: int,
-    workers: int | None = None,
-) -> FeatureCache:
+def stream_features(extraction: FeatureExtraction, folder: Path, *, workers: int | None = None) -> FeatureCache:
     """Inputs of training, computed on demand; every rank computes its own rows.
 
     Args:
@@ -178,10 +170,14 @@ def stream_features(
     Raises:
         ValueError: the backbone cannot be cut there, or the patches come from a stage that is trained.
     """
+    model, samples, recipe = extraction.model, extraction.samples, extraction.recipe
     check_stages(model, recipe)
     sides = {name: Side(samples, name) for name in SIDES}
     counts = {"query": recipe.image.query_views, "document": recipe.image.document_views}
-    views = {name: Views(side, processor, views=counts[name], seed=seed) for name, side in sides.items()}
+    views = {
+        name: Views(side, extraction.processor, views=counts[name], seed=extraction.seed)
+        for name, side in sides.items()
+    }
     decoder = Decoder(views, workers=decode_workers() if workers is None else workers)
     has_image = samples.has_image()
     present = {name: has_image[side.rows] for name, side in sides.items()}

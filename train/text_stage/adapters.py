@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from train.encoders.lora import add_text_adapters, text_layers, trained_and_all
 from train.image_stage.schedule import learning_rate_factor
-from train.inputs.cache import FeatureCache
 from train.recipes.recipe import Recipe
 from train.text_stage.sentence_map import SentenceMap, centred_targets, sentence_vectors
+from train.text_stage.stage import TextStage
 
 MAP_RATE = 1e-3
 WARM_UP = 0.1  # of the steps
@@ -53,15 +53,11 @@ def unit_sentences(tokens_BTH: Tensor, mask_BT: Tensor) -> Tensor:
     return functional.normalize((tokens_BTH * mask_BT[..., None]).sum(1), dim=1)
 
 
-def adapt_text(
-    model: Any, processor: Any, texts: list[str], cache: FeatureCache, *, labels: Any, prototypes: Tensor,
-    recipe: Recipe, seed: int,
-) -> AdaptedText | None:  # fmt: skip
+def adapt_text(stage: TextStage, processor: Any, texts: list[str]) -> AdaptedText | None:
     """Train adapters, or the layers that would get them, on the texts of training documents, in place.
 
     Args:
-        model: an `OclearModel` in float32, eval mode. texts: of every document. cache: tokens of the encoder as it is.
-        labels: train.inputs.samples.Labels. prototypes: (categories, D).
+        stage: with prototypes. texts: of every document.
 
     Returns:
         None where fewer than two categories have texts to learn from; nothing has changed then.
@@ -70,6 +66,9 @@ def adapt_text(
         ValueError: the text encoder has no query and value projections.
     """
     begun = time.perf_counter()
+    model, cache, labels, prototypes = stage.model, stage.cache, stage.labels, stage.prototypes
+    recipe, seed = stage.recipe, stage.seed
+    assert prototypes is not None
     rows = np.flatnonzero(np.asarray(cache.document_mask).any(1) & ~labels.document_validation)
     categories, places = np.unique(labels.document[rows], return_inverse=True)
     if len(categories) < 2:

@@ -17,13 +17,15 @@ from torch import Tensor
 from train.encoders.backbones import build_model
 from train.encoders.pair import EncoderPair, embed_rows
 from train.inputs.cache import FeatureCache, cache_features, cache_texts
+from train.inputs.feature_keys import FeatureExtraction
 from train.inputs.frozen_part import cells_are_trained
+from train.inputs.sample_table import SampleTable
 from train.inputs.samples import GovernedSamples
 from train.inputs.views import Side
 from train.recipes.recipe import Recipe
 from train.selection.held_out import METRICS, ValidationGallery, held_out_metrics, metric_means
 from train.selection.verdict import verdict
-from train.text_stage.adapters import adapt_text
+from train.text_stage.adapters import AdaptedText, adapt_text
 from train.text_stage.attention import mass_in_named_half, train_attention
 from train.text_stage.gate import fit_gate
 from train.text_stage.memory import install_memory
@@ -35,6 +37,7 @@ from train.text_stage.sentence_map import (
     out_of_fold_concepts,
     sentence_vectors,
 )
+from train.text_stage.stage import TextStage
 from train.text_stage.weight import largest_harmless
 
 
@@ -46,98 +49,88 @@ class TextResult:
     adapters: dict[str, Tensor]
 
 
-def fit_text_stage(
-    model: Any,
-    cache: FeatureCache,
-    samples: GovernedSamples,
-    prototypes: Tensor | None,
-    *,
-    recipe: Recipe,
-    seed: int,
-    frozen_CF: np.ndarray | None = None,
-) -> TextResult:
+def fit_text_stage(stage: TextStage, samples: GovernedSamples, *, frozen_CF: np.ndarray | None = None) -> TextResult:
     """Adapt the text encoder where the recipe says so, then fit the fusion, in place. Main process only.
 
     Args:
-        model: the whole model with its trained image stage, float32.
-        cache: features that the image stage was trained on.
-        prototypes: (categories, D); None only without text (class_weights/published_size.py).
+        stage: with the features that the image stage was trained on.
+        samples: whose labels the stage has.
         frozen_CF: held-out metrics of the frozen encoder, which no text weight may fall behind; None = no such check.
     """
+    recipe = stage.recipe
     if recipe.text.encoder is None:
         return TextResult({"text": False, "strength": 0.0}, {})
-    assert prototypes is not None
-    folder = cache.home.parent
-    adapters: dict[str, Tensor] = {}
-    adapted: dict[str, Any] = {}
-    is_streamed, is_trained = recipe.runtime.feature_storage == "stream", cells_are_trained(model, recipe)
-    if is_streamed or is_trained:
-        # The text looks at patches of a backbone that was trained as a whole or not cached; clean views are enough.
-        frozen = None if is_trained else recipe.model.frozen_stages
-        recipe = recipe.with_changes({"model.frozen_stages": frozen, "image.query_views": 0, "image.document_views": 0})
-        _, processor = build_model(recipe, seed=seed)
-        samples.limit_images(processor)
-        cache = cache_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
+    assert stage.prototypes is not None
+    if recipe.runtime.feature_storage == "stream" or cells_are_trained(stage.model, recipe):
+        stage = _with_clean_views(stage, samples)
+    adapted = AdaptedText({}, {})
     if recipe.text.lora.rank or recipe.text.tune_layers:
-        _, processor = build_model(recipe, seed=seed)
-        texts = Side(samples.table, "document").texts()
-        found = adapt_text(
-            model, processor, texts, cache, labels=samples.labels, prototypes=prototypes, recipe=recipe, seed=seed
-        )
-        if found is None:
-            adapted = {"encoder": {"documents": 0, "reason": "fewer than two categories have text"}}
-        else:
-            tokens, mask = cache_texts(model, processor, samples.table, recipe=recipe, folder=folder, seed=seed)
-            cache = dataclasses.replace(cache, document_tokens=tokens, document_mask=mask)
-            adapters = {f"text.{name}": value for name, value in found.adapters.items()}
-            adapted = {"encoder": found.report}
-    report = fit_fusion(
-        model, cache, labels=samples.labels, prototypes=prototypes, recipe=recipe, seed=seed, frozen_CF=frozen_CF
-    )
-    return TextResult({**report, **adapted}, adapters)
+        stage, adapted = _with_adapted_text(stage, samples.table)
+    report = fit_fusion(stage, frozen_CF=frozen_CF)
+    encoder = {"encoder": adapted.report} if adapted.report else {}
+    return TextResult({**report, **encoder}, {f"text.{name}": value for name, value in adapted.adapters.items()})
 
 
-def fit_fusion(
-    model: Any,
-    cache: FeatureCache,
-    *,
-    labels: Any,
-    prototypes: Tensor,
-    recipe: Recipe,
-    seed: int,
-    frozen_CF: np.ndarray | None = None,
-) -> dict[str, Any]:
+def _with_clean_views(stage: TextStage, samples: GovernedSamples) -> TextStage:
+    """The stage with cached clean views, where its images were streamed or its patches trained.
+
+    The text looks at the patches of clean views alone.
+    """
+    frozen = None if cells_are_trained(stage.model, stage.recipe) else stage.recipe.model.frozen_stages
+    changes = {"model.frozen_stages": frozen, "image.query_views": 0, "image.document_views": 0}
+    recipe = stage.recipe.with_changes(changes)
+    _, processor = build_model(recipe, seed=stage.seed)
+    samples.limit_images(processor)
+    extraction = FeatureExtraction(stage.model, processor, samples.table, recipe=recipe, seed=stage.seed)
+    cache = cache_features(extraction, stage.cache.home.parent)
+    return dataclasses.replace(stage, recipe=recipe, cache=cache)
+
+
+def _with_adapted_text(stage: TextStage, table: SampleTable) -> tuple[TextStage, AdaptedText]:
+    """The stage with the tokens of the adapted text encoder, and the adaptation.
+
+    The stage is unchanged where fewer than two categories have texts to learn from.
+    """
+    _, processor = build_model(stage.recipe, seed=stage.seed)
+    adapted = adapt_text(stage, processor, Side(table, "document").texts())
+    if adapted is None:
+        return stage, AdaptedText({}, {"documents": 0, "reason": "fewer than two categories have text"})
+    extraction = FeatureExtraction(stage.model, processor, table, recipe=stage.recipe, seed=stage.seed)
+    tokens, mask = cache_texts(extraction, stage.cache.home.parent)
+    cache = dataclasses.replace(stage.cache, document_tokens=tokens, document_mask=mask)
+    return dataclasses.replace(stage, cache=cache), adapted
+
+
+def fit_fusion(stage: TextStage, *, frozen_CF: np.ndarray | None = None) -> dict[str, Any]:
     """Fit the fusion of a model whose image stage is trained.
 
+    Only `model.fusion` and the text weight change.
+
     Args:
-        model: an `OclearModel` in float32, eval mode; only `model.fusion` and the text weight change.
-        labels: train.inputs.samples.Labels.
-        prototypes: (categories, D). frozen_CF: see `fit_text_stage`.
+        frozen_CF: see `fit_text_stage`.
 
     Returns:
         A JSON-able report: rows fitted, attention mass, table of text weights, seconds.
     """
+    model, cache, recipe = stage.model, stage.cache, stage.recipe
     if model.fusion is None:
         return {"text": False}
     begun = time.perf_counter()
-    rows = _text_rows(cache, labels, prototypes, recipe=recipe, seed=seed)
+    rows = _text_rows(stage)
     if rows is None:
         set_text_weight(model, 0.0)
         return {"text": True, "strength": 0.0, "reason": f"fewer than {recipe.text.folds} categories have text"}
     queries, documents = image_embeddings(model, cache, recipe)
-    fitted = _fit_parts(
-        model.fusion, cache, rows, documents, labels.document, steps=recipe.text.attention_steps, seed=seed
-    )
-    gallery = ValidationGallery.of(labels, queries=queries, images=documents, cache=cache)
+    fitted = _fit_parts(stage, rows, documents)
+    gallery = ValidationGallery.of(stage.labels, queries=queries, images=documents, cache=cache)
     report = choose_weight(model, cache, gallery, recipe=recipe, frozen_CF=frozen_CF)
     seconds = round(time.perf_counter() - begun, 1)
     return {"text": True, "rows": len(rows.rows), **fitted, **report, "seconds": seconds}
 
 
-def _fit_parts(
-    fusion: Any, cache: FeatureCache, rows: TextRows, images_ND: Tensor, labels_N: np.ndarray, *, steps: int, seed: int
-) -> dict[str, Any]:
+def _fit_parts(stage: TextStage, rows: TextRows, images_ND: Tensor) -> dict[str, Any]:
     """Fit map, memory, gate and attention, in place; returns their part of the report."""
+    fusion, cache, labels_N, seed = stage.model.fusion, stage.cache, stage.labels.document, stage.seed
     install_map(fusion, rows)
     slots = install_memory(fusion, rows.sentences, rows.targets)
     concepts = out_of_fold_concepts(rows, total=len(images_ND))
@@ -148,6 +141,7 @@ def _fit_parts(
     is_trained_composite = is_trained[cache.composite_layouts.named]
     composites = {"trained": np.flatnonzero(is_trained_composite), "held_out": np.flatnonzero(~is_trained_composite)}
     if len(composites["trained"]):
+        steps = stage.recipe.text.attention_steps
         train_attention(fusion, cache, concepts, composites["trained"], steps=steps, seed=seed)
     mass = {name: mass_in_named_half(fusion, cache, found) for name, found in composites.items() if len(found)}
     return {"memory_slots": slots, "gate": gate, "mass_in_named_half": mass}
@@ -221,10 +215,12 @@ def image_embeddings(model: Any, cache: FeatureCache, recipe: Recipe) -> tuple[T
     return found[0], found[1]
 
 
-def _text_rows(cache: FeatureCache, labels: Any, prototypes: Tensor, *, recipe: Recipe, seed: int) -> TextRows | None:
+def _text_rows(stage: TextStage) -> TextRows | None:
+    cache, labels, recipe = stage.cache, stage.labels, stage.recipe
+    assert stage.prototypes is not None
     rows = np.flatnonzero(np.asarray(cache.document_mask).any(1) & ~labels.document_validation)
     if len(np.unique(labels.document[rows])) < recipe.text.folds:
         return None
     sentences = sentence_vectors(cache.document_tokens[rows], cache.document_mask[rows])
-    folds = folds_of(labels.document[rows], folds=recipe.text.folds, seed=seed)
-    return TextRows(rows, sentences, centred_targets(prototypes, labels.document[rows]), folds)
+    folds = folds_of(labels.document[rows], folds=recipe.text.folds, seed=stage.seed)
+    return TextRows(rows, sentences, centred_targets(stage.prototypes, labels.document[rows]), folds)

@@ -37,7 +37,7 @@ def test_the_commands_are_accepted_by_the_command_lines() -> None:
 def test_every_seed_finds_the_views_of_seed_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.training.adapters.read_samples", lambda _: SimpleNamespace(table=None))
     monkeypatch.setattr("benchmarks.training.adapters.build_model", lambda *_, **__: (None, None))
-    monkeypatch.setattr("benchmarks.training.adapters.cache_keys", lambda *_, seed, **__: (f"images-{seed}", ""))
+    monkeypatch.setattr("benchmarks.training.adapters.cache_keys", lambda found: (f"images-{found.seed}", ""))
     share_views(tmp_path, tmp_path / "features-2", seed=2)
     assert not (tmp_path / "features-2").exists()
     (tmp_path / "features" / "images-0").mkdir(parents=True)

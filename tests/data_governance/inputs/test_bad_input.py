@@ -22,7 +22,7 @@ from data_governance.stage import StageResult
 from data_governance.stages.admit import record_lost_files
 from runtime.tables import MARKS, ROW_FAULT
 from tests.support.images import encode
-from tests.support.synthetic_shop import IMAGE, SyntheticShop, write_shop
+from tests.support.synthetic_shop import IMAGE, SyntheticShop, edit_table, with_column
 
 NAN = float("nan")
 
@@ -41,19 +41,7 @@ def put(table: pa.Table, column: str, row: int, value: Any) -> pa.Table:
     values = table.column(column).to_pylist()
     values[row] = value
     kind = table.schema.field(column).type
-    kind = pa.float64() if isinstance(value, float) else kind
-    at = table.column_names.index(column)
-    return table.set_column(at, column, pa.array(values, kind))
-
-
-def edit(folder: Path, name: str, change: Callable[[pa.Table], pa.Table]) -> None:
-    path = folder / f"{name}.parquet"
-    pq.write_table(change(pq.read_table(path)), path)
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> SyntheticShop:
-    return write_shop(tmp_path, categories=6, queries=3, noise=0.0)
+    return with_column(table, column, values, pa.float64() if isinstance(value, float) else kind)
 
 
 ROWS: list[tuple[str, str, Callable[[pa.Table], pa.Table]]] = [
@@ -89,7 +77,7 @@ def test_check_names_table_row_and_remedy_of_a_bad_row(
     reason: str,
     change: Callable[[pa.Table], pa.Table],
 ) -> None:
-    edit(small.folder, table, change)
+    edit_table(small.folder, table, change)
     before = sorted(small.folder.iterdir())
     assert main(["check", *small.arguments]) == 0
     text = capsys.readouterr().out
@@ -100,10 +88,10 @@ def test_check_names_table_row_and_remedy_of_a_bad_row(
 
 
 def test_many_bad_rows_are_dropped_with_reasons_and_the_run_succeeds(small: SyntheticShop) -> None:
-    edit(small.folder, "behaviour", lambda t: put(put(t, "clicks", 0, NAN), "clicks", 1, -2.0))
-    edit(small.folder, "queries", lambda t: put(t, "image", 0, {"bytes": b"no image", "path": None}))
+    edit_table(small.folder, "behaviour", lambda t: put(put(t, "clicks", 0, NAN), "clicks", 1, -2.0))
+    edit_table(small.folder, "queries", lambda t: put(t, "image", 0, {"bytes": b"no image", "path": None}))
     giant = {"bytes": header_only_png(50_000, 50_000), "path": None}
-    edit(small.folder, "catalogue", lambda t: put(put(t, "image", 0, giant), "text", 1, "x" * 200_000))
+    edit_table(small.folder, "catalogue", lambda t: put(put(t, "image", 0, giant), "text", 1, "x" * 200_000))
     out = small.folder / "out"
     assert main(["run", *small.arguments, "--out", str(out)]) == 0
     ledger = pq.read_table(out / "ledger.parquet").to_pylist()
@@ -123,20 +111,20 @@ def test_many_bad_rows_are_dropped_with_reasons_and_the_run_succeeds(small: Synt
 ERRORS: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "missing column",
-        lambda f: edit(f, "behaviour", lambda t: t.drop_columns(["doc_id"])),
+        lambda f: edit_table(f, "behaviour", lambda t: t.drop_columns(["doc_id"])),
         "behaviour: column 'doc_id'",
     ),
     (
         "wrong type",
-        lambda f: edit(f, "behaviour", lambda t: t.set_column(2, "clicks", pa.array([True] * t.num_rows))),
+        lambda f: edit_table(f, "behaviour", lambda t: with_column(t, "clicks", [True] * t.num_rows)),
         "behaviour: column 'clicks' has type bool, a number is needed",
     ),
     (
         "wrong image type",
-        lambda f: edit(f, "queries", lambda t: t.set_column(1, "image", pa.array([1] * t.num_rows))),
+        lambda f: edit_table(f, "queries", lambda t: with_column(t, "image", [1] * t.num_rows)),
         "queries: column 'image' has type int64",
     ),
-    ("empty table", lambda f: edit(f, "catalogue", lambda t: t.slice(0, 0)), "has no rows"),
+    ("empty table", lambda f: edit_table(f, "catalogue", lambda t: t.slice(0, 0)), "has no rows"),
     (
         "not a parquet file",
         lambda f: (f / "queries.parquet").write_bytes(b"nonsense") and None,
@@ -145,7 +133,7 @@ ERRORS: list[tuple[str, Callable[[Path], object], str]] = [
     ("missing file", lambda f: (f / "queries.parquet").unlink(), "does not exist"),
     (
         "no usable row",
-        lambda f: edit(f, "behaviour", lambda t: t.set_column(2, "clicks", pa.array([-1] * t.num_rows))),
+        lambda f: edit_table(f, "behaviour", lambda t: with_column(t, "clicks", [-1] * t.num_rows)),
         "behaviour: no row is usable (clicks_negative)",
     ),
 ]

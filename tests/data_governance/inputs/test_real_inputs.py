@@ -17,12 +17,7 @@ from data_governance.stages.overrides import open_overrides
 from modeling_oclear import OclearImageProcessor
 from modeling_oclear.image_decoding_oclear import MAX_IMAGE_PIXELS, MOST_IMAGE_PIXELS
 from runtime.files import only_user
-from tests.support.synthetic_shop import SyntheticShop, png, write_shop
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> SyntheticShop:
-    return write_shop(tmp_path, categories=6, queries=3, noise=0.0)
+from tests.support.synthetic_shop import SyntheticShop, edit_table, png, with_column
 
 
 def as_csv(shop: SyntheticShop) -> list[str]:
@@ -111,9 +106,9 @@ def test_queries_and_documents_may_share_ids(small: SyntheticShop) -> None:
     names: dict[str, str] = {}
     for name, key in (("queries", "query_id"), ("catalogue", "doc_id")):
         table = pq.read_table(small.folder / f"{name}.parquet")
-        names |= {row_id: f"{i:03d}" for i, row_id in enumerate(table.column(key).to_pylist())}
-        shared = pa.array([names[row_id] for row_id in table.column(key).to_pylist()])
-        pq.write_table(table.set_column(0, key, shared), small.folder / f"{name}.parquet")
+        ids = table.column(key).to_pylist()
+        names |= {row_id: f"{i:03d}" for i, row_id in enumerate(ids)}
+        pq.write_table(with_column(table, key, [names[row_id] for row_id in ids]), small.folder / f"{name}.parquet")
     log = pq.read_table(small.folder / "behaviour.parquet").to_pylist()
     rows = [row | {key: names[row[key]] for key in ("query_id", "doc_id")} for row in log]
     pq.write_table(pa.Table.from_pylist(rows), small.folder / "behaviour.parquet")
@@ -137,17 +132,15 @@ def test_an_open_quote_in_the_overrides_is_an_error(tmp_path: Path) -> None:
 
 
 def only_clicks(shop: SyntheticShop, clicks: int) -> None:
-    log = pq.read_table(shop.folder / "behaviour.parquet")
-    pq.write_table(log.set_column(2, "clicks", pa.array([clicks] * log.num_rows)), shop.folder / "behaviour.parquet")
+    edit_table(shop.folder, "behaviour", lambda t: with_column(t, "clicks", [clicks] * t.num_rows))
 
 
 def one_of_each(shop: SyntheticShop) -> None:
-    log = pq.read_table(shop.folder / "behaviour.parquet").slice(0, 1)
-    pq.write_table(log, shop.folder / "behaviour.parquet")
-    for name, key in (("queries", "query_id"), ("catalogue", "doc_id")):
-        table = pq.read_table(shop.folder / f"{name}.parquet")
-        mine = table.filter(pc.equal(table.column(key), log.column(key)[0]))
-        pq.write_table(mine, shop.folder / f"{name}.parquet")
+    edit_table(shop.folder, "behaviour", lambda t: t.slice(0, 1))
+    log = pq.read_table(shop.folder / "behaviour.parquet")
+    query, document = log.column("query_id")[0], log.column("doc_id")[0]
+    edit_table(shop.folder, "queries", lambda t: t.filter(pc.equal(t.column("query_id"), query)))
+    edit_table(shop.folder, "catalogue", lambda t: t.filter(pc.equal(t.column("doc_id"), document)))
 
 
 def no_pictures(shop: SyntheticShop) -> None:
@@ -183,9 +176,8 @@ def test_the_limit_of_pixels_is_that_of_training_and_index() -> None:
 
 def test_ids_that_look_alike_are_warned_about(small: SyntheticShop, capsys: pytest.CaptureFixture[str]) -> None:
     table = pq.read_table(small.folder / "catalogue.parquet")
-    ids = table.column("doc_id").to_pylist()
-    twins = pa.array([*ids[:-2], "caf\u00e9", "cafe\u0301"])
-    pq.write_table(table.set_column(0, "doc_id", twins), small.folder / "catalogue.parquet")
+    ids = [*table.column("doc_id").to_pylist()[:-2], "caf\u00e9", "cafe\u0301"]
+    pq.write_table(with_column(table, "doc_id", ids), small.folder / "catalogue.parquet")
     main(["check", *small.arguments])
     assert "warning: catalogue: 1 ids look like another one ('caf\\xe9' and 'cafe\\u0301')" in capsys.readouterr().out
 
@@ -206,8 +198,8 @@ def test_clicks_on_ids_that_nearly_are_known_ones_are_warned_about(
     small: SyntheticShop, capsys: pytest.CaptureFixture[str], known: str, written: str, rows: int
 ) -> None:
     catalogue = pq.read_table(small.folder / "catalogue.parquet")
-    ids = pa.array([known, *catalogue.column("doc_id").to_pylist()[1:]])
-    pq.write_table(catalogue.set_column(0, "doc_id", ids), small.folder / "catalogue.parquet")
+    ids = [known, *catalogue.column("doc_id").to_pylist()[1:]]
+    pq.write_table(with_column(catalogue, "doc_id", ids), small.folder / "catalogue.parquet")
     log = pq.read_table(small.folder / "behaviour.parquet")
     clicks = [{"query_id": log.column("query_id")[0].as_py(), "doc_id": written, "clicks": 1}] * rows
     more = pa.Table.from_pylist([*clicks, {"query_id": "q", "doc_id": "elsewhere", "clicks": 1}], log.schema)
@@ -220,14 +212,13 @@ def test_clicks_on_ids_that_nearly_are_known_ones_are_warned_about(
 def test_a_run_warns_about_ids_that_nearly_are_known_ones(
     small: SyntheticShop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    queries = pq.read_table(small.folder / "queries.parquet")
-    ids = pa.array([f"{row_id}\u00e9" for row_id in queries.column("query_id").to_pylist()])
-    pq.write_table(queries.set_column(0, "query_id", ids), small.folder / "queries.parquet")
-    log = pq.read_table(small.folder / "behaviour.parquet")
-    ids = pa.array([f"{row_id}e\u0301" for row_id in log.column("query_id").to_pylist()])
-    pq.write_table(log.set_column(0, "query_id", ids), small.folder / "behaviour.parquet")
+    for name, ending in (("queries", "\u00e9"), ("behaviour", "e\u0301")):
+        table = pq.read_table(small.folder / f"{name}.parquet")
+        ids = [f"{row_id}{ending}" for row_id in table.column("query_id").to_pylist()]
+        pq.write_table(with_column(table, "query_id", ids), small.folder / f"{name}.parquet")
     assert main(["run", *small.arguments, "--out", str(small.folder / "out")]) == 2
-    assert f"{log.num_rows} rows name an unknown query_id that nearly is a known one" in caplog.text
+    rows = pq.read_table(small.folder / "behaviour.parquet").num_rows
+    assert f"{rows} rows name an unknown query_id that nearly is a known one" in caplog.text
 
 
 def test_numbers_beside_text_with_leading_zeros_are_warned_about(

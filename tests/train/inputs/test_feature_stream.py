@@ -13,6 +13,7 @@ import pytest
 from tests.support.synthetic_governed import rows, write_categories, write_governed, write_samples
 from train.encoders.backbones import build_model
 from train.inputs.cache import FeatureCache, cache_features
+from train.inputs.feature_keys import FeatureExtraction
 from train.inputs.feature_stream import Decoder, LookAhead, StreamedInputs, stream_features, with_look_ahead
 from train.inputs.sampler import StepSampler
 from train.inputs.samples import GovernedSamples, read_samples
@@ -34,14 +35,16 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> GovernedSamples:
 
 def streamed(samples: GovernedSamples, folder: Path, *, workers: int, recipe: Recipe = RECIPE) -> FeatureCache:
     model, processor = build_model(recipe, seed=0)
-    return stream_features(model, processor, samples.table, recipe=recipe, folder=folder, seed=4, workers=workers)
+    extraction = FeatureExtraction(model, processor, samples.table, recipe=recipe, seed=4)
+    return stream_features(extraction, folder, workers=workers)
 
 
 @pytest.fixture(scope="module")
 def cached(samples: GovernedSamples, tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
     model, processor = build_model(RECIPE, seed=0)
     folder = tmp_path_factory.mktemp("features")
-    return cache_features(model, processor, samples.table, recipe=RECIPE, folder=folder, seed=4, workers=0)
+    extraction = FeatureExtraction(model, processor, samples.table, recipe=RECIPE, seed=4)
+    return cache_features(extraction, folder, workers=0)
 
 
 @pytest.mark.parametrize("workers", [0, 2] if CAN_FORK else [0])

@@ -24,7 +24,7 @@ from train.encoders.backbones import build_model
 from train.inputs.augment import keyed_generator, style_view
 from train.inputs.cache import FeatureCache, cache_features
 from train.inputs.composites import composite_image, white_pixel
-from train.inputs.feature_keys import cache_keys
+from train.inputs.feature_keys import FeatureExtraction, cache_keys
 from train.inputs.sample_table import SampleTable
 from train.inputs.views import Views, decode, decode_workers
 from train.recipes.emoji import tiny
@@ -64,10 +64,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("features")
 
 
+def extraction(start: Any, *, recipe: Recipe = RECIPE, seed: int = SEED) -> FeatureExtraction:
+    return FeatureExtraction(start.model, start.processor, start.table, recipe=recipe, seed=seed)
+
+
 def compute(start: Any, folder: Path, *, recipe: Recipe = RECIPE, workers: int | None = 0) -> FeatureCache:
-    return cache_features(
-        start.model, start.processor, start.table, recipe=recipe, folder=folder, seed=SEED, workers=workers
-    )
+    return cache_features(extraction(start, recipe=recipe), folder, workers=workers)
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +173,7 @@ def test_incomplete_folder_is_computed_again(start: Any, tmp_path: Path, name: s
 
 def keys(start: Any, **changes: Any) -> tuple[str, str]:
     """(key of the images, key of pages and texts) after changes of the recipe."""
-    recipe = RECIPE.with_changes(changes)
-    return cache_keys(start.model, start.processor, start.table, recipe=recipe, seed=SEED)
+    return cache_keys(extraction(start, recipe=RECIPE.with_changes(changes)))
 
 
 def changed(first: tuple[str, str], second: tuple[str, str]) -> str:
@@ -197,7 +198,7 @@ def test_keys_depend_on_the_relevant_recipe_fields(start: Any, changes: dict[str
 
 
 def test_changed_seed_or_image_size_changes_the_keys(start: Any) -> None:
-    other = cache_keys(start.model, start.processor, start.table, recipe=RECIPE, seed=SEED + 1)
+    other = cache_keys(extraction(start, seed=SEED + 1))
     assert changed(keys(start), other) == "images texts"
     model, processor = build_model(RECIPE.with_changes({"model.image_size": 38}), seed=0)
     there = types.SimpleNamespace(model=model, processor=processor, table=start.table)

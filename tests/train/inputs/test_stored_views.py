@@ -12,6 +12,7 @@ from tests.support.synthetic_shop import write_shop
 from train.encoders.backbones import build_model
 from train.inputs import frozen_part
 from train.inputs.cache import FeatureCache, cache_features
+from train.inputs.feature_keys import FeatureExtraction
 from train.inputs.samples import read_samples
 from train.inputs.stored_views import open_store
 from train.recipes.emoji import emoji_single
@@ -33,17 +34,8 @@ def governed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def features(folder: Path, governed: Path, recipe: Recipe, *, given: Path | None) -> FeatureCache:
     samples = read_samples(governed)
     model, processor = build_model(recipe, seed=0)
-    return cache_features(
-        model,
-        processor,
-        samples.table,
-        recipe=recipe,
-        folder=folder,
-        seed=0,
-        workers=0,
-        trained=samples.is_trained(),
-        governed=given,
-    )
+    extraction = FeatureExtraction(model, processor, samples.table, recipe=recipe, seed=0)
+    return cache_features(extraction, folder, workers=0, trained=samples.is_trained(), governed=given)
 
 
 def test_stored_views_are_those_that_training_computes(governed: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from train.image_stage.category_prototypes import category_prototypes
 from train.publish.hub import calibration_queries
 from train.recipes.registry import recipe_by_name
 from train.text_stage.fit import fit_text_stage
+from train.text_stage.stage import TextStage
 
 
 def test_held_out_categories_get_the_mean_of_their_documents(tmp_path: Path) -> None:
@@ -46,8 +47,9 @@ def test_calibration_takes_evenly_spaced_training_queries() -> None:
 
 
 def test_without_text_nothing_is_fitted() -> None:
-    report = fit_text_stage(None, small_cache(), small_samples(), torch.zeros(1), recipe=small_recipe(), seed=0).report
-    assert report == {"text": False, "strength": 0.0}
+    samples = small_samples()
+    stage = TextStage(None, small_cache(), samples.labels, prototypes=None, recipe=small_recipe(), seed=0)
+    assert fit_text_stage(stage, samples).report == {"text": False, "strength": 0.0}
 
 
 def test_the_same_seed_builds_the_same_model_and_leaves_torchs_generator_alone() -> None:

@@ -18,6 +18,7 @@ from train.command import read_options
 from train.encoders.backbones import build_model
 from train.encoders.lora import is_adapter_alone, text_layers
 from train.inputs.cache import FeatureCache, cache_features, cache_texts
+from train.inputs.feature_keys import FeatureExtraction
 from train.inputs.samples import GovernedSamples, read_samples
 from train.inputs.views import Side
 from train.pipeline import train
@@ -26,6 +27,7 @@ from train.recipes.registry import recipe_by_name
 from train.run import context_of
 from train.text_stage.adapters import adapt_text, unit_sentences
 from train.text_stage.sentence_map import SentenceMap, centred_targets, sentence_vectors
+from train.text_stage.stage import TextStage
 
 BOTH: dict[str, Any] = {"image.lora.rank": 2, "text.lora.rank": 3, "text.steps": 30, "text.learning_rate": 0.02}
 
@@ -49,9 +51,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
     folder = tmp_path_factory.mktemp("adapted")
     samples = read_samples(write_governed(folder / "governed"))
     model, processor = build_model(small(), seed=0)
-    cache = cache_features(
-        model, processor, samples.table, recipe=small(), folder=folder / "features", seed=0, workers=0
-    )
+    extraction = FeatureExtraction(model, processor, samples.table, recipe=small(), seed=0)
+    cache = cache_features(extraction, folder / "features", workers=0)
     prototypes = torch.randn(samples.num_categories, 20, generator=torch.Generator().manual_seed(0))
     return Given(samples, cache, Side(samples.table, "document").texts(), prototypes)
 
@@ -59,10 +60,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
 def adapted(given: Given, recipe: Recipe, *, texts: list[str] | None = None, labels: Any = None) -> Any:
     """The changed text encoder's state, and what the stage returned."""
     model, processor = build_model(recipe, seed=0)
-    found = adapt_text(
-        model, processor, texts or given.texts, given.cache, labels=labels or given.samples.labels,
-        prototypes=given.prototypes, recipe=recipe, seed=0,
-    )  # fmt: skip
+    labels = labels or given.samples.labels
+    stage = TextStage(model, given.cache, labels, given.prototypes, recipe=recipe, seed=0)
+    found = adapt_text(stage, processor, texts or given.texts)
     return model.text_model.state_dict(), found
 
 
@@ -129,15 +129,15 @@ def test_with_texts_of_one_category_nothing_is_trained(given: Given) -> None:
 
 def test_texts_are_embedded_anew_once_for_each_state_of_the_encoder(given: Given, tmp_path: Path) -> None:
     model, processor = build_model(small(), seed=0)
-    words: dict[str, Any] = {"recipe": small(), "folder": tmp_path, "seed": 0}
-    tokens, mask = cache_texts(model, processor, given.samples.table, **words)
+    extraction = FeatureExtraction(model, processor, given.samples.table, recipe=small(), seed=0)
+    tokens, mask = cache_texts(extraction, tmp_path)
     assert np.array_equal(tokens, given.cache.document_tokens)
     assert np.array_equal(mask, given.cache.document_mask)
-    cache_texts(model, processor, given.samples.table, **words)
+    cache_texts(extraction, tmp_path)
     assert len(list(tmp_path.glob("adapted-*"))) == 1
     with torch.no_grad():
         model.text_model.embeddings.word_embeddings.weight.add_(0.1)
-    assert not np.array_equal(cache_texts(model, processor, given.samples.table, **words)[0], tokens)
+    assert not np.array_equal(cache_texts(extraction, tmp_path)[0], tokens)
     assert len(list(tmp_path.glob("adapted-*"))) == 2
 
 

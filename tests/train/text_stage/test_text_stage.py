@@ -39,6 +39,7 @@ from train.text_stage.sentence_map import (
     ridge_map,
     sentence_vectors,
 )
+from train.text_stage.stage import TextStage
 
 CELL_WIDTH, TOKEN_WIDTH, WIDTH = 10, 12, 20  # of the tiny recipe
 NO_PAGES = CompositeLayout(*(np.zeros(0, dtype=int) for _ in range(3)))
@@ -271,14 +272,9 @@ def test_text_that_tells_apart_what_images_do_not_is_let_in() -> None:
 def test_too_few_categories_with_text_switch_text_off_and_say_so() -> None:
     model, _ = build_model(tiny(), seed=0)
     labels = Labels(np.zeros(0, int), np.array([0, 1, 2, 2]), np.zeros(0, bool), np.array([False, False, True, True]))
-    report = fit_fusion(
-        model,
-        made_cache(normal(4, 2, TOKEN_WIDTH)),
-        labels=labels,
-        prototypes=torch.eye(3, WIDTH),
-        recipe=tiny().with_changes({"model.frozen_stages": None}),
-        seed=0,
-    )
+    recipe = tiny().with_changes({"model.frozen_stages": None})
+    cache = made_cache(normal(4, 2, TOKEN_WIDTH))
+    report = fit_fusion(TextStage(model, cache, labels, torch.eye(3, WIDTH), recipe=recipe, seed=0))
     assert report == {"text": True, "strength": 0.0, "reason": "fewer than 3 categories have text"}
     assert model.config.text_strength == 0.0
 
@@ -288,7 +284,7 @@ def test_a_model_without_text_is_left_as_it_is() -> None:
     model, _ = build_model(recipe, seed=0)
     labels = Labels(*(np.zeros(0, int) for _ in range(4)))
     cache = made_cache(normal(1, 1, 1))
-    report = fit_fusion(model, cache, labels=labels, prototypes=torch.eye(1), recipe=recipe, seed=0)
+    report = fit_fusion(TextStage(model, cache, labels, torch.eye(1), recipe=recipe, seed=0))
     assert report == {"text": False}
 
 
@@ -320,7 +316,8 @@ def trained(
     model, _ = with_image_weights(recipe, image.weights, seed=0)
     encoders = EncoderPair(model, frozen_stages=recipe.model.frozen_stages)
     prototypes = category_prototypes(encoders, cache, samples, image.class_weights)
-    return model, cache, fit_text_stage(model, cache, samples, prototypes, recipe=recipe, seed=0).report
+    stage = TextStage(model, cache, samples.labels, prototypes, recipe=recipe, seed=0)
+    return model, cache, fit_text_stage(stage, samples).report
 
 
 def test_the_text_side_is_fitted_on_the_features_that_the_image_side_read(
