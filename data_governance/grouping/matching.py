@@ -55,13 +55,20 @@ def document_affinity(assignments: csr_array, source: np.ndarray, leaf: np.ndarr
 def weakened_without_shared_query(affinity: csr_array, clicks: csr_array) -> csr_array:
     """(M, M): pairs of documents that no query has clicked both of are multiplied by `UNSHARED_WEIGHT`.
 
+    Only where one could have: a pair stays as it is if all queries of both clicked a single document.
+
     Args:
         clicks: (N, M), non-zero where a query has clicked a document.
     """
     clicked = csr_array((np.ones_like(clicks.data, np.float64), clicks.indices, clicks.indptr), shape=clicks.shape)
     shared = csr_array(clicked.T @ clicked)
-    shared.data[:] = 1 - UNSHARED_WEIGHT
-    return csr_array(UNSHARED_WEIGHT * affinity + affinity.multiply(shared))
+    of_several = np.asarray(clicked.sum(axis=1)).ravel() > 1
+    could_share = np.asarray(clicked[of_several].sum(axis=0)).ravel() > 0
+    pairs = affinity.tocoo()
+    is_shared = np.asarray(shared[pairs.row, pairs.col]).ravel() > 0
+    weak = ~is_shared & (could_share[pairs.row] | could_share[pairs.col])
+    value = np.where(weak, UNSHARED_WEIGHT * pairs.data, pairs.data)
+    return csr_array((value, (pairs.row, pairs.col)), shape=affinity.shape)
 
 
 def mutual_pairs(affinity: csr_array, *, count: int, least: float) -> np.ndarray:

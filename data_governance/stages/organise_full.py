@@ -127,7 +127,7 @@ def learn_in_rounds(evidence: Evidence, *, policy: Policy) -> tuple[Grouping, di
     evidence = replace(evidence, views=tuple(views))
     edge_weight = evidence.weights_P
     source = np.zeros(len(evidence.doc_ids), dtype=np.int64)
-    links = learn_and_link(evidence, source, edge_weight, policy=policy)
+    links = learn_and_link(evidence, source, edge_weight, policy=policy, sources_known=False)
     found = group_documents(links, source, resolution=_default_resolution(source), policy=policy)
     notes: dict[str, object] = {
         "scatter_shrinkage": [one for one, _ in chosen],
@@ -186,10 +186,12 @@ class Links:
     views: tuple[Space, ...] = ()
 
 
-def learn_and_link(evidence: Evidence, source: np.ndarray, edge_weight: np.ndarray, *, policy: Policy) -> Links:
+def learn_and_link(
+    evidence: Evidence, source: np.ndarray, edge_weight: np.ndarray, *, policy: Policy, sources_known: bool = True
+) -> Links:
     """Learn the space, assign the queries, link the documents."""
     views = view_candidates(evidence, source, edge_weight, policy=policy)
-    return link_documents(evidence, views, source, policy=policy)
+    return link_documents(evidence, views, source, policy=policy, sources_known=sources_known)
 
 
 def view_candidates(
@@ -211,8 +213,14 @@ def view_candidates(
     return views
 
 
-def link_documents(evidence: Evidence, views: list[ViewCandidates], source: np.ndarray, *, policy: Policy) -> Links:
-    """Assign queries to documents in each view and average; link documents by the first view alone."""
+def link_documents(
+    evidence: Evidence, views: list[ViewCandidates], source: np.ndarray, *, policy: Policy, sources_known: bool = True
+) -> Links:
+    """Assign queries to documents in each view and average; link documents by the first view alone.
+
+    Args:
+        sources_known: False in the first round, whose links reveal the sources.
+    """
     by_view = [query_assignments(view.candidates, source, policy=policy) for view in views]
     assignments = csr_array(sum(view.share * own for view, own in zip(views, by_view, strict=True)))
     space = concatenated([view.space for view in views], [view.share for view in views])
@@ -222,7 +230,8 @@ def link_documents(evidence: Evidence, views: list[ViewCandidates], source: np.n
         pairs = matching.matched_pairs(affinity, source, least=policy.min_affinity)
         wide = matching.mutual_pairs(affinity, count=matching.NEIGHBOURS, least=policy.wide_affinity)
     else:
-        affinity = matching.weakened_without_shared_query(affinity, evidence.graph.clicks)
+        if sources_known:
+            affinity = matching.weakened_without_shared_query(affinity, evidence.graph.clicks)
         pairs = matching.mutual_pairs(affinity, count=1, least=policy.min_affinity)
         least = min(matching.LEAST_AFFINITY_OF_ONE_SOURCE, policy.min_affinity)
         wide = matching.mutual_pairs(affinity, count=matching.NEIGHBOURS_OF_ONE_SOURCE, least=least)

@@ -102,6 +102,10 @@ def test_documents_without_a_common_query_are_linked_weakly() -> None:
     clicks = dense([[0.2, 1.0, 0.0], [0.0, 0.0, 3.0]])
     found = matching.weakened_without_shared_query(affinity, clicks).toarray()
     np.testing.assert_allclose(found, [[0, 0.5, 0.12], [0.5, 0, 0.06], [0.12, 0.06, 0]])
+    single = dense([[1, 0, 0], [0, 2, 0], [0, 0, 1]])  # no query could have clicked two
+    np.testing.assert_allclose(matching.weakened_without_shared_query(affinity, single).toarray(), affinity.toarray())
+    mixed = matching.weakened_without_shared_query(affinity, dense([[1, 0, 0], [0, 2, 0], [0, 1, 1]])).toarray()
+    np.testing.assert_allclose(mixed, [[0, 0.15, 0.12], [0.15, 0, 0.2], [0.12, 0.2, 0]])
     two = matching.weakened_without_shared_query(affinity, dense([[1, 1, 0], [2, 1, 1]])).toarray()
     np.testing.assert_allclose(two, affinity.toarray())
 
