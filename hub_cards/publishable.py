@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from modeling_oclear.code_files import code_modules
 
-MODEL_SUFFIXES = {".safetensors", ".json", ".jsonl", ".py", ".md", ".txt", ".model", ".jinja"}
+MODEL_SUFFIXES = {".safetensors", ".onnx", ".json", ".jsonl", ".py", ".md", ".txt", ".model", ".jinja"}
 MODEL_NAMES = {"LICENSE", "NOTICE", ".gitattributes"}
 UNSAFE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npz", ".npy", ".h5", ".joblib", ".msgpack"}
 DATASET_PATTERNS = ("samples/*.parquet", "categories.parquet", "category_map.parquet", "ledger.parquet", "ledger.json")

@@ -22,12 +22,11 @@ from .image_decoding_oclear import (
     decode_image,
     upright_picture,
 )
+from .image_squares_oclear import GEOMETRY, normalised, square_of
 
-WHITE = (255, 255, 255)
 # The shorter side of a JPEG that is decoded at a reduced size has at least this many times the pixels of the square, so
 # that a subject of a quarter of the picture still fills it.
 REDUCED_SIDES = 4
-OPAQUE_FROM = 16  # alpha from 0 to 255; below this a pixel counts as background
 RESAMPLING = {"nearest", "bilinear", "bicubic", "lanczos"}
 OPTIONS = (
     "size",
@@ -152,14 +151,7 @@ class OclearImageProcessor(BaseImageProcessor):
             if image is not None:
                 pixel_BHWC[row] = self._row(image, row)
                 has_image_B[row] = True
-        # (pixel / 255 - mean) / std, written per channel into the output: no float copy of the whole batch.
-        scale_C = 1 / (255 * np.asarray(self.image_std, np.float32))
-        shift_C = np.asarray(self.image_mean, np.float32) / np.asarray(self.image_std, np.float32)
-        pixel_BCHW = np.empty((len(rows), 3, self.size, self.size), np.float32)
-        for channel in range(3):
-            np.multiply(pixel_BHWC[..., channel], scale_C[channel], out=pixel_BCHW[:, channel], casting="unsafe")
-            pixel_BCHW[:, channel] -= shift_C[channel]
-        pixel_BCHW[~has_image_B] = 0
+        pixel_BCHW = normalised(pixel_BHWC, has_image_B, mean=self.image_mean, std=self.image_std)
         arrays: dict[str, Any] = {"pixel_values": pixel_BCHW, "has_image": has_image_B}
         if return_tensors == "pt":
             arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -204,7 +196,7 @@ class OclearImageProcessor(BaseImageProcessor):
     @property
     def pixel_code(self) -> str:
         """Digest of the code that makes pixels of bytes: what was computed with other code is stale."""
-        sources = (inspect.getsource(inspect.getmodule(part) or part) for part in (decode_image, type(self)))
+        sources = (inspect.getsource(inspect.getmodule(part) or part) for part in (decode_image, square_of, type(self)))
         return hashlib.sha256("".join(sources).encode()).hexdigest()
 
     def square(self, image: Image.Image) -> np.ndarray:
@@ -213,52 +205,9 @@ class OclearImageProcessor(BaseImageProcessor):
         Raises:
             ImageRefused: it cannot be decoded or has too many pixels.
         """
-        picture = upright_picture(image, **self.decoding)
-        alpha = picture.getchannel("A") if picture.mode == "RGBA" else None
-        box, border = self._subject(picture, alpha)
-        if alpha is not None:
-            opaque = Image.new("RGB", picture.size, WHITE)
-            opaque.paste(picture, None, alpha)
-            picture = opaque
-        return self._fit(picture, box, border)
+        return square_of(upright_picture(image, **self.decoding), **self.geometry)
 
-    def _subject(
-        self, colour: Image.Image, alpha: Image.Image | None
-    ) -> tuple[tuple[int, int, int, int], tuple[int, ...]]:
-        """(bounding box of the subject, colour of the border)."""
-        full_box = (0, 0, *colour.size)
-        if alpha is not None:
-            is_opaque = alpha.point(lambda value: 255 * (value >= OPAQUE_FROM))
-            box = is_opaque.getbbox() if self.crop_to_subject else full_box
-            return box or full_box, WHITE
-        border = border_colour(colour)
-        if not self.crop_to_subject:
-            return full_box, border
-        # A table per channel: 255 for the values that differ. An order of magnitude faster than arithmetic on arrays.
-        is_far = [255 * (abs(value - middle) > self.crop_tolerance) for middle in border for value in range(256)]
-        return colour.point(is_far).getbbox() or full_box, border
-
-    def _fit(self, image: Image.Image, box: tuple[int, int, int, int], border: tuple[int, ...]) -> np.ndarray:
-        """Resize the box to the square; the shorter side is padded with the border colour."""
-        resample = Image.Resampling[self.resample.upper()]
-        # Crop before resizing: the filter would otherwise mix in pixels outside of the box.
-        image = image.crop(box)
-        width, height = image.size
-        if not self.pad_to_square or width == height:
-            return np.asarray(image.resize((self.size, self.size), resample))
-        longest = max(width, height)
-        inner = (max(1, round(width * self.size / longest)), max(1, round(height * self.size / longest)))
-        square = np.empty((self.size, self.size, 3), np.uint8)
-        square[:] = np.asarray(border, np.uint8)
-        left, top = (self.size - inner[0]) // 2, (self.size - inner[1]) // 2
-        square[top : top + inner[1], left : left + inner[0]] = np.asarray(image.resize(inner, resample))
-        return square
-
-
-def border_colour(image: Image.Image) -> tuple[int, ...]:
-    """Median colour of the outermost pixels of an RGB image; robust against a subject that touches an edge."""
-    width, height = image.size
-    edges = [(0, 0, width, 1), (0, height - 1, width, height), (0, 0, 1, height), (width - 1, 0, width, height)]
-    border_XC = np.concatenate([np.asarray(image.crop(edge)).reshape(-1, 3) for edge in edges])
-    middle = len(border_XC) // 2
-    return tuple(int(value) for value in np.partition(border_XC, middle, axis=0)[middle])
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """Arguments of `square_of`."""
+        return {name: getattr(self, name) for name in GEOMETRY}

@@ -222,8 +222,8 @@ class OclearModel(OclearPreTrainedModel):
         """
         if self.fusion is None:
             embeds = torch.where(has_image[:, None], image_embeds, 0.0)
-            gate = embeds.new_zeros(len(embeds), self.config.num_concepts, 2)
-            attention = embeds.new_zeros(len(embeds), self.config.num_concepts, patches.shape[1])
+            gate = embeds.new_zeros(embeds.shape[0], self.config.num_concepts, 2)
+            attention = embeds.new_zeros(embeds.shape[0], self.config.num_concepts, patches.shape[1])
             return OclearDocumentOutput(
                 embeds=embeds, gate=gate, attention=attention, image_embeds=embeds, text_shift=torch.zeros_like(embeds)
             )
@@ -265,15 +265,16 @@ class OclearModel(OclearPreTrainedModel):
         )
         given = pixel_values if pixel_values is not None else input_ids
         assert given is not None
-        none_B = torch.zeros(len(given), dtype=torch.bool, device=given.device)
+        rows = given.shape[0]  # not len(): a traced graph would keep the number of rows of its example
+        none_B = torch.zeros(rows, dtype=torch.bool, device=given.device)
         if pixel_values is not None:
             patches, pooled, grid = self.encode_image(pixel_values)
             image_embeds = self.embed_pooled(pooled, side="document")
             has_image = ~none_B if has_image is None else has_image.bool()
         else:
             patch_width, _ = vision_widths(self.config.vision_config, self.config.vision_feature_stage)
-            patches, grid, has_image = self._zeros(given, len(given), 0, patch_width), (0, 0), none_B
-            image_embeds = self._zeros(given, len(given), self.config.hidden_size).float()
+            patches, grid, has_image = self._zeros(given, rows, 0, patch_width), (0, 0), none_B
+            image_embeds = self._zeros(given, rows, self.config.hidden_size).float()
         if input_ids is not None:
             tokens, mask = self.encode_text(
                 input_ids, attention_mask if attention_mask is not None else torch.ones_like(input_ids)
@@ -281,7 +282,7 @@ class OclearModel(OclearPreTrainedModel):
             has_text = mask.any(dim=1) & (~none_B if has_text is None else has_text.bool())
         else:
             text_width = self.config.text_config.hidden_size if self.text_model is not None else 1
-            tokens, mask, has_text = self._zeros(given, len(given), 0, text_width), none_B[:, None][:, :0], none_B
+            tokens, mask, has_text = self._zeros(given, rows, 0, text_width), none_B[:, None][:, :0], none_B
         _check_no_empty_document(has_image, has_text)
         output = self.embed_document(image_embeds, patches, tokens, mask, has_image=has_image, has_text=has_text)
         output.grid = grid
@@ -330,6 +331,8 @@ def _check_query_images(has_image_B: torch.Tensor) -> None:
 
 
 def _check_equal_rows(**inputs: torch.Tensor | None) -> None:
+    if torch.compiler.is_compiling():
+        return
     rows = {name: len(tensor) for name, tensor in inputs.items() if tensor is not None}
     if len(set(rows.values())) > 1:
         raise ValueError(

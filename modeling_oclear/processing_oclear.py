@@ -7,11 +7,8 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .visible_text_oclear import visible
+from .visible_text_oclear import readable
 
-# No token of a usual vocabulary is longer. Texts are cut at this many characters per token before tokenising, which
-# saves time on texts of megabytes and changes nothing else.
-CHARACTERS_PER_TOKEN = 100
 TEXT_OPTIONS = frozenset(
     {
         "padding",
@@ -104,14 +101,12 @@ class OclearProcessor(ProcessorMixin):
 
     def _tokenize(self, texts: list[str | None], options: "CallOptions") -> BatchFeature:
         settings = {"padding": True, "truncation": True, "max_length": self.max_length, **options.text}
-        longest = max(settings["max_length"] or 0, self.max_length) * CHARACTERS_PER_TOKEN
+        longest = max(settings["max_length"] or 0, self.max_length)
         cut = []
         for row, text in enumerate(texts):
             if text is not None and not isinstance(text, str):
                 raise ValueError(f"text[{row}] is a {type(text).__name__}; give a string, or None where it is missing.")
-            # Tokenizers reject half of a surrogate pair: replace it by a question mark.
-            whole = (text or "")[:longest].encode("utf-8", "replace").decode("utf-8").strip()
-            cut.append(visible(whole))
+            cut.append(readable(text or "", max_length=longest))
         if not cut:
             raise ValueError("text is an empty list: give at least one text, or None for no texts at all.")
         tokens = self.tokenizer(cut, **{"return_token_type_ids": False, **settings, "return_attention_mask": True})

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from modeling_oclear import OclearQueryModel as OclearQueryModel
     from oclear.governed import Governed as Governed
     from oclear.governed import govern as govern
+    from oclear.loading import load as load
     from oclear.model import Hits as Hits
     from oclear.model import Model as Model
     from oclear.model import SearchIndex as SearchIndex
-    from oclear.model import load as load
+    from oclear.onnx_model import OnnxModel as OnnxModel
     from oclear.trained import Run as Run
     from oclear.trained import train as train
     from retrieval import build_index as build_index
@@ -46,12 +47,13 @@ _SOURCES = {
     "OclearModel": "modeling_oclear",
     "OclearProcessor": "modeling_oclear",
     "OclearQueryModel": "modeling_oclear",
+    "OnnxModel": "oclear.onnx_model",
     "Policy": "data_governance.policy",
     "Run": "oclear.trained",
     "SearchIndex": "oclear.model",
     "build_index": "retrieval",
     "govern": "oclear.governed",
-    "load": "oclear.model",
+    "load": "oclear.loading",
     "load_encoder": "retrieval",
     "load_index": "retrieval",
     "load_query_encoder": "retrieval",
@@ -65,6 +67,7 @@ __all__ = [
     "Governed",
     "Hits",
     "Model",
+    "OnnxModel",
     "OclearConfig",
     "OclearModel",
     "OclearProcessor",

@@ -85,6 +85,13 @@ COMMANDS = {
         ("index",),
         "retrieval",
     ),
+    "export": Command(
+        "write a published model as ONNX, for ONNX Runtime",
+        "oclear export --model runs/mine/hub",
+        "oclear.export",
+        (),
+        "export",
+    ),
     "search": Command(
         "search an index with pictures; answers as JSON lines or a page",
         "oclear search --model runs/mine/hub --index index --image photo.png --html answers.html",

@@ -54,7 +54,7 @@ class Run:
 
     def load(self, *, device: str = "auto") -> "Model":
         """The published model, as `oclear.load` gives it."""
-        from oclear.model import load
+        from oclear.loading import load
 
         return load(self.hub, device=device)
 

@@ -96,7 +96,7 @@ def test_what_ships_to_the_hub_imports_flat_siblings_and_the_allowed_libraries_o
         if path.name in NOT_SHIPPED:
             continue
         for line, module, level in imports_of(path):
-            flat = level == 1 and re.fullmatch(r"[a-z_]+_oclear", module)
+            flat = level == 1 and re.fullmatch(r"[a-z_]+_oclear", module) is not None
             # Only sentence-transformers itself loads this file.
             flat = flat or (path.name == "sentence_oclear.py" and module.startswith("sentence_transformers."))
             if not flat and (level > 0 or module.split(".")[0] not in HUB_ALLOWED):

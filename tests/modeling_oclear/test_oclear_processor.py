@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 
 from modeling_oclear import OclearImageProcessor, OclearProcessor, OclearQueryProcessor
 from modeling_oclear.image_decoding_oclear import in_colour
-from modeling_oclear.image_processing_oclear import border_colour
+from modeling_oclear.image_squares_oclear import border_colour
 from tests.support.images import encode
 from tests.support.small_oclear import drawing, small_processor
 
