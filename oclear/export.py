@@ -184,8 +184,8 @@ class _Exported(OnnxModel):
         return self._partial / f"{side}.onnx"
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Exit code of `oclear export`."""
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="oclear export",
         description="Write a published model as ONNX, for ONNX Runtime on CPUs: queries and documents, in float32.",
@@ -193,7 +193,12 @@ def main(words: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", required=True, help="published folder; the files are written into it")
-    arguments = parser.parse_args(words)
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Exit code of `oclear export`."""
+    arguments = argument_parser().parse_args(words)
     try:
         folder = export(arguments.model)
     except (ValueError, OSError) as error:
