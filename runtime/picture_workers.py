@@ -4,6 +4,7 @@ Files of strangers reach a decoder written in C. A file that crashes it, fills t
 any other broken picture: the run goes on in a new process.
 """
 
+import atexit
 import contextlib
 import os
 import subprocess
@@ -21,6 +22,7 @@ from runtime.threads import available_cores
 MOST_BYTES = 2**30  # of memory for a picture of `MAX_IMAGE_PIXELS`; a picture of the fuzz tests takes less
 BYTES_PER_PIXEL = 16  # more for each pixel above that limit
 MOST_SECONDS = 60.0  # of computing for one picture; the slowest of the fuzz tests takes under 2
+SECONDS_TO_END = 2.0
 
 
 class PictureWorkers:
@@ -120,16 +122,29 @@ def _streams(worker: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _stop(worker: subprocess.Popen[bytes]) -> None:
-    """End a worker: it goes when its stdin is closed."""
+    """End a worker: it goes when its stdin is closed, or is killed where a forked process still holds that open."""
     requests, replies = _streams(worker)
     with contextlib.suppress(BrokenPipeError):
         requests.close()
     replies.close()
-    worker.wait()
+    try:
+        worker.wait(timeout=SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()
 
 
 _shared: dict[int, PictureWorkers] = {}
 _lock = threading.Lock()
+
+
+@atexit.register
+def _close_shared() -> None:
+    """End the shared workers with this process, so that their CPU time counts as its own."""
+    for workers in _shared.values():
+        workers.close()
+
+
 # A forked process must not write into the pipes of its parent.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_shared.clear)

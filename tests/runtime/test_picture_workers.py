@@ -2,7 +2,9 @@
 
 import io
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -107,3 +109,19 @@ def test_a_forked_process_starts_its_own_workers() -> None:
     os.waitpid(child, 0)
     assert os.read(here, 20) == b"0 4"
     assert decode_apart(encoded(5)).width == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_worker_ends_although_a_forked_process_holds_its_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture_workers, "SECONDS_TO_END", 0.1)
+    workers = PictureWorkers(1)
+    workers.decode(encoded(3))
+    process = workers._idle[0]
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    workers.close()
+    assert process.returncode is not None
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
