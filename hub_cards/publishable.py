@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 
 from modeling_oclear.code_files import code_modules
 
-MODEL_SUFFIXES = {".safetensors", ".onnx", ".json", ".jsonl", ".py", ".md", ".txt", ".model", ".jinja"}
+MODEL_SUFFIXES = {".safetensors", ".json", ".jsonl", ".py", ".md", ".txt", ".model", ".jinja"}
 MODEL_NAMES = {"LICENSE", "NOTICE", ".gitattributes"}
+EXPORTED = ("onnx/query.onnx", "onnx/document.onnx")
 UNSAFE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npz", ".npy", ".h5", ".joblib", ".msgpack"}
 DATASET_PATTERNS = ("samples/*.parquet", "categories.parquet", "category_map.parquet", "ledger.parquet", "ledger.json")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -127,7 +128,7 @@ def _check_kind(folder: Path, path: Path) -> None:
         raise ValueError(
             f"{folder}: '{name}' may contain pickled code; only safetensors weights are published. Remove it."
         )
-    if path.suffix not in MODEL_SUFFIXES and path.name not in MODEL_NAMES:
+    if path.suffix not in MODEL_SUFFIXES and path.name not in MODEL_NAMES and name not in EXPORTED:
         kinds = ", ".join(sorted(MODEL_SUFFIXES))
         raise ValueError(
             f"{folder}: '{name}' is not part of a model folder (allowed: {kinds}). Move it out of the folder."

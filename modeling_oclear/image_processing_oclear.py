@@ -28,18 +28,8 @@ from .image_squares_oclear import GEOMETRY, normalised, square_of
 # that a subject of a quarter of the picture still fills it.
 REDUCED_SIDES = 4
 RESAMPLING = {"nearest", "bilinear", "bicubic", "lanczos"}
-OPTIONS = (
-    "size",
-    "image_mean",
-    "image_std",
-    "exif_orientation",
-    "crop_to_subject",
-    "crop_tolerance",
-    "pad_to_square",
-    "resample",
-    "max_image_pixels",
-    "max_image_bytes",
-)
+PIXEL_OPTIONS = (*GEOMETRY, "image_mean", "image_std", "exif_orientation")  # what changes the pixels of a picture
+OPTIONS = (*PIXEL_OPTIONS, "max_image_pixels", "max_image_bytes")
 # What other image processors can switch and this one always does.
 ALWAYS_SO = (
     ("do_resize", True),
@@ -192,6 +182,11 @@ class OclearImageProcessor(BaseImageProcessor):
             "exif_orientation": self.exif_orientation,
             "least_side": REDUCED_SIDES * self.size,
         }
+
+    @property
+    def pixel_settings(self) -> list[Any]:
+        """All that pixels depend on beside the picture: options, and a digest of the code."""
+        return [*(getattr(self, name) for name in PIXEL_OPTIONS), self.pixel_code]
 
     @property
     def pixel_code(self) -> str:

@@ -16,6 +16,7 @@ from .modeling_oclear import OclearModel, OclearQueryModel
 from .processing_oclear import OclearProcessor, OclearQueryProcessor
 
 CODE = "*_oclear.py"
+EXPORTED = "onnx"  # the folder that `oclear export` writes
 QUERY_FOLDER = "query"
 IMAGE_PROCESSOR = {"AutoImageProcessor": "image_processing_oclear.OclearImageProcessor"}
 MODEL_CLASSES = {
@@ -36,7 +37,7 @@ QUERY_CLASSES = {
 
 
 def publish(model: Any, processor: OclearProcessor | OclearQueryProcessor, folder: str | Path) -> Path:
-    """Write a model folder; files of other names in the folder are kept.
+    """Write a model folder; files of other names in the folder are kept, an export of the weights before is not.
 
     Args:
         model: an `OclearModel`, or an `OclearForCategoryClassification` to publish its prototypes too.
@@ -60,6 +61,7 @@ def publish(model: Any, processor: OclearProcessor | OclearQueryProcessor, folde
     for stale in [*folder.glob(CODE), *folder.glob("*.safetensors"), *folder.glob(f"{QUERY_FOLDER}/*.safetensors")]:
         if stale.suffix == ".py" or stale.name.startswith("model"):
             stale.unlink()
+    shutil.rmtree(folder / EXPORTED, ignore_errors=True)  # of the weights that were here before
     _write(model, processor, folder, classes=MODEL_CLASSES)
     query_processor = OclearQueryProcessor(processor.image_processor)
     _write(OclearQueryModel.from_model(base), query_processor, folder / QUERY_FOLDER, classes=QUERY_CLASSES)

@@ -13,6 +13,8 @@ from PIL import Image
 from sentence_transformers.base.modules import InputModule
 from transformers import AutoModel, AutoProcessor
 
+from .image_decoding_oclear import check_file_size
+
 Item = tuple[Image.Image | None, str | None]
 
 
@@ -79,7 +81,12 @@ class OclearSentenceModule(InputModule):
     def _opened(self, path: str | Path, place: str) -> Image.Image:
         if not Path(path).is_file():
             raise ValueError(f"{place} is {str(path)!r}, which is no file here; nothing is downloaded.")
-        picture: Image.Image = self.processor.image_processor.decode(Path(path).read_bytes())
+        processor = self.processor.image_processor
+        try:
+            check_file_size(Path(path).stat().st_size, processor.max_image_bytes)
+            picture: Image.Image = processor.decode(Path(path).read_bytes())
+        except ValueError as error:  # the processor may be of another copy of this code, with its own error class
+            raise ValueError(f"{place}: {error}") from error
         return picture
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from oclear.onnx_model import FACTS, FILES, FORMAT, ONNX_FOLDER, OnnxModel, file_digest
 from retrieval.encoder import RetrievalEncoder, load_encoder
@@ -74,7 +75,7 @@ def export(model: str | Path) -> Path:
     encoder = _for_tracing(load_encoder(str(folder), device="cpu"))
     facts = _facts(encoder)
     with atomic_folder(folder / ONNX_FOLDER) as partial:
-        for side, inputs in _examples(encoder).items():
+        for side, inputs in tqdm(_examples(encoder).items(), desc="export, about a minute", unit="file"):
             _write(
                 _Query(encoder.model) if side == "query" else _Document(encoder.model), inputs, partial / f"{side}.onnx"
             )
@@ -87,7 +88,7 @@ def export(model: str | Path) -> Path:
 
 
 def _for_tracing(encoder: RetrievalEncoder) -> RetrievalEncoder:
-    """The model of the installed package: its code can be traced with any number of rows, an older folder's cannot."""
+    """The model without the fused kernels of `load_encoder`, which cannot be traced."""
     from modeling_oclear import OclearModel
 
     model = OclearModel.from_pretrained(encoder.folder, dtype=torch.float32).eval()

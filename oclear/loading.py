@@ -32,10 +32,12 @@ def load(name: str | Path, *, device: str = "auto", backend: str = "torch") -> A
         ValueError: no such folder or repository, a folder of another kind, or a device or backend that is not there.
     """
     if backend == "onnx":
-        from oclear.onnx_model import load_onnx
-
         if device not in ("auto", "cpu"):
             raise ValueError(f"device is {device!r}; the ONNX backend runs on the CPU: leave device out")
+        try:
+            from oclear.onnx_model import load_onnx
+        except ModuleNotFoundError as error:
+            raise ValueError(f"backend 'onnx' needs {error.name}: pip install 'oclear[onnx]'") from error
         return load_onnx(name)
     if backend != "torch":
         raise ValueError(f"backend is {backend!r}; choose 'torch' or 'onnx'")

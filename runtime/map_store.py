@@ -19,18 +19,6 @@ from runtime.files import atomic_folder
 FOLDER = "features"  # in a governed folder
 SHAS = "shas"
 SETTINGS = "store.json"  # stages, patch_stage and dtype, as `store_key` takes them
-# What of an image processor changes pixels: its options and its code.
-PIXEL_OPTIONS = (
-    "size",
-    "image_mean",
-    "image_std",
-    "exif_orientation",
-    "crop_to_subject",
-    "crop_tolerance",
-    "pad_to_square",
-    "resample",
-    "pixel_code",
-)
 
 
 def store_key(network: Any, processor: Any, *, stages: int | None, patch_stage: int | None, dtype: str) -> str:
@@ -44,8 +32,7 @@ def store_key(network: Any, processor: Any, *, stages: int | None, patch_stage: 
     for name, tensor in sorted(_frozen_tensors(network, stages).items()):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).tobytes())
-    options = [getattr(processor, name) for name in PIXEL_OPTIONS]
-    digest.update(json.dumps([options, stages, patch_stage, dtype]).encode())
+    digest.update(json.dumps([processor.pixel_settings, stages, patch_stage, dtype]).encode())
     return digest.hexdigest()[:16]
 
 

@@ -50,6 +50,7 @@ class PictureWorkers:
 
         Raises:
             ImageRefused: also for a picture that ends two workers one after the other.
+            ValueError: a worker does not start.
         """
         check_file_size(len(data), options.get("max_bytes", MAX_IMAGE_BYTES))
         with self._free:
@@ -109,7 +110,7 @@ class PictureWorkers:
         except EOFError as error:
             _stop(worker)
             shown = " ".join(command)
-            raise RuntimeError(
+            raise ValueError(
                 f"the process that decodes pictures does not start (exit {worker.returncode}); `{shown}` says why"
             ) from error
         return worker
@@ -145,9 +146,15 @@ def _close_shared() -> None:
         workers.close()
 
 
-# A forked process must not write into the pipes of its parent.
+def _forget_shared() -> None:
+    """Leave the workers to the parent: a forked process must not write into its pipes."""
+    global _lock
+    _shared.clear()
+    _lock = threading.Lock()  # a thread of the parent may have held the other one
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_shared.clear)
+    os.register_at_fork(after_in_child=_forget_shared)
 
 
 def decode_apart(data: bytes, **options: Any) -> Image.Image:

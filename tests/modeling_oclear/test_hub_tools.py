@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoProcessor, pipeline
+from transformers import AutoModel, AutoModelForImageClassification, AutoProcessor, pipeline
 from transformers.utils.generic import TensorType
 
 from modeling_oclear import OclearForCategoryClassification, OclearModel, publish
@@ -92,7 +92,8 @@ def test_image_classification_names_the_prototypes(classifier: Path) -> None:
 def test_a_query_without_picture_is_refused(folder: Path, model: Any, processor: Any, classifier: Path) -> None:
     inputs = processor(images=[RED, None])
     query = AutoModel.from_pretrained(folder, subfolder="query", trust_remote_code=True)
-    for call in (query, model.get_query_embeds):
+    classify = AutoModelForImageClassification.from_pretrained(classifier, trust_remote_code=True)
+    for call in (query, model.get_query_embeds, classify):
         with pytest.raises(ValueError, match=r"query 1 \(and 0 more of 2\) has no image: leave it out"):
             call(**inputs)
 
@@ -131,7 +132,7 @@ def test_arguments_of_a_call_have_an_effect(processor: Any) -> None:
     lists = processor(images=[RED], text=texts[:1], padding=False, return_tensors=None)
     assert isinstance(lists["input_ids"], list)
     assert isinstance(processor(images=[RED], text=texts[:1], return_tensors="np")["has_text"], np.ndarray)
-    assert not isinstance(processor(text=[texts[0], None])["attention_mask"][1].any().item(), list)
+    assert processor(text=[texts[0], None])["attention_mask"].any(dim=1).tolist() == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -208,6 +209,12 @@ def test_sentence_transformers_refuses_what_is_no_query_or_document(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         sentences.encode(items, task=task)
+
+
+def test_a_broken_picture_is_named_by_its_row(sentences: Any, tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ValueError, match=r"query 0: image cannot be decoded"):
+        sentences.encode_query([str(tmp_path / "cut.png")])
 
 
 def test_a_saved_sentence_transformer_loads_again(sentences: Any, tmp_path: Path) -> None:

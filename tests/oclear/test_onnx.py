@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import oclear
-from hub_cards.publishable import MODEL_SUFFIXES
+from hub_cards.publishable import model_files
 from modeling_oclear import OclearModel, publish
 from oclear.export import export, main
 from tests.support.small_oclear import drawing, small_config, small_processor
@@ -121,5 +121,25 @@ def test_files_that_do_not_belong_together_are_refused(folder: Path, tmp_path: P
         oclear.load(copy, backend="onnx")
 
 
-def test_exported_files_may_be_published() -> None:
-    assert ".onnx" in MODEL_SUFFIXES
+def test_the_exported_files_are_published_and_no_other_ones(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "hub"))
+    names = {file.path_in_repo for file in model_files(copy, host_names=[], has_card=False)}
+    assert {"onnx/query.onnx", "onnx/document.onnx", "onnx/oclear.json"} <= names
+    shutil.copy(copy / "onnx/query.onnx", copy / "other.onnx")
+    with pytest.raises(ValueError, match="'other.onnx' is not part of a model folder"):
+        model_files(copy, host_names=[], has_card=False)
+
+
+def test_publishing_other_weights_removes_the_export(tmp_path: Path) -> None:
+    hub = published(tmp_path, text=None)
+    export(hub)
+    assert published(tmp_path, text=None) == hub
+    with pytest.raises(ValueError, match="write it with: oclear export"):
+        oclear.load(hub, backend="onnx")
+
+
+def test_a_missing_library_is_named_with_its_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "oclear.onnx_model")
+    with pytest.raises(ValueError, match=r"backend 'onnx' needs onnxruntime: pip install 'oclear\[onnx\]'"):
+        oclear.load(folder, backend="onnx")

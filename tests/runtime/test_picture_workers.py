@@ -94,7 +94,7 @@ def test_a_worker_that_somebody_else_ended_is_replaced(workers: PictureWorkers) 
 
 def test_a_worker_that_cannot_start_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="does not start"):
+    with pytest.raises(ValueError, match="does not start"):
         PictureWorkers(1).decode(encoded(3))
 
 
