@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from hub_cards.adapter import is_adapter, plan_adapter
 from hub_cards.push import Upload, check_repo_id, check_tag_name, describe, plan, send
-from hub_cards.render import render_run
+from hub_cards.render import render_run, render_unevaluated
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,6 +27,11 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--dataset-repo-id", help="data set repository owner/name (default: push fills it in)")
     render.add_argument(
         "--sample", type=Path, metavar="DIR", help="also write DIR/sample_model_card.md and sample_dataset_card.md"
+    )
+    render.add_argument(
+        "--without-evaluation",
+        action="store_true",
+        help="a model card of what training measured, for a run without metrics.json; the card says so",
     )
     push = commands.add_parser(
         "push",
@@ -50,6 +55,13 @@ def _render(args: argparse.Namespace) -> None:
     for repo_id in (args.repo_id, args.dataset_repo_id):
         if repo_id is not None:
             check_repo_id(repo_id)
+    if args.without_evaluation:
+        if args.dataset_repo_id is not None or args.sample is not None:
+            raise ValueError(
+                "--without-evaluation renders the model card alone: leave --dataset-repo-id and --sample out."
+            )
+        print(render_unevaluated(args.run, repo_id=args.repo_id))
+        return
     written = render_run(args.run, repo_id=args.repo_id, dataset_repo_id=args.dataset_repo_id, samples=args.sample)
     for path in written:
         print(path)

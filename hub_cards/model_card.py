@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hub_cards.address import render_template, usage
 from hub_cards.formatting import METRIC_NAMES, flat, key_table, metric, metric_table, table
 from hub_cards.governance_tables import governance_measured, ledger_summary
-from hub_cards.results import ResultFile, RunResults
+from hub_cards.results import NOT_STATED, ResultFile, RunResults
 
 SHOWN_METRICS = ("recall_at_1", "recall_at_5", "recall_at_10", "mrr_at_10", "ndcg_at_10", "map")
 QUERY_SETS = {
@@ -50,7 +50,8 @@ def _evaluation(run: RunResults, model_name: str) -> ModelCardData:
     """Metadata of the card; the model-index holds the metrics on unseen categories."""
     name_of_data = data_name(run)
     results = []
-    for key, config in (("unseen.full_gallery", "full gallery"), ("unseen.unseen_gallery", "unseen gallery")):
+    sets = (("unseen.full_gallery", "full gallery"), ("unseen.unseen_gallery", "unseen gallery"))
+    for key, config in sets if run.is_evaluated else ():
         metrics = run.metrics.section(key)
         for name, shown in METRIC_NAMES.items():
             results.append(
@@ -79,7 +80,7 @@ def _evaluation(run: RunResults, model_name: str) -> ModelCardData:
             "custom_code",
         ],
         model_name=model_name,
-        eval_results=results,
+        eval_results=results or None,
     )
 
 
@@ -221,6 +222,19 @@ def _training_values(recipe: ResultFile) -> dict[str, Any]:
     return {"loss": recipe.text("head.loss.kind"), **counts}
 
 
+def _measured(run: RunResults) -> dict[str, Any]:
+    """Metrics on judged queries: headline, tables of query sets, baselines and slices."""
+    headline = run.metrics.section("unseen.full_gallery")
+    return {
+        "recall_1": metric(headline, "recall_at_1", interval=True),
+        "recall_10": metric(headline, "recall_at_10", interval=True),
+        **{name: headline.count(name) for name in ("queries", "documents", "skipped")},
+        "results": _results(run.metrics),
+        "baselines": _baseline_tables(run),
+        "slices": _slices(headline),
+    }
+
+
 def model_card(run: RunResults, *, repo_id: str | None) -> ModelCard:
     """Render the model card of a run.
 
@@ -236,26 +250,19 @@ def model_card(run: RunResults, *, repo_id: str | None) -> ModelCard:
     """
     model_name = repo_id.split("/")[1] if repo_id else f"oclear-{run.name}"
     address = repo_id or f"runs/{run.name}/hub"
-    headline = run.metrics.section("unseen.full_gallery")
     body = render_template(
         "model_card.md.j2",
         model_name=model_name,
         data_name=data_name(run),
-        simulated=simulated(run.data),
+        simulated=simulated(run.data) if run.is_evaluated or run.data.has("simulated") else None,
         hidden_size=run.config.count("hidden_size"),
         **_text_values(run.config),
         **_training_values(run.recipe),
-        recall_1=metric(headline, "recall_at_1", interval=True),
-        recall_10=metric(headline, "recall_at_10", interval=True),
-        queries=headline.count("queries"),
-        documents=headline.count("documents"),
-        skipped=headline.count("skipped"),
-        results=_results(run.metrics),
-        baselines=_baseline_tables(run),
-        slices=_slices(headline),
-        data=key_table(run.data.content),
+        evaluated=run.is_evaluated,
+        **(_measured(run) if run.is_evaluated else {}),
+        data=key_table(run.data.content) if run.data.content else NOT_STATED,
         governance=governance_measured(run.metrics),
-        ledger=ledger_summary(run.ledger),
+        ledger=ledger_summary(run.ledger) if run.ledger.content else NOT_STATED,
         recipe=key_table(run.recipe.content),
         selection=_selection(run),
         training=_training(run),

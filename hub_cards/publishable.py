@@ -200,7 +200,11 @@ def model_files(folder: Path, *, host_names: Sequence[str] | None = None, has_ca
     """
     files = _relative_files(folder)
     if has_card:
-        _check_card(folder / "README.md", ModelCard, f"Run: python -m hub_cards render {folder.parent}")
+        _check_card(
+            folder / "README.md",
+            ModelCard,
+            f"Run: python -m hub_cards render {folder.parent} (--without-evaluation where there are no judged queries)",
+        )
     for path in files:
         _check_kind(folder, path)
     for side, required in ((folder, {"AutoConfig", "AutoModel"}), (folder / "query", {"AutoConfig", "AutoModel"})):

@@ -112,6 +112,11 @@ class RunResults:
     curve: list[ResultFile]
     attribution: str
 
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether there are metrics on judged queries."""
+        return bool(self.metrics.content)
+
 
 def read_json(path: Path, name: str) -> ResultFile:
     """Read a JSON object.
@@ -147,6 +152,39 @@ def read_curve(path: Path) -> list[ResultFile]:
             raise ValueError(f"{path}, line {number} is not an object. Train again or repair the line.")
         lines.append(ResultFile(f"train.jsonl:{number}", content))
     return lines
+
+
+NOT_STATED = "Not stated by the publisher."
+
+
+def read_training(folder: Path) -> RunResults:
+    """Read what training wrote into a run folder, for a card without evaluation; the rest is taken where it exists.
+
+    Raises:
+        ValueError: for the first result file of training that is missing or unreadable.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder. Pass the run folder that training wrote, such as runs/mine.")
+    names = ("recipe.json", "training.json", "environment.json", "hub/config.json")
+    recipe, training, environment, config = (read_json(folder / name, name) for name in names)
+    name = folder.resolve().name
+    ledger, data = (
+        read_json(folder / file, file) if (folder / file).is_file() else ResultFile(file, {})
+        for file in ("ledger.json", "data.json")
+    )
+    return RunResults(
+        name=name,
+        folder=folder,
+        recipe=recipe,
+        training=training,
+        environment=environment,
+        metrics=ResultFile("metrics.json", {}),
+        ledger=ledger,
+        config=config,
+        data=data,
+        curve=read_curve(folder / "train.jsonl"),
+        attribution=read_attribution(folder) if (folder / "ATTRIBUTION.md").is_file() else NOT_STATED,
+    )
 
 
 def _data(folder: Path, metrics: ResultFile) -> ResultFile:

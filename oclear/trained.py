@@ -71,12 +71,13 @@ class Run:
             huggingface_hub.errors.HfHubHTTPError: the Hub rejects the request.
         """
         from hub_cards.push import check_tag_name, plan, send
-        from hub_cards.render import render_run
+        from hub_cards.render import render_run, render_unevaluated
 
         if tag is not None:
             check_tag_name(tag)
         if not (self.hub / "README.md").is_file():
-            render_run(self.folder, repo_id=repo_id, dataset_repo_id=None, samples=None)
+            render = render_run if (self.folder / "metrics.json").is_file() else render_unevaluated
+            render(self.folder, repo_id=repo_id)
         return send(plan(self.hub, repo_id=repo_id, dataset=None, dataset_repo_id=None), private=private, tag=tag)[-1]
 
     def __repr__(self) -> str:

@@ -309,3 +309,21 @@ def test_headings_of_the_attribution_are_moved_two_levels_down() -> None:
 
 def test_fixture_has_the_keys_of_the_demo() -> None:
     assert set(METRICS) >= {"unseen", "seen", "baselines", "governance"}
+
+
+def test_a_run_without_evaluation_gets_a_card_that_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("metrics.json", "ledger.json", "ATTRIBUTION.md"):
+        (run / name).unlink()
+    assert main(["render", str(run), "--without-evaluation"]) == 0
+    assert Path(capsys.readouterr().out.strip()) == run / "hub" / "README.md"
+    card = ModelCard.load(run / "hub" / "README.md")
+    text = str(card)
+    assert "was not evaluated on judged queries" in text
+    assert "observed or simulated: not stated by the publisher" in text
+    assert not card.data.eval_results
+    assert "recall@1" not in text.split("## How a document")[0].split("### What was published")[0]
+    assert not PLACEHOLDER.search(text)
+    assert main(["render", str(run), "--without-evaluation", "--sample", str(run)]) == 2
+    (run / "training.json").unlink()
+    assert main(["render", str(run), "--without-evaluation"]) == 2
+    assert "training.json is missing" in capsys.readouterr().err

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from PIL import Image
 
 import oclear
 from tests.support.commands import reset_accelerator
+from tests.support.loopback_hub import loopback_hub
 from tests.support.synthetic_shop import SyntheticShop, write_shop
 
 
@@ -174,3 +178,21 @@ def test_every_public_name_loads_and_has_a_docstring() -> None:
         found = getattr(oclear, name)
         assert name == "__version__" or (found.__doc__ or "").strip(), name
     assert set(oclear.__all__) - {"__version__"} == set(oclear._SOURCES)
+
+
+def test_a_run_is_pushed_with_its_card(run: oclear.Run) -> None:
+    code = f"import oclear\nprint(oclear.Run({str(run.folder)!r}).push_to_hub('org/mine', tag='v1'))"
+    with loopback_hub() as hub:
+        changes = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_right", "HF_HUB_DISABLE_XET": "1"}
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            env={**os.environ, **changes},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert hub.endpoint in done.stdout
+        files = hub.files("org/mine", "v1")
+    assert {"README.md", "config.json", "model.safetensors", "query/config.json", "modules.json"} <= set(files)
+    assert "was not evaluated on judged queries" in files["README.md"].decode()
