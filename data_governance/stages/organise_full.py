@@ -44,6 +44,9 @@ MAX_TESTED = 2_000
 # clicks on its document can predict a held-out click: with n of them on average the slack is FIT_SLACK / n.
 FIT_SLACK = 0.75
 LEAST_FIT_SLACK, MOST_FIT_SLACK = 0.03, 0.25
+# The slack is a share of the best fit, or of this where the best is lower: where clicks can hardly be predicted, most of
+# what merging captures is wrong clicks on similar documents.
+USUAL_FIT = 0.4
 # Factor on the policy's click weight tried with one source: 2 suits logs with one or two clicks a query, 5 with ten.
 HIGHER_CLICK_WEIGHT = 2.5
 SHRINKAGES = (0.03, 0.1, 0.2, 0.4, 0.7)
@@ -283,7 +286,7 @@ def choose_resolution(
 ) -> tuple[float, dict[str, float]]:
     """(resolution whose groups best predict the held-out clicks (H, 2), fit of each resolution).
 
-    Ties go to the finest one; with one source, so do fits that are less than `fit_slack` worse.
+    With one source, `finest_resolution` takes a finer one that fits nearly as well; with several, only ties go there.
     """
     fits = {}
     for resolution in matching.resolutions(source):
@@ -291,9 +294,14 @@ def choose_resolution(
         fit = matching.click_fit(hidden_H2, found.best, found.group, part.graph.document_leaf)
         fits[str(resolution)] = round(fit, 4)
     slack = 0.0 if source.any() else fit_slack(part.edges_P2)
+    return finest_resolution(fits, slack), fits
+
+
+def finest_resolution(fits: dict[str, float], slack: float) -> float:
+    """The finest resolution whose fit is at most `slack` times the best fit (at least USUAL_FIT) below the best."""
     best = max(fits.values())
-    least = best - slack * abs(best)
-    return max(float(name) for name, fit in fits.items() if fit >= least), fits
+    least = best - slack * max(best, USUAL_FIT)
+    return max(float(name) for name, fit in fits.items() if fit >= least)
 
 
 def fit_slack(edges_P2: np.ndarray) -> float:

@@ -119,6 +119,21 @@ def test_the_fewer_clicks_a_document_has_the_more_fit_a_finer_resolution_may_cos
     assert organise_full.fit_slack(np.zeros((0, 2), dtype=np.int64)) == 0.25
 
 
+@pytest.mark.parametrize(
+    ("fits", "chosen"),
+    [
+        ({"0.001": 0.8, "0.01": 0.75, "0.1": 0.59}, 0.01),  # a quarter of 0.8 may be lost
+        ({"0.001": 0.12, "0.01": 0.08, "0.1": 0.03}, 0.1),  # a tenth, which is a quarter of the usual 0.4
+        ({"0.001": 0.12, "0.01": 0.08, "0.1": 0.01}, 0.01),
+    ],
+)
+def test_where_clicks_can_hardly_be_predicted_a_finer_resolution_may_cost_most_of_the_fit(
+    fits: dict[str, float], chosen: float
+) -> None:
+    assert organise_full.finest_resolution(fits, 0.25) == chosen
+    assert organise_full.finest_resolution(fits, 0.0) == 0.001
+
+
 def test_matching_maximises_the_sum_where_a_greedy_match_would_not() -> None:
     # greedy would take 0-2 (.9) and leave 1-3 (0); the best sum is 0-3 (.8) and 1-2 (.8)
     affinity = dense([[0, 0, 0.9, 0.8], [0, 0, 0.8, 0.0], [0.9, 0.8, 0, 0], [0.8, 0.0, 0, 0]])
