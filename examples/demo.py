@@ -190,7 +190,7 @@ def index_step(args: argparse.Namespace, name: str, hub: Path, *options: str) ->
     words: list[object] = ["-m", "retrieval", "index", "--model", hub, "--threads", 1]
     words += ["--catalogue", args.base / "data" / "catalogue.parquet", "--out", index, *options]
     words += ["--governed", args.base / "governed"]
-    return Step(f"index {name}", "evaluation", index / "index.json", python(*words))
+    return Step(f"index {name}", "evaluation", index / "current.json", python(*words))
 
 
 def evaluate_step(args: argparse.Namespace, name: str, hub: Path, index: Path, queries: str, *options: object) -> Step:

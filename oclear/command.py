@@ -85,6 +85,13 @@ COMMANDS = {
         ("index",),
         "retrieval",
     ),
+    "update": Command(
+        "add, replace or delete documents of an index, or change their fields",
+        "oclear update --index index --model runs/mine/hub --catalogue new.csv",
+        "retrieval",
+        ("update",),
+        "retrieval",
+    ),
     "export": Command(
         "write a published model as ONNX, for ONNX Runtime",
         "oclear export --model runs/mine/hub",

@@ -3,7 +3,7 @@
     encoder = retrieval.load_encoder("runs/demo/hub")
     catalogue = retrieval.read_table("catalogue.parquet", retrieval.CATALOGUE)
     index = retrieval.build_index(encoder, catalogue)
-    answers = retrieval.search(encoder, index, [Path("photo.png")], k=10)
+    answers = retrieval.search(encoder, index, [Path("photo.png")], options=retrieval.SearchOptions(k=10))
 
 Names are loaded at first use, so that `import retrieval` reads neither torch nor FAISS.
 """
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from retrieval.evaluation.evaluate import EvaluationTables as EvaluationTables
     from retrieval.evaluation.evaluate import evaluate as evaluate
     from retrieval.index.embed import Changes as Changes
+    from retrieval.index.folder import load_index as load_index
+    from retrieval.index.folder import save_index as save_index
     from retrieval.index.search import Answers as Answers
+    from retrieval.index.search import SearchOptions as SearchOptions
     from retrieval.index.search import search as search
     from retrieval.index.store import Index as Index
     from retrieval.index.store import build_index as build_index
-    from retrieval.index.store import load_index as load_index
-    from retrieval.index.store import save_index as save_index
     from retrieval.tables import CATALOGUE as CATALOGUE
     from retrieval.tables import GALLERY as GALLERY
     from retrieval.tables import MERGE as MERGE
@@ -47,14 +48,15 @@ _SOURCES = {
     "QRELS": "retrieval.tables",
     "QUERIES": "retrieval.tables",
     "RetrievalEncoder": "retrieval.encoder",
+    "SearchOptions": "retrieval.index.search",
     "Table": "retrieval.tables",
     "build_index": "retrieval.index.store",
     "evaluate": "retrieval.evaluation.evaluate",
     "load_encoder": "retrieval.encoder",
-    "load_index": "retrieval.index.store",
+    "load_index": "retrieval.index.folder",
     "load_query_encoder": "retrieval.encoder",
     "read_table": "retrieval.tables",
-    "save_index": "retrieval.index.store",
+    "save_index": "retrieval.index.folder",
     "search": "retrieval.index.search",
 }
 
@@ -70,6 +72,7 @@ __all__ = [
     "EvaluationTables",
     "Index",
     "RetrievalEncoder",
+    "SearchOptions",
     "Table",
     "build_index",
     "evaluate",

@@ -1,4 +1,4 @@
-"""Command line of retrieval: index, search, evaluate, page, picture."""
+"""Command line of retrieval: index, update, search, evaluate, page, picture."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ from runtime.devices import DEVICES
 
 EXAMPLES = {
     "index": "python -m retrieval index --model runs/x/hub --catalogue data/catalogue.parquet --out index",
+    "update": "python -m retrieval update --index index --model runs/x/hub --catalogue new.csv",
     "search": "python -m retrieval search --model runs/x/hub --index index --image photo.png --html answers.html",
     "evaluate": "python -m retrieval evaluate --model runs/x/hub --catalogue data/catalogue.parquet "
     "--queries data/test_queries.parquet --qrels data/test_qrels.parquet --out metrics.json",
@@ -20,6 +21,7 @@ EXAMPLES = {
 }
 HELP = {
     "index": "embed a catalogue and write its index folder",
+    "update": "add, replace or delete documents of an index, change their fields, compact it, or go back",
     "search": "search with query pictures and print one JSON line per answer",
     "evaluate": "rank a gallery for test queries and write the metrics",
     "page": "write the report page: answers, attention maps, metrics; one HTML file that needs no network",
@@ -40,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         for name in HELP
     }
     _index_flags(added["index"])
+    _update_flags(added["update"])
     _search_flags(added["search"])
     _evaluate_flags(added["evaluate"])
     _page_flags(added["page"])
@@ -49,6 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="FOLDER", help="published folder (runs/x/hub) or Hub id")
+    _compute_flags(parser)
+
+
+def _compute_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=_positive, metavar="N", help="default: OCLEAR_THREADS, else the idle cores")
     parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="pictures per forward pass")
     parser.add_argument(
@@ -77,6 +84,22 @@ def _index_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _update_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--index", required=True, metavar="FOLDER", help="index folder")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--catalogue", metavar="TABLE", help="doc_id, image, text: add these, or replace them")
+    action.add_argument("--fields", metavar="TABLE", help="doc_id and columns to change, such as a price")
+    action.add_argument("--delete", nargs="+", metavar="ID", help="remove these documents")
+    action.add_argument("--delete-from", metavar="TABLE", help="doc_id: remove these documents")
+    action.add_argument("--compact", action="store_true", help="write all changes into a new base")
+    action.add_argument(
+        "--rollback", nargs="?", type=_positive, const=0, metavar="N", help="go back to version N; default: the last"
+    )
+    action.add_argument("--versions", action="store_true", help="list the versions that can be gone back to")
+    _compute_flags(parser)
+    parser.add_argument("--model", metavar="FOLDER", help="for --catalogue: the model that the index was built with")
+
+
 def _search_flags(parser: argparse.ArgumentParser) -> None:
     _model_flags(parser)
     parser.add_argument("--index", required=True, metavar="FOLDER", help="index folder")
@@ -84,6 +107,16 @@ def _search_flags(parser: argparse.ArgumentParser) -> None:
         "--image", required=True, action="append", metavar="FILE", help="query picture; may be repeated"
     )
     parser.add_argument("--k", type=_positive, default=10, metavar="N", help="answers per picture")
+    parser.add_argument(
+        "--where", metavar="CONDITION", help="""search among these only, such as "price < 50 and brand = 'x'\""""
+    )
+    parser.add_argument("--group-by", metavar="COLUMN", help="one answer for each value, such as a product number")
+    parser.add_argument(
+        "--fold",
+        type=float,
+        metavar="COSINE",
+        help="leave out documents this close to a better answer, such as .99",
+    )
     parser.add_argument("--html", metavar="FILE", help="also write the answers as a page")
 
 

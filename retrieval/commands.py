@@ -14,12 +14,15 @@ import torch
 from retrieval.encoder import RetrievalEncoder, load_encoder, load_query_encoder
 from retrieval.evaluation.evaluate import EvaluationTables
 from retrieval.evaluation.evaluate import evaluate as score_queries
+from retrieval.index import changes
 from retrieval.index.embed import Changes
+from retrieval.index.folder import load_index, save_index, versions
+from retrieval.index.search import SearchOptions
 from retrieval.index.search import search as search_index
-from retrieval.index.store import Index, build_index, describe, load_index, save_index
+from retrieval.index.store import Index, build_index, describe
 from retrieval.report.page import Sources, write_answers, write_report
 from retrieval.report.picture import write_sheet
-from retrieval.tables import CATALOGUE, GALLERY, MERGE, QRELS, QUERIES, Table, read_table
+from retrieval.tables import CATALOGUE, FIELDS, GALLERY, MERGE, QRELS, QUERIES, Table, read_table
 from runtime.files import only_user
 from runtime.threads import num_threads
 
@@ -37,13 +40,41 @@ def index(options: argparse.Namespace) -> None:
         save_index(found, out)
 
 
+def update(options: argparse.Namespace) -> None:
+    """Change an index and print what changed as one JSON line; list its versions as one line each."""
+    folder = Path(options.index)
+    if options.catalogue:
+        if not options.model:
+            raise ValueError("--catalogue needs --model: the model that the index was built with")
+        _set_threads(options.threads)
+        catalogue = read_table(options.catalogue, CATALOGUE)
+        encoder = load_encoder(options.model, bf16=options.bf16, device=options.device)
+        counts = changes.upsert(encoder, folder, catalogue, batch_size=options.batch_size)
+    elif options.fields:
+        counts = changes.update_fields(folder, read_table(options.fields, FIELDS))
+    elif options.delete or options.delete_from:
+        ids = options.delete or read_table(options.delete_from, GALLERY).read(["doc_id"])["doc_id"]
+        counts = changes.delete(folder, ids)
+    elif options.compact:
+        counts = changes.compact(folder)
+    elif options.rollback is not None:
+        counts = changes.rollback(folder, options.rollback or None)
+    else:
+        for version in versions(folder):
+            print(json.dumps(dataclasses.asdict(version)))
+        return
+    print(json.dumps(counts))
+
+
 def search(options: argparse.Namespace) -> None:
     """Print one JSON line per answer, and one per picture that cannot be used, with its reason."""
     _set_threads(options.threads)
     found = load_index(Path(options.index))
     encoder = load_query_encoder(options.model, bf16=options.bf16, device=options.device)
     skipped: list[dict[str, str]] = []
-    answers = search_index(encoder, found, [Path(name) for name in options.image], k=options.k, skipped=skipped)
+    wanted = SearchOptions(k=options.k, where=options.where, group_by=options.group_by, fold=options.fold)
+    images = [Path(name) for name in options.image]
+    answers = search_index(encoder, found, images, options=wanted, skipped=skipped)
     for line in skipped:
         print(json.dumps(line, ensure_ascii=False))
         logger.warning("skipped %s", line["skipped"])
@@ -99,7 +130,7 @@ def picture(options: argparse.Namespace) -> None:
 
 def _sources(options: argparse.Namespace) -> Sources:
     return Sources(
-        index=load_index(Path(options.index)),
+        index=load_index(Path(options.index)).settled(),
         queries=read_table(options.queries, QUERIES),
         qrels=read_table(options.qrels, QRELS),
         per_query=Path(options.per_query),
@@ -108,7 +139,7 @@ def _sources(options: argparse.Namespace) -> Sources:
 
 def _index_for(options: argparse.Namespace, catalogue: Table) -> Index:
     if options.index:
-        return load_index(Path(options.index), columns=["doc_id"])
+        return load_index(Path(options.index)).settled()
     return _build(load_encoder(options.model, bf16=options.bf16, device=options.device), catalogue, options)
 
 
@@ -155,4 +186,4 @@ def _writable(name: str) -> Path:
     return path
 
 
-COMMANDS = {"index": index, "search": search, "evaluate": evaluate, "page": page, "picture": picture}
+COMMANDS = {"index": index, "update": update, "search": search, "evaluate": evaluate, "page": page, "picture": picture}

@@ -34,9 +34,10 @@ CATALOGUE = _schema(
 )
 QRELS = _schema("qrels", {"query_id": Value("string"), "doc_id": Value("string"), "relevance": Value("int64")})
 GALLERY = _schema("gallery", {"doc_id": Value("string")})
+FIELDS = _schema("fields", {"doc_id": Value("string")})
 MERGE = _schema("merge", {"doc_id": Value("string"), "same_as": Value("string")})
 # Tables with one row for each id.
-UNIQUE = {"queries": "query_id", "catalogue": "doc_id", "gallery": "doc_id"}
+UNIQUE = {"queries": "query_id", "catalogue": "doc_id", "gallery": "doc_id", "fields": "doc_id"}
 # Tables whose bad rows are left out with a reason; in the others they are errors.
 SKIPS = ("queries", "catalogue")
 BATCH_ROWS = 256
@@ -79,8 +80,12 @@ class Table:
 
     def read(self, columns: Sequence[str] | None = None) -> dict[str, list[Any]]:
         """All values of some columns (default: all) as Python lists; columns that the table lacks are left out."""
-        found: dict[str, list[Any]] = self._good(self.rows.read(columns), first=0).to_pydict()
+        found: dict[str, list[Any]] = self.arrow(columns).to_pydict()
         return found
+
+    def arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """As `read`, as an Arrow table."""
+        return self._good(self.rows.read(columns), first=0)
 
     def batches(self, rows: int = BATCH_ROWS) -> Iterator[dict[str, list[Any]]]:
         """The rows in order, at most `rows` at a time, as Python lists."""

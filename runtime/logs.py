@@ -11,6 +11,17 @@ PACKAGES = ("runtime", "data_governance", "train", "retrieval", "hub_cards", "be
 HANDLER = "oclear"
 
 
+class _ToStandardError(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at the time of the message, not at that of the configuration."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
 def configure(*, level: int = logging.INFO, stream: TextIO | None = None) -> None:
     """Print log messages of our packages from `level` on, without prefix; other libraries are left as they are.
 
@@ -19,7 +30,7 @@ def configure(*, level: int = logging.INFO, stream: TextIO | None = None) -> Non
     Args:
         stream: where messages go; None is standard error.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _ToStandardError() if stream is None else logging.StreamHandler(stream)
     handler.set_name(HANDLER)
     handler.setFormatter(logging.Formatter("%(message)s"))
     for package in PACKAGES:

@@ -64,7 +64,7 @@ def steps(folder: Path, settings: Settings, *, seed: int) -> list[Step]:
         index: list[object] = ["-m", "retrieval", "index", "--model", out / "hub", "--out", out / "index"]
         index += ["--catalogue", data / "catalogue.parquet", "--threads", settings.threads]
         found.append(Step(f"train {system}", out / "hub" / "config.json", _python(*train), out / "train.jsonl"))
-        found.append(Step(f"index {system}", out / "index" / "index.json", _python(*index)))
+        found.append(Step(f"index {system}", out / "index" / "current.json", _python(*index)))
         for part, table in PARTS.items():
             judge: list[object] = ["-m", "retrieval", "evaluate", "--model", out / "hub", "--index", out / "index"]
             judge += ["--catalogue", data / "catalogue.parquet", "--queries", data / f"{table}_queries.parquet"]

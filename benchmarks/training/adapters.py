@@ -43,7 +43,7 @@ def commands(demo: Path, out: Path, recipe: str, *, seed: int) -> dict[Path, lis
     evaluate: list[object] = ["-m", "retrieval", "evaluate", *catalogue, "--index", run / "index"]
     evaluate += ["--queries", data / "test_queries.parquet", "--qrels", data / "test_qrels.parquet"]
     evaluate += ["--merge", data / "merged.parquet", "--out", run / "metrics.json"]
-    steps = {run / "training.json": train, run / "index" / "index.json": index, run / "metrics.json": evaluate}
+    steps = {run / "training.json": train, run / "index" / "current.json": index, run / "metrics.json": evaluate}
     return {done: [sys.executable, *map(str, words)] for done, words in steps.items()}
 
 

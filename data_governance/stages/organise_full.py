@@ -44,8 +44,8 @@ MAX_TESTED = 2_000
 # clicks on its document can predict a held-out click: with n of them on average the slack is FIT_SLACK / n.
 FIT_SLACK = 0.75
 LEAST_FIT_SLACK, MOST_FIT_SLACK = 0.03, 0.25
-# The slack is a share of the best fit, or of this where the best is lower: where clicks can hardly be predicted, most of
-# what merging captures is wrong clicks on similar documents.
+# The slack is a share of the best fit, or of this where the best is lower: where clicks can hardly be predicted, most
+# of what merging captures is wrong clicks on similar documents.
 USUAL_FIT = 0.4
 # Factor on the policy's click weight tried with one source: 2 suits logs with one or two clicks a query, 5 with ten.
 HIGHER_CLICK_WEIGHT = 2.5

@@ -62,21 +62,29 @@ def hubness(embeds_ND: Tensor, sample_SD: Tensor) -> Tensor:
     return torch.cat([(rows_CD @ sample_SD.T).topk(count, dim=1).values.mean(1) for rows_CD in embeds_ND.split(CHUNK)])
 
 
-def calibrated_documents(embeds_ND: Array, sample_SD: Array | None, *, has_image: NDArray[np.bool_]) -> Array:
-    """Index vectors [z, -r(z)/2], scaled where there is no image; z itself without a sample.
+def calibrated_documents(
+    embeds_ND: Array, sample_SD: Array | None, *, has_image: NDArray[np.bool_], factor: float | None = None
+) -> tuple[Array, float]:
+    """(index vectors [z, -r(z)/2], those without image times a factor; the factor); z itself without a sample.
 
     Args:
-        has_image: (N,). No vector is scaled if all documents have an image or none has, or a mean is not above 0.
+        has_image: (N,).
+        factor: of an earlier call, for documents that are added to the same index: so no vector depends on what comes
+            later. None = the mean r of documents with image over that of the others; 1 if all have an image or none
+            has, or a mean is not above 0.
     """
     if sample_SD is None:
-        return embeds_ND
+        return embeds_ND, 1.0
     hubness_N = hubness(torch.from_numpy(embeds_ND), torch.from_numpy(sample_SD)).numpy()
     vectors_NE = np.concatenate([embeds_ND, -0.5 * hubness_N[:, None]], axis=1)
-    if has_image.any() and not has_image.all():
-        usual, own = hubness_N[has_image].mean(), hubness_N[~has_image].mean()
-        if min(usual, own) > 0:
-            vectors_NE[~has_image] *= usual / own
-    return vectors_NE
+    if factor is None:
+        factor = 1.0
+        if has_image.any() and not has_image.all():
+            usual, own = hubness_N[has_image].mean(), hubness_N[~has_image].mean()
+            factor = float(usual / own) if min(usual, own) > 0 else 1.0
+    if factor != 1:
+        vectors_NE[~has_image] *= np.float32(factor)
+    return vectors_NE, factor
 
 
 def calibrated_queries(embeds_QD: Array, *, index_width: int, calibrate: bool = True) -> Array:

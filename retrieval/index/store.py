@@ -1,12 +1,12 @@
-"""The index folder: build it from a catalogue, save it, load it, search it.
+"""An index of a catalogue: build it, search it.
 
-index.faiss holds one vector per document, in the order of documents.parquet, which is sorted by doc_id: ties by row are
-ties by doc_id. index.json records the model, calibration, imputation and ablations, and lists the skipped documents.
+It holds one vector per document, in the order of its documents, which are sorted by doc_id: ties by row are ties by
+doc_id. Later changes add rows at the end (changes.py). `info` records the model, calibration, imputation and ablations,
+and lists the skipped documents.
 """
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +19,71 @@ from retrieval.encoder import RetrievalEncoder, fingerprint
 from retrieval.index import EXACT_BELOW, vector_search
 from retrieval.index.calibration import calibrated_documents, calibrated_queries, load_calibration
 from retrieval.index.embed import NO_CHANGES, Changes, Embedded, embed_documents
-from retrieval.index.imputation import impute
-from retrieval.index.vector_search import Searcher
+from retrieval.index.fields import FieldFilter, read_fields
+from retrieval.index.imputation import Donors, impute, some_donors
+from retrieval.index.vector_search import ChangedSearcher, Searcher
 from retrieval.stored_maps import open_maps
 from retrieval.tables import Table
 from runtime.environment import environment
-from runtime.files import atomic_folder, write_json
-
-FORMAT = 1
-FILES = ("index.faiss", "documents.parquet", "index.json")
 
 Array = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Index:
-    """Vectors with their documents; `info` is the content of index.json."""
+    """Vectors with their documents.
 
-    searcher: Searcher
+    Attributes:
+        searcher: the vectors, row by row. documents: id, text, leaf, thumbnail and more of every row.
+        info: what is known of the build; index.json on disk.
+        fields: the catalogue's own columns, row by row; without columns if it has none.
+        alive_N: rows that were neither deleted nor replaced; None = all.
+        donors: a sample of documents, which later ones without text take their text shift from.
+    """
+
+    searcher: Searcher | ChangedSearcher
     documents: pa.Table
     info: dict[str, Any]
+    fields: pa.Table
+    alive_N: Mask | None = None
+    donors: Donors | None = None
+
+    def __len__(self) -> int:
+        """Number of documents that a search can find."""
+        return len(self.documents) if self.alive_N is None else int(self.alive_N.sum())
 
     @property
     def doc_ids(self) -> list[str]:
+        """The id of every row, those that are gone included."""
         return self.documents.column("doc_id").to_pylist()
 
+    @cached_property
+    def _filter(self) -> FieldFilter:
+        return FieldFilter(self.documents, self.fields)
+
     def search(
-        self, queries_QD: Array, k: int, *, calibrate: bool = True
+        self, queries_QD: Array, k: int, *, calibrate: bool = True, allowed_N: Mask | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Rows of `documents` and scores, best first, ties by doc_id; see Searcher.search for shapes and errors."""
+        """Rows of `documents` and scores, best first, ties by row; see `Searcher.search` for shapes and errors."""
         wide_QE = calibrated_queries(queries_QD, index_width=self.searcher.width, calibrate=calibrate)
-        return self.searcher.search(wide_QE, k)
+        return self.searcher.search(wide_QE, k, allowed_N=allowed_N)
+
+    def matching(self, where: str) -> Mask:
+        """(N,) rows for which a condition such as "price < 50 and brand = 'x'" is true; see fields.py.
+
+        Raises:
+            ValueError: a condition that is not allowed, or does not fit the columns.
+        """
+        return self._filter.matching(where)
+
+    def group_codes(self, name: str) -> NDArray[np.int64]:
+        """(N,) equal numbers for rows with the same value of a column; a row without a value has its own.
+
+        Raises:
+            ValueError: there is no such column.
+        """
+        return self._filter.group_codes(name)
 
     def subset(self, rows: NDArray[np.int64]) -> "Index":
         """The index of some of the documents, in the same order, built by the same rule from the stored vectors.
@@ -59,9 +93,24 @@ class Index:
         """
         if len(rows) == len(self.documents):
             return self
-        vectors_NE = self.searcher.vectors()[np.sort(rows)]
-        searcher = vector_search.build(vectors_NE, exact_below=int(self.info["exact_below"]))
-        return Index(searcher, self.documents.take(np.sort(rows)), self.info)
+        rows = np.sort(rows)
+        searcher = vector_search.build(self.searcher.rows(rows), exact_below=int(self.info["exact_below"]))
+        return Index(searcher, self.documents.take(rows), self.info, _taken(self.fields, rows), donors=self.donors)
+
+    def settled(self) -> "Index":
+        """The same documents as a fresh index: sorted by doc_id, without rows that are gone."""
+        if self.alive_N is None:
+            return self
+        rows = np.flatnonzero(self.alive_N)
+        order = pa.compute.sort_indices(self.documents.column("doc_id").take(rows)).to_numpy()
+        rows = rows[order]
+        searcher = vector_search.build(self.searcher.rows(rows), exact_below=int(self.info["exact_below"]))
+        info = self.info | {
+            "kind": searcher.kind,
+            "recall_at_10_against_exact": searcher.recall_at_10,
+            "documents": len(rows),
+        }
+        return Index(searcher, self.documents.take(rows), info, _taken(self.fields, rows), donors=self.donors)
 
     def check_model(self, folder: Path) -> None:
         """Raise ValueError if this index was built with other weights than those in `folder`."""
@@ -99,12 +148,12 @@ def build_index(
     embeds_ND, imputed = _embeddings(found, imputation and encoder.text_strength > 0)
     sample = load_calibration(encoder.folder, width=encoder.width)
     order = sorted(range(len(found.doc_id)), key=found.doc_id.__getitem__)
-    vectors_NE = calibrated_documents(embeds_ND, sample, has_image=np.asarray(found.has_image))
+    has_image = np.asarray(found.has_image)
+    vectors_NE, factor = calibrated_documents(embeds_ND, sample, has_image=has_image)
     vectors_NE = np.ascontiguousarray(vectors_NE[order], dtype=np.float32)
     wide = None if sample is None else calibrated_queries(sample, index_width=vectors_NE.shape[1])
     searcher = vector_search.build(vectors_NE, exact_below=exact_below, sample_QE=wide)
     info = {
-        "format": FORMAT,
         "model": fingerprint(encoder.folder),
         "kind": searcher.kind,
         "width": searcher.width,
@@ -112,6 +161,7 @@ def build_index(
         "exact_below": exact_below,
         "documents": len(found.doc_id),
         "calibration": None if sample is None else {"method": "csls", "neighbours": 5, "queries": len(sample)},
+        "length_without_image": factor,
         "imputed": int(imputed.sum()),
         "text_strength": encoder.text_strength,
         "text": changes.text,
@@ -121,7 +171,9 @@ def build_index(
         "skipped": found.skipped,
         "environment": environment(),
     }
-    return Index(searcher, _documents(found, imputed, order), info)
+    documents = documents_table(found, imputed).take(pa.array(order, pa.int64()))
+    fields = read_fields(catalogue, documents.column("doc_id").to_pylist())
+    return Index(searcher, documents, info, fields, donors=_donors(found))
 
 
 def _embeddings(found: Embedded, imputation: bool) -> tuple[Array, NDArray[np.bool_]]:
@@ -137,7 +189,17 @@ def _embeddings(found: Embedded, imputation: bool) -> tuple[Array, NDArray[np.bo
     )
 
 
-def _documents(found: Embedded, imputed: NDArray[np.bool_], order: Sequence[int]) -> pa.Table:
+def _donors(found: Embedded) -> Donors | None:
+    both = np.asarray(found.has_image) & np.asarray(found.has_text)
+    return some_donors(found.stacked("image_embeds"), found.stacked("text_shift"), both) if both.any() else None
+
+
+def _taken(fields: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    return fields.take(rows) if fields.num_columns else fields
+
+
+def documents_table(found: Embedded, imputed: NDArray[np.bool_]) -> pa.Table:
+    """What an index keeps of embedded documents, in their order."""
     gate_N2 = found.stacked("gate")
     columns: dict[str, Any] = {
         "doc_id": pa.array(found.doc_id, pa.string()),
@@ -151,44 +213,7 @@ def _documents(found: Embedded, imputed: NDArray[np.bool_], order: Sequence[int]
         "attention": pa.array(found.attention, pa.binary()),
         "thumbnail": pa.array(found.thumbnail, pa.binary()),
     }
-    return pa.table(columns).take(pa.array(order, pa.int64()))
-
-
-def save_index(index: Index, folder: Path) -> None:
-    """Write the index folder atomically; an older index is replaced.
-
-    Raises:
-        ValueError: the folder holds something that is not an index.
-    """
-    if folder.exists() and (not folder.is_dir() or any(file.name not in FILES for file in folder.iterdir())):
-        raise ValueError(f"--out {folder}: holds something that is not an index: name a new or an index folder")
-    with atomic_folder(folder) as partial:
-        vector_search.write(index.searcher, str(partial / "index.faiss"))
-        pa.parquet.write_table(index.documents, partial / "documents.parquet", compression="zstd")
-        write_json(partial / "index.json", index.info)
-
-
-def load_index(folder: Path, *, columns: Sequence[str] | None = None) -> Index:
-    """Load an index folder; `columns` restricts the columns of the documents.
-
-    Raises:
-        ValueError: not an index folder, damaged, or its files do not belong together.
-    """
-    for name in FILES:
-        if not (folder / name).is_file():
-            raise ValueError(f"index {folder}: no {name}: make it with `python -m retrieval index`")
-    try:
-        info = json.loads((folder / "index.json").read_text())
-        documents = pa.parquet.read_table(folder / "documents.parquet", columns=None if columns is None else [*columns])
-        kind, width, recall = str(info["kind"]), int(info["width"]), float(info["recall_at_10_against_exact"])
-    except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
-        raise ValueError(f"index {folder}: damaged ({type(error).__name__}): build it again") from error
-    if info.get("format") != FORMAT:
-        raise ValueError(f"index {folder}: format {info.get('format')}, this version reads {FORMAT}: build it again")
-    searcher = vector_search.read(str(folder / "index.faiss"), width=width, kind=kind, recall_at_10=recall)
-    if searcher.size != len(documents):
-        raise ValueError(f"index {folder}: {searcher.size} vectors but {len(documents)} documents: build it again")
-    return Index(searcher, documents, info)
+    return pa.table(columns)
 
 
 def describe(index: Index) -> str:
@@ -197,6 +222,6 @@ def describe(index: Index) -> str:
     calibration = "CSLS" if info["calibration"] else "no calibration"
     recall = "" if index.searcher.exact else f", recall@10 {index.searcher.recall_at_10:.3f} of exact search"
     return (
-        f"{info['documents']} documents, {info['kind']}{recall}, {calibration}, {info['imputed']} texts imputed, "
+        f"{len(index)} documents, {info['kind']}{recall}, {calibration}, {info['imputed']} texts imputed, "
         f"{len(info['skipped'])} skipped"
     )

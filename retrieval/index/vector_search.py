@@ -5,7 +5,10 @@ times as many candidates as wanted and the stored full vectors order them again 
 Andre et al., "Quicker ADC", TPAMI 2019; Douze et al., "The Faiss library", 2024). The number of probed lists doubles
 until a sample of queries finds 95% of the exact ten best; the recall reached is reported.
 
-Letters: N vectors, E their width (model width, plus one for the calibration), Q queries, K answers.
+A search may be restricted to some rows. Few of them are compared one by one, which is exact; many are searched in the
+inverted file with a selector.
+
+Letters: N vectors, E their width (model width, plus one for the calibration), Q queries, K answers, F fetched rows.
 """
 
 from dataclasses import dataclass
@@ -23,8 +26,15 @@ WANTED_RECALL = 0.95
 SAMPLE_QUERIES = 256
 SLACK = 64  # fetched beyond k, so that ties at the cut are broken by row
 LEAST_TO_TRAIN = 1000
+# Up to this many allowed rows are compared one by one: as fast as the inverted file, and exact.
+COMPARED_ONE_BY_ONE = 20_000
+
+library: Any = faiss  # its stubs lack the arguments that its Python layer adds
 
 Array = NDArray[np.float32]
+Rows = NDArray[np.int64]
+Scores = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -41,35 +51,150 @@ class Searcher:
     def exact(self) -> bool:
         return self.kind == "Flat"
 
-    def search(self, queries_QE: Array, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def search(self, queries_QE: Array, k: int, *, allowed_N: Mask | None = None) -> tuple[Rows, Scores]:
         """The k best rows of every query, best first, ties by row.
 
         Args:
             queries_QE: queries as wide as the vectors.
             k: answers per query; cut to N when larger.
+            allowed_N: rows that may be answers; None = all.
 
         Returns:
-            (rows_QK, scores_QK); a row of -1 with score -inf is no answer (approximate search may run out of them).
+            (rows_QK, scores_QK); a row of -1 with score -inf is no answer (few rows are allowed, or approximate search
+            found no more).
 
         Raises:
             ValueError: another width, not finite, or k below 1.
         """
-        if queries_QE.ndim != 2 or queries_QE.shape[1] != self.width:
-            raise ValueError(f"queries of shape {queries_QE.shape} do not fit an index of width {self.width}")
-        if k < 1:
-            raise ValueError(f"k is {k}, it must be at least 1")
-        _check_finite(queries_QE, "query")
+        rows_QF, scores_QF = self.candidates(queries_QE, k, allowed_N=allowed_N)
+        order_QK = np.lexsort((rows_QF, -scores_QF), axis=1)[:, : min(k, self.size)]
+        return np.take_along_axis(rows_QF, order_QK, axis=1), np.take_along_axis(scores_QF, order_QK, axis=1)
+
+    def candidates(self, queries_QE: Array, k: int, *, allowed_N: Mask | None = None) -> tuple[Rows, Scores]:
+        """At least the k best rows of every query, in no fixed order; arguments, result and errors as in `search`."""
+        check_queries(queries_QE, k, width=self.width)
         fetched = min(self.size, k + SLACK)
-        scores, rows = self.index.search(_padded(queries_QE, self.index.d), fetched)
-        score_QK = np.round(scores.astype(np.float64), SCORE_DECIMALS)
-        score_QK[rows < 0] = -np.inf
-        order = np.lexsort((rows, -score_QK), axis=1)[:, : min(k, self.size)]
-        return np.take_along_axis(rows, order, axis=1), np.take_along_axis(score_QK, order, axis=1)
+        count = self.size if allowed_N is None else int(allowed_N.sum())
+        if count == self.size:
+            return _rounded(*self.index.search(_padded(queries_QE, self.index.d), fetched))
+        assert allowed_N is not None
+        if count <= COMPARED_ONE_BY_ONE:
+            rows_C = np.flatnonzero(allowed_N)
+            return _compared(queries_QE, self._view()[rows_C, : self.width], rows_C, fetched)
+        bits = np.packbits(allowed_N, bitorder="little")  # the selector keeps no reference to it
+        scores, rows = self.index.search(
+            _padded(queries_QE, self.index.d), fetched, params=self._parameters(library.IDSelectorBitmap(bits), count)
+        )
+        return _rounded(scores, rows)
+
+    def _parameters(self, selector: Any, count: int) -> Any:
+        """Search parameters with a selector: the fewer rows are allowed, the more lists are probed."""
+        if self.exact:
+            return library.SearchParameters(sel=selector)
+        ivf = faiss.extract_index_ivf(self.index)
+        probes = min(int(np.ceil(ivf.nprobe * np.sqrt(self.size / count))), ivf.nlist)
+        inner = library.SearchParametersIVF(sel=selector, nprobe=probes)
+        return library.IndexRefineSearchParameters(k_factor=REFINE_FACTOR, base_index_params=inner)
+
+    def _view(self) -> Array:
+        """The stored vectors (N, at least E) without a copy."""
+        store: Any = self.index if self.exact else faiss.downcast_index(self.index.refine_index)
+        flat: Array = faiss.rev_swig_ptr(store.get_xb(), self.size * store.d)
+        return flat.reshape(self.size, store.d)
 
     def vectors(self) -> Array:
         """The stored vectors (N, E), in full precision for both kinds."""
-        store = self.index if self.exact else faiss.downcast_index(self.index.refine_index)
-        return np.ascontiguousarray(store.reconstruct_n(0, self.size)[:, : self.width])
+        return self._view()[:, : self.width].copy()
+
+    def rows(self, rows_C: Rows) -> Array:
+        """Some of the stored vectors (C, E)."""
+        return np.ascontiguousarray(self._view()[rows_C, : self.width])
+
+
+@dataclass(frozen=True)
+class ChangedSearcher:
+    """A searcher with vectors added behind its own and rows that are gone; answers as `Searcher` does.
+
+    Attributes:
+        base: searched with a selector. added_ME: compared one by one; their rows follow those of the base.
+        alive_N: of base and added rows; the others are never answers.
+    """
+
+    base: Searcher
+    added_ME: Array
+    alive_N: Mask
+
+    @property
+    def size(self) -> int:
+        return self.base.size + len(self.added_ME)
+
+    @property
+    def width(self) -> int:
+        return self.base.width
+
+    @property
+    def kind(self) -> str:
+        return self.base.kind
+
+    @property
+    def recall_at_10(self) -> float:
+        return self.base.recall_at_10
+
+    @property
+    def exact(self) -> bool:
+        return self.base.exact
+
+    def search(self, queries_QE: Array, k: int, *, allowed_N: Mask | None = None) -> tuple[Rows, Scores]:
+        """See `Searcher.search`."""
+        alive_N = self.alive_N if allowed_N is None else self.alive_N & allowed_N
+        rows_QF, scores_QF = self.base.candidates(queries_QE, k, allowed_N=alive_N[: self.base.size])
+        rows_C = np.flatnonzero(alive_N[self.base.size :])
+        added = _compared(queries_QE, self.added_ME[rows_C], rows_C + self.base.size, min(len(rows_C), k + SLACK))
+        rows_QF = np.concatenate([rows_QF, added[0]], axis=1)
+        scores_QF = np.concatenate([scores_QF, added[1]], axis=1)
+        order_QK = np.lexsort((rows_QF, -scores_QF), axis=1)[:, : min(k, self.size)]
+        return np.take_along_axis(rows_QF, order_QK, axis=1), np.take_along_axis(scores_QF, order_QK, axis=1)
+
+    def vectors(self) -> Array:
+        """All stored vectors, those of rows that are gone too."""
+        return np.concatenate([self.base.vectors(), self.added_ME])
+
+    def rows(self, rows_C: Rows) -> Array:
+        """Some of the stored vectors (C, E)."""
+        found_CE = np.empty((len(rows_C), self.width), dtype=np.float32)
+        of_base_C = rows_C < self.base.size
+        found_CE[of_base_C] = self.base.rows(rows_C[of_base_C])
+        found_CE[~of_base_C] = self.added_ME[rows_C[~of_base_C] - self.base.size]
+        return found_CE
+
+
+def check_queries(queries_QE: Array, k: int, *, width: int) -> None:
+    """Raise ValueError for queries of another width, values that are not finite, or k below 1."""
+    if queries_QE.ndim != 2 or queries_QE.shape[1] != width:
+        raise ValueError(f"queries of shape {queries_QE.shape} do not fit an index of width {width}")
+    if k < 1:
+        raise ValueError(f"k is {k}, it must be at least 1")
+    _check_finite(queries_QE, "query")
+
+
+def _compared(queries_QE: Array, vectors_CE: Array, rows_C: Rows, fetched: int) -> tuple[Rows, Scores]:
+    """The `fetched` best of C rows for every query, by comparing all of them; padded with -1 where C is smaller."""
+    scores_QC = queries_QE @ vectors_CE.T
+    found = min(fetched, len(rows_C))
+    if found < len(rows_C):
+        # Equal scores at the cut: the lower row wins, as in a sort by (score, row).
+        places_QF = np.argsort(-np.round(scores_QC, SCORE_DECIMALS), axis=1, kind="stable")[:, :found]
+    else:
+        places_QF = np.broadcast_to(np.arange(found), (len(queries_QE), found))
+    rows_QF = np.pad(rows_C[places_QF], ((0, 0), (0, fetched - found)), constant_values=-1)
+    scores_QF = np.take_along_axis(scores_QC, places_QF, axis=1)
+    return _rounded(np.pad(scores_QF, ((0, 0), (0, fetched - found))), rows_QF)
+
+
+def _rounded(scores_QF: Array, rows_QF: Rows) -> tuple[Rows, Scores]:
+    rounded_QF = np.round(np.asarray(scores_QF, dtype=np.float64), SCORE_DECIMALS).astype(np.float64)
+    rounded_QF[rows_QF < 0] = -np.inf
+    return rows_QF, rounded_QF
 
 
 def build(vectors_NE: Array, *, exact_below: int = EXACT_BELOW, sample_QE: Array | None = None) -> Searcher:
@@ -125,13 +250,13 @@ def write(searcher: Searcher, path: str) -> None:
 
 
 def read(path: str, *, width: int, kind: str, recall_at_10: float) -> Searcher:
-    """Read a FAISS file that write() wrote.
+    """Map a FAISS file that write() wrote into memory: opening is fast, and pages are read when they are needed.
 
     Raises:
         ValueError: the file is missing, damaged, or of another width.
     """
     try:
-        index = faiss.read_index(path)
+        index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         raise ValueError(f"{path} is no readable FAISS index: build the index again") from error
     if index.d < width:

@@ -55,7 +55,7 @@ def card(shown: Shown, documents: Mapping[str, Mapping[str, Any]], grid: tuple[i
     """HTML of one query.
 
     Args:
-        documents: rows of documents.parquet by doc_id. grid: rows and columns of the attention map.
+        documents: rows of the index by doc_id. grid: rows and columns of the attention map.
     """
     first = documents[shown.doc_ids[0]] if shown.doc_ids else None
     answers = [

@@ -104,11 +104,11 @@ def write_answers(answers: Sequence[Answers], index: Index, out: Path) -> None:
     """
     cards = []
     for found in answers:
-        documents = index.documents.take(found.rows).to_pylist()
+        documents = index.documents.take(pa.array(found.rows, pa.int64())).to_pylist()
         ids = [row["doc_id"] for row in documents]
         shown = Shown(Path(found.query).name, found.picture, ids, found.scores, None)
         cards.append(card(shown, {row["doc_id"]: row for row in documents}, _grid(index)))
-    _write(out, "answers.html.j2", title="Answers", documents=len(index.documents), cards=cards)
+    _write(out, "answers.html.j2", title="Answers", documents=len(index), cards=cards)
 
 
 def read_per_query(path: Path, qrels: Table) -> list[JudgedAnswers]:
@@ -201,7 +201,7 @@ def _means(per_query: Path, index: Index) -> dict[str, Any]:
     table = pa.parquet.read_table(per_query)
     names = [name for name in METRICS if name in table.column_names]
     means = {name: float(np.mean(table.column(name).to_numpy())) for name in names}
-    return means | {"queries": len(table), "documents": len(index.documents)}
+    return means | {"queries": len(table), "documents": len(index)}
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:

@@ -25,6 +25,11 @@ from runtime.tables.schema import (
 )
 from runtime.tables.text_rows import LINE, shown
 
+OTHER_TYPES = (
+    (r"^(0|-?[1-9]\d{0,17})$", pa.int64()),
+    (r"^-?(0|[1-9]\d{0,14})(\.\d+)?([eE][+-]?\d{1,2})?$", pa.float64()),
+    (r"^\d{4}-\d{2}-\d{2}$", pa.date32()),
+)
 DIGITS = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
 NOT_FINITE = r"(?i)^[+-]?(nan|inf|infinity)$"
 NULL_NUMBERS = ("", "null", "NULL", "NA", "N/A", "n/a", "None", "<NA>", "#N/A", "\\N")
@@ -319,12 +324,15 @@ def _with_text(table: pa.Table, name: str) -> pa.Table:
 
 
 def typed_others(table: pa.Table, schema: Schema) -> pa.Table:
-    """Undeclared text columns of a text file as whole numbers or numbers where all their values are such."""
+    """Undeclared text columns of a text file as whole numbers, numbers or dates where all their values are such.
+
+    `007` and a number of more digits than a float holds are text: as numbers they would not be what was written.
+    """
     for place, name in enumerate(table.column_names):
         if name in schema.types or name in (LINE, *MARKS) or not pa.types.is_string(table.schema.field(name).type):
             continue
         text = pc.if_else(pc.equal(table.column(name), ""), pa.scalar(None, pa.string()), table.column(name))
-        for pattern, kind in ((r"^(0|-?[1-9]\d{0,17})$", pa.int64()), (DIGITS, pa.float64())):
+        for pattern, kind in OTHER_TYPES:
             if text.null_count < len(text) and pc.all(pc.match_substring_regex(text, pattern)).as_py():
                 try:
                     table = table.set_column(place, name, text.cast(kind))

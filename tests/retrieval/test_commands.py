@@ -12,16 +12,18 @@ import pytest
 from retrieval.encoder import load_encoder, load_query_encoder
 from retrieval.evaluation.metrics import METRICS
 from retrieval.index.embed import Changes, shuffled_texts
-from retrieval.index.store import build_index, load_index
+from retrieval.index.folder import load_index
+from retrieval.index.store import build_index
 from retrieval.tables import CATALOGUE, read_table
 from tests.support.tiny_retrieval import Evaluated, TinyTask, call, drawing, retrieval
 
 
 def test_the_index_folder_records_its_documents_and_the_skipped_ones(built: Path) -> None:
-    info = json.loads((built / "index.json").read_text())
-    documents = pa.parquet.read_table(built / "documents.parquet")
+    index = load_index(built)
+    info, documents = index.info, index.documents
     ids = documents.column("doc_id").to_pylist()
-    assert sorted(file.name for file in built.iterdir()) == ["documents.parquet", "index.faiss", "index.json"]
+    files = [file.name for file in built.iterdir() if file.name != ".lock"]
+    assert sorted(files) == ["base-0001", "current.json", "version-0001.json"]
     assert ids == sorted(ids)
     assert info["documents"] == len(ids) == 57
     assert (info["kind"], info["width"]) == ("Flat", 25)
@@ -198,10 +200,10 @@ def test_text_or_images_can_be_removed(task: TinyTask, tmp_path: Path) -> None:
     for flags in (["--text", "remove"], ["--images", "remove"]):
         out = tmp_path / "".join(flags)
         assert call("index", *task.flags[:4], *flags, "--out", out) == 0
-        documents = pa.parquet.read_table(out / "documents.parquet")
+        documents = load_index(out).documents
         column = "has_text" if "--text" in flags else "has_image"
         assert not any(documents.column(column).to_pylist())
-    info = json.loads((tmp_path / "--imagesremove" / "index.json").read_text())
+    info = load_index(tmp_path / "--imagesremove").info
     assert info["images"] == "remove"
     assert {row["reason"] for row in info["skipped"]} == {"neither image nor text"}
 
@@ -228,7 +230,7 @@ def test_an_approximate_index_can_be_evaluated(task: TinyTask, tmp_path: Path) -
     pa.parquet.write_table(pa.concat_tables(copies), tmp_path / "catalogue.parquet")
     names = ["--model", task.model, "--catalogue", tmp_path / "catalogue.parquet"]
     assert call("index", *names, "--exact-below", 1000, "--out", tmp_path / "index") == 0
-    info = json.loads((tmp_path / "index" / "index.json").read_text())
+    info = load_index(tmp_path / "index").info
     assert info["kind"].startswith("IVF")
     assert info["recall_at_10_against_exact"] >= 0.95
     shutil.copy(task.table("queries"), tmp_path)

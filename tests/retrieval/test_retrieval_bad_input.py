@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from retrieval.index.folder import load_index
 from retrieval.pictures import PictureError, decode, read_picture
 from retrieval.tables import CATALOGUE, GALLERY, QRELS, QUERIES, read_table
 from tests.support.images import encode
@@ -171,7 +172,7 @@ def test_bad_documents_are_skipped_with_reasons_and_the_rest_is_indexed(
     columns = {"image": image_column(contents), "text": ["a red box" * 1_200_000, "x", "x", " "]}
     path = parquet(tmp_path / "t", "c.parquet", doc_id=["good", "giant", "damaged", "empty"], **columns)
     assert call("index", "--model", task.model, "--catalogue", path, "--out", tmp_path / "index") == 0
-    info = json.loads((tmp_path / "index" / "index.json").read_text())
+    info = load_index(tmp_path / "index").info
     assert sorted(row["doc_id"] for row in info["skipped"]) == ["damaged", "empty", "giant"]
     assert info["texts_cut"] == 1
     error = capsys.readouterr().err
@@ -228,10 +229,12 @@ def test_an_index_of_another_model_or_an_incomplete_index_is_rejected(
     words = ["--image", tmp_path / "x.png", "--model"]
     assert "another model" in rejected(capsys, "search", "--index", built, *words, tmp_path / "other")
     shutil.copytree(built, tmp_path / "index")
-    (tmp_path / "index" / "documents.parquet").write_bytes(b"no")
+    (tmp_path / "index" / "base-0001" / "documents.arrow").write_bytes(b"no")
     assert "damaged" in rejected(capsys, "search", "--index", tmp_path / "index", *words, task.model)
-    (tmp_path / "index" / "index.faiss").unlink()
-    assert "no index.faiss" in rejected(capsys, "search", "--index", tmp_path / "index", *words, task.model)
+    (tmp_path / "index" / "current.json").unlink()
+    assert "no current.json" in rejected(capsys, "search", "--index", tmp_path / "index", *words, task.model)
+    (tmp_path / "index" / "index.faiss").touch()  # as in the first format
+    assert "of an earlier version" in rejected(capsys, "search", "--index", tmp_path / "index", *words, task.model)
 
 
 def test_a_folder_that_is_no_index_is_never_replaced(
@@ -295,7 +298,7 @@ def test_rows_without_an_id_or_with_an_earlier_one_are_left_out_and_listed(
     rows = catalogue.num_rows
     out = tmp_path / "index"
     assert call("index", "--model", task.model, "--catalogue", tmp_path / "c.parquet", "--out", out) == 0
-    info = json.loads((out / "index.json").read_text())
+    info = load_index(out).info
     skipped = [(row["doc_id"], row["reason"]) for row in info["skipped"] if "_id: " in row["reason"]]
     first = catalogue.column("doc_id").to_pylist().index("d037-1")
     assert skipped == [
@@ -304,7 +307,7 @@ def test_rows_without_an_id_or_with_an_earlier_one_are_left_out_and_listed(
         ("d037-1", f"duplicate_id: row {rows + 2} has the doc_id of row {first}, which is used"),
         (f"row {rows + 3}", f"missing_id: row {rows + 3} has no doc_id"),
     ]
-    documents = pa.parquet.read_table(out / "documents.parquet").to_pylist()
+    documents = load_index(out).documents.to_pylist()
     assert [row["text"] for row in documents if row["doc_id"] == "d037-1"] == ["a red box"]
     assert len(documents) + len(info["skipped"]) == rows + 4
     queries = pa.parquet.read_table(task.table("queries"))

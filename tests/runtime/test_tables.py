@@ -1,5 +1,6 @@
 """One reader for all input tables: every format, every column type, messages that name table, column and remedy."""
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -188,3 +189,21 @@ def test_damage_inside_a_parquet_file_is_found_when_it_is_read(tmp_path: Path) -
     for read in (found.read, lambda: list(found.batches(10))):
         with pytest.raises(ValueError, match="catalogue: 0.parquet cannot be read as parquet"):
             read()
+
+
+def test_undeclared_columns_of_text_files_become_numbers_and_dates_only_where_nothing_is_lost(tmp_path: Path) -> None:
+    kept = Schema("gallery", Features({"doc_id": Value("string")}), ids=frozenset({"doc_id"}), keep_others=True)
+    (tmp_path / "c.csv").write_text(
+        "doc_id,price,stock,code,ean,day,size\n"
+        "a,3.5,7,007,12345678901234567890,2026-01-31,38\n"
+        "b,-1e3,,010,12345678901234567891,2026-02-01,M\n"
+    )
+    assert open_table(tmp_path / "c.csv", kept).read().to_pylist()[1] == {
+        "doc_id": "b",
+        "price": -1000.0,
+        "stock": None,
+        "code": "010",
+        "ean": "12345678901234567891",
+        "day": datetime.date(2026, 2, 1),
+        "size": "M",
+    }

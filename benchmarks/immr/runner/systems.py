@@ -61,7 +61,7 @@ class System:
         found = np.full((len(embeds_ND), embeds_ND.shape[1] + 1), np.nan, dtype=np.float32)
         if indexed.any():
             has_image = np.asarray(cache.document_has_image)[indexed]
-            found[indexed] = calibrated_documents(embeds_ND[indexed], self.calibration, has_image=has_image)
+            found[indexed] = calibrated_documents(embeds_ND[indexed], self.calibration, has_image=has_image)[0]
         return found
 
 

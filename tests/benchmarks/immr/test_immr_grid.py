@@ -19,7 +19,7 @@ from benchmarks.immr.runner.result_store import GridCell, ResultStore
 from benchmarks.immr.runner.summary import summarised
 from benchmarks.immr.runner.systems import parts_of, published_system, train_product
 from retrieval.__main__ import main as retrieval_main
-from retrieval.index.store import load_index
+from retrieval.index.folder import load_index
 from tests.support import synthetic_split
 from train.encoders.lora import adapter_layers
 from train.recipes.emoji import tiny

@@ -110,7 +110,7 @@ def test_hubness_is_the_mean_of_the_five_largest_products() -> None:
 
 def test_calibration_takes_half_the_hubness_from_every_score() -> None:
     document, query, sample = clustered(9, 6), clustered(3, 6, seed=1), clustered(40, 6, seed=2)
-    wide = calibrated_documents(document, sample, has_image=np.ones(9, bool))
+    wide, _ = calibrated_documents(document, sample, has_image=np.ones(9, bool))
     assert wide.shape == (9, 7)
     score = calibrated_queries(query, index_width=7) @ wide.T
     np.testing.assert_allclose(score, query @ document.T - 0.5 * hubness(document, sample)[None], atol=1e-6)
@@ -121,22 +121,22 @@ def test_calibration_takes_half_the_hubness_from_every_score() -> None:
 def test_documents_without_image_are_as_near_to_their_queries_on_average_as_the_others() -> None:
     document, sample = clustered(9, 6), clustered(40, 6, seed=2)
     has_image = np.arange(9) < 5
-    plain = calibrated_documents(document, sample, has_image=np.ones(9, bool))
-    wide = calibrated_documents(document, sample, has_image=has_image)
+    plain, _ = calibrated_documents(document, sample, has_image=np.ones(9, bool))
+    wide, _ = calibrated_documents(document, sample, has_image=has_image)
     np.testing.assert_array_equal(wide[has_image], plain[has_image])
     factor = hubness(document[has_image], sample).mean() / hubness(document[~has_image], sample).mean()
     assert abs(factor - 1) > 0.01
     np.testing.assert_allclose(wide[~has_image], plain[~has_image] * factor, rtol=1e-5)
-    np.testing.assert_array_equal(calibrated_documents(document, sample, has_image=np.zeros(9, bool)), plain)
+    np.testing.assert_array_equal(calibrated_documents(document, sample, has_image=np.zeros(9, bool))[0], plain)
     away = np.where(has_image[:, None], sample[:1], -sample[:1])  # a mean of r that is no length
-    apart = calibrated_documents(away, sample[:1], has_image=has_image)
+    apart, _ = calibrated_documents(away, sample[:1], has_image=has_image)
     np.testing.assert_array_equal(apart[:, :6], away)
 
 
 def test_without_a_calibration_nothing_changes(tmp_path: Path) -> None:
     document = clustered(9, 6)
     assert load_calibration(tmp_path, width=6) is None
-    assert calibrated_documents(document, None, has_image=np.zeros(9, bool)) is document
+    assert calibrated_documents(document, None, has_image=np.zeros(9, bool))[0] is document
     assert calibrated_queries(document, index_width=6).shape == (9, 6)
     with pytest.raises(ValueError, match="6 dimensions, the index has 9"):
         calibrated_queries(document, index_width=9)
