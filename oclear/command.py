@@ -106,6 +106,13 @@ COMMANDS = {
         ("search",),
         "retrieval",
     ),
+    "serve": Command(
+        "serve an index over HTTP, with a search page",
+        "oclear serve --model runs/mine/hub --index index",
+        "oclear.service.command",
+        (),
+        "serve",
+    ),
     "evaluate": Command(
         "rank a catalogue for judged queries and write the metrics",
         f"oclear evaluate --model runs/mine/hub {JUDGED} --out metrics.json",

@@ -18,13 +18,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from oclear.onnx_model import FACTS, FILES, FORMAT, ONNX_FOLDER, OnnxModel, file_digest
+from oclear.onnx_model import FACTS, FILES, FORMAT, LEAST_TOKENS, ONNX_FOLDER, OnnxModel, file_digest
 from retrieval.encoder import RetrievalEncoder, load_encoder
 from runtime.files import atomic_folder
 
 OPSET = 18
 MOST_ROWS = 4096
-LEAST_TOKENS = 2
 MOST_DIFFERENCE = 1e-5  # of any value of a unit row, against torch
 EXAMPLES = """examples:
   oclear export --model runs/mine/hub

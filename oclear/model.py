@@ -146,7 +146,7 @@ class SearchIndex:
         self.folder = Path(folder)
         self.reload()
 
-    def upsert(self, catalogue: Any, *, batch_size: int = 64) -> dict[str, int]:
+    def upsert(self, catalogue: Any, *, batch_size: int = 64) -> dict[str, Any]:
         """Embed documents and add them; those whose id the index has are replaced.
 
         Args:

@@ -20,6 +20,7 @@ from runtime.threads import num_threads
 ONNX_FOLDER, FACTS = "onnx", "onnx/oclear.json"
 FILES = {"query": "onnx/query.onnx", "document": "onnx/document.onnx"}
 FORMAT = 1
+LEAST_TOKENS = 2  # of a text, by padding
 
 
 class OnnxModel(EncodingModel):
@@ -88,12 +89,12 @@ class OnnxModel(EncodingModel):
         cut = [readable(text, max_length=self.facts["text"]["max_length"]) for text in texts]
         found = self._tokenizer.encode_batch(cut)
         has_text = np.array([bool(text) for text in cut])
-        mask = np.array([one.attention_mask for one in found], np.int64) * has_text[:, None]
-        return {
-            "input_ids": np.array([one.ids for one in found], np.int64),
-            "attention_mask": mask,
-            "has_text": has_text,
-        }
+        ids = np.array([one.ids for one in found], np.int64).reshape(len(found), -1)
+        mask = np.array([one.attention_mask for one in found], np.int64).reshape(ids.shape) * has_text[:, None]
+        # Without special tokens an empty text has none; the graph takes no fewer than it was traced with.
+        more = ((0, 0), (0, max(0, LEAST_TOKENS - ids.shape[1])))
+        ids = np.pad(ids, more, constant_values=self.facts["text"]["pad_id"])
+        return {"input_ids": ids, "attention_mask": np.pad(mask, more), "has_text": has_text}
 
     def path(self, side: str) -> Path:
         """The file of one side, "query" or "document"."""

@@ -7,7 +7,7 @@ import logging
 import sys
 from typing import TextIO
 
-PACKAGES = ("runtime", "data_governance", "train", "retrieval", "hub_cards", "benchmarks", "examples")
+PACKAGES = ("oclear", "runtime", "data_governance", "train", "retrieval", "hub_cards", "benchmarks", "examples")
 HANDLER = "oclear"
 
 

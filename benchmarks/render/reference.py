@@ -21,6 +21,7 @@ import retrieval.__main__ as search
 from data_governance.policy import Policy
 from oclear import export
 from oclear.command import COMMANDS, help_text
+from oclear.service import command as service
 from train import command as training
 from train.planner import plan
 from train.recipes.recipe import Recipe
@@ -97,6 +98,7 @@ def command_parsers() -> dict[str, argparse.ArgumentParser]:
     """Parser of each subcommand of `oclear`; the demo is left out: it is no part of the packages."""
     found: dict[str, argparse.ArgumentParser] = {"train": training.argument_parser(), "plan": plan._arguments()}
     found["export"] = export.argument_parser()
+    found["serve"] = service.argument_parser()
     tops = {"data_governance": governance.parser(), "retrieval": search.build_parser(), "hub_cards": cards._parser()}
     for name, command in COMMANDS.items():
         if command.words:

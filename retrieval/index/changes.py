@@ -11,6 +11,7 @@ which stays that of the build (calibration.py). The vectors of unchanged documen
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,7 @@ from retrieval.tables import CATALOGUE, Table
 
 MOST_CHANGES = 32  # of an index: the next write joins them to one, so that opening stays fast
 
-Counts = dict[str, int]
+Counts = dict[str, Any]  # numbers, and the documents that were skipped with their reasons
 Rows = NDArray[np.int64]
 
 
@@ -57,7 +58,8 @@ def upsert(encoder: RetrievalEncoder, folder: Path, catalogue: Table, *, batch_s
         batch_size: documents per forward pass.
 
     Returns:
-        given = added + replaced + skipped, and documents: how many the index has then.
+        given = added + replaced + skipped, documents: how many the index has then, and skipped_documents: which were
+        skipped, with their reasons, if any.
 
     Raises:
         ValueError: no index, one of another model, no document that can be used, or a field of another type than in the
@@ -71,7 +73,8 @@ def upsert(encoder: RetrievalEncoder, folder: Path, catalogue: Table, *, batch_s
         change = _embedded_change(encoder, index, found, catalogue)
         counts = apply(folder, change, cause="upsert")
     skipped = len(found.skipped)
-    return {"given": len(found.doc_id) + skipped, **counts, "skipped": skipped}
+    reasons = {"skipped_documents": found.skipped} if skipped else {}
+    return {"given": len(found.doc_id) + skipped, **counts, "skipped": skipped, **reasons}
 
 
 def _embedded_change(encoder: RetrievalEncoder, index: Index, found: Embedded, catalogue: Table) -> Change:

@@ -66,21 +66,34 @@ class Answers:
 
     def lines(self, index: Index) -> list[dict[str, Any]]:
         """One JSON-ready object per answer: query, rank, doc_id, score, text, leaf, and fields and same if any."""
-        rows = pa.array(self.rows, pa.int64())
-        found = index.documents.select(["doc_id", "text", "leaf"]).take(rows).to_pylist()
-        fields = index.fields.take(rows).to_pylist() if index.fields.num_columns else []
-        ids = index.documents.column("doc_id")
-        names = [ids.take(pa.array(same, pa.int64())).to_pylist() for same in self.same]
-        lines = []
-        for place, (row, score) in enumerate(zip(found, self.scores, strict=True)):
-            line = {"query": self.query, "rank": place + 1, "doc_id": row["doc_id"], "score": score}
-            line |= {"text": row["text"], "leaf": row["leaf"]}
-            if fields:
-                line["fields"] = json_ready(fields[place])
-            if names:
-                line["same"] = names[place]
-            lines.append(line)
-        return lines
+        return [{"query": self.query} | line for line in lines_of(index, Ranked(self.rows, self.scores, self.same))]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Rows of an index, best first, with scores and the rows folded into each; `same` is empty without folding."""
+
+    rows: list[int]
+    scores: list[float]
+    same: list[list[int]]
+
+
+def lines_of(index: Index, ranked: Ranked) -> list[dict[str, Any]]:
+    """One JSON-ready object per answer: rank, doc_id, score, text, leaf, and fields and same if there are any."""
+    rows = pa.array(ranked.rows, pa.int64())
+    found = index.documents.select(["doc_id", "text", "leaf"]).take(rows).to_pylist()
+    fields = index.fields.take(rows).to_pylist() if index.fields.num_columns else []
+    ids = index.documents.column("doc_id")
+    names = [ids.take(pa.array(same, pa.int64())).to_pylist() for same in ranked.same]
+    lines = []
+    for place, (row, score) in enumerate(zip(found, ranked.scores, strict=True)):
+        line = {"rank": place + 1, "doc_id": row["doc_id"], "score": score, "text": row["text"], "leaf": row["leaf"]}
+        if fields:
+            line["fields"] = json_ready(fields[place])
+        if names:
+            line["same"] = names[place]
+        lines.append(line)
+    return lines
 
 
 def json_ready(value: Any) -> Any:
@@ -152,15 +165,6 @@ def answers_of(
     return [
         Answers(name, view, one.rows, one.scores, one.same) for name, view, one in zip(names, seen, found, strict=True)
     ]
-
-
-@dataclass
-class Ranked:
-    """Rows of an index, best first, with scores and the rows folded into each."""
-
-    rows: list[int]
-    scores: list[float]
-    same: list[list[int]]
 
 
 def ranked(index: Index, embeds_QD: NDArray[np.float32], options: SearchOptions) -> list[Ranked]:
