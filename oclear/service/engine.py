@@ -16,11 +16,13 @@ from oclear.loading import load
 from oclear.service.batching import Batcher
 from oclear.service.settings import Settings
 from retrieval.encoder import RetrievalEncoder, fingerprint, load_encoder
+from retrieval.index import changes
 from retrieval.index.folder import current_version, load_index
 from retrieval.index.search import Ranked, SearchOptions, ranked
 from retrieval.index.store import Index
 
 HEALTH_SIZE = 64
+LEAST_TO_COMPACT = 1_000  # changed rows: fewer cost a search nothing
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ class SearchEngine:
         self.folder = Path(settings.index)
         self._on_batch = on_batch
         self._state = self._loaded(None)
-        self._switching, self._writing = threading.Lock(), threading.Lock()
+        self._switching, self._writing, self._compacting = threading.Lock(), threading.Lock(), threading.Lock()
         self._document_encoder: RetrievalEncoder | None = None
         self._batcher: Batcher[Job, Found] = Batcher(self._answers, batch=settings.batch, waiting=settings.waiting)
         self._ended = threading.Event()
@@ -135,7 +137,20 @@ class SearchEngine:
         with self._writing:
             counts = operation(self._encoder() if embeds else None)
         self.refresh()
+        index, share = self.state.index, self.settings.compact_share
+        if share and changes.changed_rows(index) > max(share * len(index), LEAST_TO_COMPACT):
+            threading.Thread(target=self._compact, name="compaction", daemon=True).start()
         return counts
+
+    def _compact(self) -> None:
+        if not self._compacting.acquire(blocking=False):
+            return  # one is enough
+        try:
+            self.change(lambda _: changes.compact(self.folder), embeds=False)
+        except ValueError as error:
+            logger.warning("the index was not compacted: %s", error)
+        finally:
+            self._compacting.release()
 
     def _encoder(self) -> RetrievalEncoder:
         """The whole model in torch, which embeds documents; loaded with the first of them."""

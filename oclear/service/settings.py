@@ -21,6 +21,7 @@ class Settings:
         body_bytes, body_seconds: a request's body may have so many bytes and take so long.
         search_seconds: a search that has no answer by then is given up (503).
         rate: requests a second of one key, or of one address without keys; 0 = no limit.
+        compact_share: the index is compacted in the background when its changes are this share of its rows; 0 = never.
         poll_seconds: how often the index folder is looked at for a new version.
         search_keys, write_keys: who may search and who may change documents. Without search keys everybody may search;
             without write keys nobody may change anything.
@@ -38,6 +39,7 @@ class Settings:
     body_seconds: float = 15.0
     search_seconds: float = 30.0
     rate: float = 0.0
+    compact_share: float = 0.1
     poll_seconds: float = 1.0
     search_keys: tuple[str, ...] = field(default=(), repr=False)
     write_keys: tuple[str, ...] = field(default=(), repr=False)

@@ -189,6 +189,15 @@ def compact(folder: Path) -> Counts:
     return counts
 
 
+def changed_rows(index: Index) -> int:
+    """Rows that were added to the base, and those that are gone: what a compaction would settle."""
+    if index.alive_N is None:
+        return 0
+    searcher = index.searcher
+    assert isinstance(searcher, ChangedSearcher)
+    return len(searcher.added_ME) + int((~index.alive_N).sum())
+
+
 def rollback(folder: Path, number: int | None = None) -> Counts:
     """Go back to an earlier version; it becomes the newest one, so this can be taken back too.
 

@@ -26,8 +26,8 @@ WANTED_RECALL = 0.95
 SAMPLE_QUERIES = 256
 SLACK = 64  # fetched beyond k, so that ties at the cut are broken by row
 LEAST_TO_TRAIN = 1000
-# Up to this many allowed rows are compared one by one: as fast as the inverted file, and exact.
-COMPARED_ONE_BY_ONE = 20_000
+# Up to this many allowed rows are compared one by one, which is exact; to fetch more of them costs more than a search.
+COMPARED_ONE_BY_ONE = 2_000
 
 library: Any = faiss  # its stubs lack the arguments that its Python layer adds
 
@@ -88,11 +88,11 @@ class Searcher:
         return _rounded(scores, rows)
 
     def _parameters(self, selector: Any, count: int) -> Any:
-        """Search parameters with a selector: the fewer rows are allowed, the more lists are probed."""
+        """Search parameters with a selector: the fewer rows are allowed, the more lists hold as many of them."""
         if self.exact:
             return library.SearchParameters(sel=selector)
         ivf = faiss.extract_index_ivf(self.index)
-        probes = min(int(np.ceil(ivf.nprobe * np.sqrt(self.size / count))), ivf.nlist)
+        probes = min(int(np.ceil(ivf.nprobe * self.size / count)), ivf.nlist)
         inner = library.SearchParametersIVF(sel=selector, nprobe=probes)
         return library.IndexRefineSearchParameters(k_factor=REFINE_FACTOR, base_index_params=inner)
 
@@ -148,12 +148,21 @@ class ChangedSearcher:
         """See `Searcher.search`."""
         alive_N = self.alive_N if allowed_N is None else self.alive_N & allowed_N
         rows_QF, scores_QF = self.base.candidates(queries_QE, k, allowed_N=alive_N[: self.base.size])
-        rows_C = np.flatnonzero(alive_N[self.base.size :])
-        added = _compared(queries_QE, self.added_ME[rows_C], rows_C + self.base.size, min(len(rows_C), k + SLACK))
+        added = self._added(queries_QE, alive_N[self.base.size :], k + SLACK)
         rows_QF = np.concatenate([rows_QF, added[0]], axis=1)
         scores_QF = np.concatenate([scores_QF, added[1]], axis=1)
         order_QK = np.lexsort((rows_QF, -scores_QF), axis=1)[:, : min(k, self.size)]
         return np.take_along_axis(rows_QF, order_QK, axis=1), np.take_along_axis(scores_QF, order_QK, axis=1)
+
+    def _added(self, queries_QE: Array, alive_M: Mask, fetched: int) -> tuple[Rows, Scores]:
+        """The best of the added rows that are alive; see `Searcher.candidates`."""
+        count = int(alive_M.sum())
+        if 2 * count < len(alive_M):
+            rows_C = np.flatnonzero(alive_M)
+            return _compared(queries_QE, self.added_ME[rows_C], rows_C + self.base.size, min(fetched, count))
+        # Comparing the others too is cheaper than copying these.
+        rows_M = np.where(alive_M, np.arange(len(alive_M)) + self.base.size, -1)
+        return _compared(queries_QE, self.added_ME, rows_M, min(fetched, len(alive_M)))
 
     def vectors(self) -> Array:
         """All stored vectors, those of rows that are gone too."""
@@ -178,12 +187,15 @@ def check_queries(queries_QE: Array, k: int, *, width: int) -> None:
 
 
 def _compared(queries_QE: Array, vectors_CE: Array, rows_C: Rows, fetched: int) -> tuple[Rows, Scores]:
-    """The `fetched` best of C rows for every query, by comparing all of them; padded with -1 where C is smaller."""
+    """The `fetched` best of C rows for every query, by comparing all of them; padded with -1 where C is smaller.
+
+    A row of -1 is no answer.
+    """
     scores_QC = queries_QE @ vectors_CE.T
+    scores_QC[:, rows_C < 0] = -np.inf
     found = min(fetched, len(rows_C))
     if found < len(rows_C):
-        # Equal scores at the cut: the lower row wins, as in a sort by (score, row).
-        places_QF = np.argsort(-np.round(scores_QC, SCORE_DECIMALS), axis=1, kind="stable")[:, :found]
+        places_QF = np.argpartition(-scores_QC, found - 1, axis=1)[:, :found]
     else:
         places_QF = np.broadcast_to(np.arange(found), (len(queries_QE), found))
     rows_QF = np.pad(rows_C[places_QF], ((0, 0), (0, fetched - found)), constant_values=-1)

@@ -1,6 +1,7 @@
 """The service as its users meet it: a real process on loopback."""
 
 import base64
+import functools
 import io
 import json
 import shutil
@@ -20,7 +21,8 @@ import oclear
 from oclear.export import export
 from oclear.service.api import box_of
 from oclear.service.batching import Batcher, TooManyWaiting
-from oclear.service.settings import keys_of
+from oclear.service.settings import Settings, keys_of
+from retrieval.index.search import SearchOptions
 from tests.oclear.service.conftest import Shop, log_lines, new_index, serving
 from tests.support.images import encode
 from tests.support.tiny_retrieval import drawing
@@ -87,6 +89,34 @@ def test_documents_are_added_changed_and_deleted_while_it_runs(shop: Shop, servi
     assert (gone["deleted"], gone["unknown"], gone["documents"]) == (1, 1, len(shop.rows))
     assert client.get("/documents/new/1").status_code == 404
     assert len(oclear.load(shop.model).load_index(folder)) == len(shop.rows)
+
+
+def test_an_index_that_has_changed_much_is_compacted_by_itself(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from oclear.service import engine
+    from retrieval.index import changes
+    from retrieval.index.folder import current_version
+
+    def delete(name: str, _: Any) -> dict[str, Any]:
+        return changes.delete(index, [name])
+
+    monkeypatch.setattr(engine, "LEAST_TO_COMPACT", 3)
+    index = new_index(shop, tmp_path / "index")
+    running = engine.SearchEngine(Settings(str(shop.model), index, backend="torch", poll_seconds=60))
+    try:
+        for name in ("d/0", "d/1", "d/2"):
+            running.change(functools.partial(delete, name), embeds=False)
+        assert len(current_version(index).changes) == 3
+        running.change(functools.partial(delete, "d/9"), embeds=False)
+        end = time.monotonic() + 20
+        while current_version(index).changes and time.monotonic() < end:
+            time.sleep(0.05)
+        assert current_version(index).cause == "compact"
+        found = running.search(drawing("red", "box"), SearchOptions(k=99)).result(20)
+        assert len(found.ranked.rows) == len(shop.rows) - 4
+    finally:
+        running.close()
 
 
 def test_another_process_may_change_the_index(shop: Shop, service: Any) -> None:
@@ -212,7 +242,6 @@ def test_malformed_changes_are_refused_and_change_nothing(
 
 def test_a_body_that_does_not_come_is_not_waited_for(shop: Shop, tmp_path: Path) -> None:
     from oclear.service.api import create_app
-    from oclear.service.settings import Settings
 
     index = new_index(shop, tmp_path / "index")
     app = create_app(Settings(str(shop.model), index, body_seconds=0.2, poll_seconds=60))
