@@ -17,8 +17,8 @@ from train.selection.held_out import METRICS, metric_means
 FROZEN = "frozen"
 LEAST_CATEGORIES = 10
 LEVEL = 0.9  # of the two-sided interval: its lower end is the one-sided 95% bound, which is what safety asks for
-# Of nDCG, half a point: a loss that nobody would notice may not cost a gain that is ten times as large. Without a margin
-# a candidate of +.067 [-.0002, +.135] would be rejected for the last digit of its interval.
+# Of nDCG, half a point: a loss that nobody would notice may not cost a gain that is ten times as large. Without it a
+# candidate of +.067 [-.0002, +.135] would be rejected for the last digit of its interval.
 MARGIN = 0.005
 DECIDING, MRR = METRICS.index("ndcg"), METRICS.index("mrr_at_10")
 
