@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUNS ?= runs
 SEED ?= 0
 
-.PHONY: help install browser demo demo-full test test-distributed test-fuzz format lint types docs unit benchmark clean
+.PHONY: help install browser demo demo-full test test-distributed test-full test-fuzz format lint types docs unit benchmark clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -35,7 +35,7 @@ demo: install  ## emoji drawings -> governed data -> trained model -> index, met
 demo-full: install  ## the same data, the ensemble recipe and every baseline, in runs/demo-full
 	$(BIN)/python -m examples.demo --full --out $(RUNS)/demo-full --share $(RUNS)/demo --seed $(SEED)
 
-test: install browser lint types docs unit  ## format, lint, strict types, the docs site and every test
+test: install browser lint types docs unit  ## format, lint, strict types, the docs site and every test but the long ones below
 
 format: install  ## rewrite the code in the house format
 	$(BIN)/ruff format .
@@ -52,13 +52,16 @@ docs: install  ## build the docs site into build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 unit: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not distributed"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not distributed and not full"
 
 # Every equality, kill and reshard check of training, one after the other: they start up to four processes each.
 test-distributed: install  ## layouts that must agree, kills, restarts and other numbers of ranks, in full
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v --durations 20 tests/benchmarks/training/test_curves.py \
 	  tests/train/test_run.py tests/train/checkpoints tests/train/ensemble tests/train/parallel \
-	  tests/train/class_weights/test_reshard.py
+	  tests/train/class_weights/test_reshard.py tests/train/image_stage/test_evaluated_run.py
+
+test-full: install  ## the full demo on a few drawings, from the data to the cards (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -m full tests/pipeline
 
 test-fuzz: install  ## 30,000 damaged image files through the decoder, in a process with a memory limit (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --files 30000

@@ -63,7 +63,7 @@ def test_the_demo_prints_what_remains_before_each_step(demo: Path) -> None:
     assert "idle 2-core machine" not in lines[1]  # from then on by the speed of the finished steps
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_full_demo_shares_the_data_and_adds_the_baselines(demo: Path, tmp_path: Path) -> None:
     done = call(*DEMO, "--full", "--baselines", "text_removed", "--out", tmp_path / "full", "--share", demo)
     assert done.returncode == 0, done.stderr[-3000:]

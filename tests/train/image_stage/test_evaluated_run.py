@@ -96,7 +96,7 @@ def test_two_ranks_that_stream_their_inputs_evaluate_the_same(base: Path) -> Non
     assert_same_curve(ours, theirs, reordered=[other])
 
 
-@pytest.mark.slow
+@pytest.mark.distributed
 def test_two_fsdp2_ranks_evaluate_the_same_and_fill_the_features_together(base: Path) -> None:
     where = words(base, "fsdp2")
     where[where.index("--features") + 1] = base / "features of two"

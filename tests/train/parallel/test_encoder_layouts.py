@@ -58,7 +58,7 @@ def test_two_data_parallel_ranks_equal_one_process(base: Path) -> None:
     assert_run_of_one_process(base, "ddp")
 
 
-@pytest.mark.slow
+@pytest.mark.distributed
 def test_two_fsdp2_ranks_equal_one_process_which_resumes_their_checkpoint(base: Path) -> None:
     run(base, "fsdp2", ranks=2, fsdp=True)
     assert_run_of_one_process(base, "fsdp2")

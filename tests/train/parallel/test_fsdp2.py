@@ -63,7 +63,7 @@ def test_two_fsdp2_ranks_equal_one_process_and_their_checkpoint_is_continued_by_
     assert_same_run(folder / "fsdp2", folder / "alone", reordered=[reordered_tiny])
 
 
-@pytest.mark.slow
+@pytest.mark.distributed
 def test_two_times_two_hybrid_ranks_equal_one_process(folder: Path, reordered_tiny: Path) -> None:
     said = sharded(4, *words_for(folder, "hybrid"), **HYBRID)
     for rank, (start, end) in enumerate(((0, 3), (3, 6), (6, 9), (9, 10))):
@@ -112,7 +112,7 @@ def governed_anew(folder: Path, story: list[tuple[str | None, str, str | None]])
     datasets.Dataset.from_dict(table).to_parquet(folder / "category_map.parquet")
 
 
-@pytest.mark.slow
+@pytest.mark.distributed
 def test_sharded_ranks_resume_with_changed_categories_like_one_process(folder: Path) -> None:
     kept: list[tuple[str | None, str, str | None]] = [
         (f"key{number}", "kept", f"key{number}") for number in range(CATEGORIES) if number != 1
