@@ -40,7 +40,11 @@ def as_file(data: Any, *, name: str, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     try:
-        _write(table, images, partial, name=name)
+        try:
+            _write(table, images, partial, name=name)
+        except pa.ArrowException as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(f"{name}: a column cannot be written: {reason}; convert it to text or numbers") from error
         # An equal file keeps its time, by which finished work on it is recognised.
         if not (path.exists() and filecmp.cmp(partial, path, shallow=False)):
             partial.replace(path)
@@ -97,7 +101,7 @@ def _from_dataset(data: Any, *, name: str) -> tuple[pa.Table, Sequence[Any] | No
 def _arrow(convert: Callable[[], pa.Table], *, name: str) -> pa.Table:
     try:
         found: pa.Table = convert()
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{name}: a column has values of several types: {reason}; convert it to one type") from error
     return found

@@ -178,6 +178,16 @@ def _download(name: str, query_only: bool) -> Path:
         raise ValueError(f"model {name}: no such folder here, and the Hub says: {reason}") from error
 
 
+def documents_fingerprint(encoder: RetrievalEncoder) -> str:
+    """sha256 over all weights of a model and its text weight: documents of one index must be embedded alike."""
+    digest = hashlib.sha256(repr(encoder.text_strength).encode())
+    for file in sorted(encoder.folder.glob("*.safetensors")):
+        if file.name.startswith("model"):
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
 def fingerprint(folder: Path) -> str:
     """sha256 over the query side's weights: an index answers only queries of the model that it was built with."""
     files = sorted((folder / "query").glob("*.safetensors"))

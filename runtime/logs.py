@@ -22,17 +22,20 @@ class _ToStandardError(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
-def configure(*, level: int = logging.INFO, stream: TextIO | None = None) -> None:
+def configure(
+    *, level: int = logging.INFO, stream: TextIO | None = None, formatter: logging.Formatter | None = None
+) -> None:
     """Print log messages of our packages from `level` on, without prefix; other libraries are left as they are.
 
     Calling it again replaces the earlier settings.
 
     Args:
         stream: where messages go; None is standard error.
+        formatter: of a message; None prints it alone.
     """
     handler = _ToStandardError() if stream is None else logging.StreamHandler(stream)
     handler.set_name(HANDLER)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(formatter or logging.Formatter("%(message)s"))
     for package in PACKAGES:
         logger = logging.getLogger(package)
         logger.handlers = [old for old in logger.handlers if old.get_name() != HANDLER]

@@ -44,9 +44,6 @@ MAX_TESTED = 2_000
 # clicks on its document can predict a held-out click: with n of them on average the slack is FIT_SLACK / n.
 FIT_SLACK = 0.75
 LEAST_FIT_SLACK, MOST_FIT_SLACK = 0.03, 0.25
-# The slack is a share of the best fit, or of this where the best is lower: where clicks can hardly be predicted, most
-# of what merging captures is wrong clicks on similar documents.
-USUAL_FIT = 0.4
 # Factor on the policy's click weight tried with one source: 2 suits logs with one or two clicks a query, 5 with ten.
 HIGHER_CLICK_WEIGHT = 2.5
 SHRINKAGES = (0.03, 0.1, 0.2, 0.4, 0.7)
@@ -298,9 +295,12 @@ def choose_resolution(
 
 
 def finest_resolution(fits: dict[str, float], slack: float) -> float:
-    """The finest resolution whose fit is at most `slack` times the best fit (at least USUAL_FIT) below the best."""
+    """The finest resolution whose fit is at most `slack` times the best fit below the best.
+
+    Finer categories yet have more right labels in sparse logs, and train worse models (docs/log.md).
+    """
     best = max(fits.values())
-    least = best - slack * max(best, USUAL_FIT)
+    least = best - slack * abs(best)
     return max(float(name) for name, fit in fits.items() if fit >= least)
 
 

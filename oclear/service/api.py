@@ -6,7 +6,7 @@ import contextlib
 import json
 import tempfile
 from asyncio import wait_for, wrap_future
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +28,7 @@ from oclear.service.engine import Found, SearchEngine
 from oclear.service.guards import Guards, Message, Metrics, error_of
 from oclear.service.settings import Settings
 from retrieval.index import changes
+from retrieval.index.folder import IndexBusy
 from retrieval.index.search import SearchOptions, json_ready, lines_of
 from retrieval.index.store import Index
 from retrieval.pictures import PictureError, decoded
@@ -186,7 +187,7 @@ def _result(request_id: str, found: Found, details: bool) -> SearchResult:
             line["attention"] = None if row["attention"] is None else list(row["attention"])
     return SearchResult(
         request_id=request_id,
-        version=found.state.version,
+        version=found.state.version.number,
         documents=len(index),
         grid=(int(index.info["grid"][0]), int(index.info["grid"][1])),
         answers=[Answer(**line) for line in lines],
@@ -213,16 +214,16 @@ def _add_documents(app: FastAPI) -> None:
     def upsert(body: Documents) -> dict[str, Any]:
         """Add documents, or replace those of the same id with all their fields."""
         rows = [_with_bytes(row) for row in _limited(body.documents, settings)]
-        with tempfile.TemporaryDirectory() as inputs:
-            table = read_table(as_file(_columns(rows), name="catalogue", folder=Path(inputs)), CATALOGUE)
+        with _request_folder() as inputs:
+            table = read_table(as_file(_columns(rows), name="catalogue", folder=inputs), CATALOGUE)
             return engine.change(lambda encoder: changes.upsert(encoder, engine.folder, table), embeds=True)
 
     @app.patch("/documents")
     def update(body: Documents) -> dict[str, Any]:
         """Change fields of documents; what they show and say stays."""
-        with tempfile.TemporaryDirectory() as inputs:
+        with _request_folder() as inputs:
             rows = _columns(_limited(body.documents, settings))
-            table = read_table(as_file(rows, name="fields", folder=Path(inputs)), FIELDS)
+            table = read_table(as_file(rows, name="fields", folder=inputs), FIELDS)
             return engine.change(lambda _: changes.update_fields(engine.folder, table), embeds=False)
 
     @app.post("/documents/delete")
@@ -234,6 +235,18 @@ def _add_documents(app: FastAPI) -> None:
     def compact() -> dict[str, Any]:
         """Write all changes into a new base; searches go on meanwhile."""
         return engine.change(lambda _: changes.compact(engine.folder), embeds=False)
+
+
+@contextlib.contextmanager
+def _request_folder() -> Iterator[Path]:
+    """A folder for the tables of one request, which no message names."""
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            yield Path(place)
+        except IndexBusy:
+            raise
+        except ValueError as error:
+            raise ValueError(str(error).replace(f"{place}/", "")) from error
 
 
 def _limited(documents: Sequence[dict[str, Any]], settings: Settings) -> Sequence[dict[str, Any]]:
@@ -271,7 +284,7 @@ def _add_operation(app: FastAPI) -> None:
     def health() -> JSONResponse:
         """Embeds a picture and searches with it: 200 if that works, else 503."""
         try:
-            return JSONResponse({"status": "ok"} | engine.check())
+            return JSONResponse({"status": "ok"} | engine.health())
         except (TooManyWaiting, TimeoutError, ValueError, RuntimeError) as error:
             return JSONResponse({"status": "unhealthy", "reason": str(error) or type(error).__name__}, status_code=503)
 
@@ -280,7 +293,7 @@ def _add_operation(app: FastAPI) -> None:
         """Counters and times in the format of Prometheus."""
         metrics.waiting.set(engine.waiting)
         metrics.documents.set(len(engine.state.index))
-        metrics.version.set(engine.state.version)
+        metrics.version.set(engine.state.version.number)
         return PlainTextResponse(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -289,8 +302,9 @@ def _add_page(app: FastAPI) -> None:
 
     @app.get("/", include_in_schema=False)
     def page() -> HTMLResponse:
-        columns = ["doc_id", "text", "leaf", *engine.state.index.fields.column_names]
-        facts = {"columns": columns, "key": bool(settings.search_keys), "documents": len(engine.state.index)}
+        # Whoever has no key yet is not told what the catalogue holds.
+        columns = [] if settings.search_keys else ["doc_id", "text", "leaf", *engine.state.index.fields.column_names]
+        facts = {"columns": columns, "key": bool(settings.search_keys)}
         text = (HERE / "page.html").read_text(encoding="utf-8")
         # Names of columns come from a table: they must not end the element that holds them.
         escaped = json.dumps(facts).replace("<", "\\u003c")
@@ -327,6 +341,14 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(ValueError)
     def wrong(request: Request, problem: ValueError) -> JSONResponse:
         return error(request, 400, "invalid_request", str(problem)[:500])
+
+    @app.exception_handler(IndexBusy)
+    def writing(request: Request, _: IndexBusy) -> JSONResponse:
+        return error(request, 503, "index_busy", "another process writes to the index: wait and try again")
+
+    @app.exception_handler(Exception)
+    def failed(request: Request, _: Exception) -> JSONResponse:
+        return error(request, 500, "internal_error", "the service failed; its log has the reason under this request_id")
 
     @app.exception_handler(TooManyWaiting)
     def busy(request: Request, problem: TooManyWaiting) -> JSONResponse:

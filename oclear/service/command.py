@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import json
 import logging
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,13 +48,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, or 2 for a model, an index or a flag that cannot be used.
     """
     options = argument_parser().parse_args(arguments)
-    logs.configure()
+    logs.configure(formatter=JsonLines())
     try:
         _serve(options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line; what is one already stays as it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        text = super().format(record)
+        return text if text.startswith("{") else json.dumps({"level": record.levelname.lower(), "message": text})
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"--host {host} --port {port}: {reason}; choose another port, or 0 for a free one") from error
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -94,11 +114,10 @@ def _serve(options: argparse.Namespace) -> None:
         server_header=False,
         timeout_keep_alive=15,
         timeout_graceful_shutdown=30,
-        limit_concurrency=2 * settings.waiting,
     )
     server = uvicorn.Server(config)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    with contextlib.closing(config.bind_socket()) as listener:
+    with contextlib.closing(_listener(options.host, options.port)) as listener:
         host, port = listener.getsockname()[:2]
         state = app.app.state.engine.state  # type: ignore[attr-defined]
         backend = type(state.model).__name__.replace("Model", "").lower() or "torch"

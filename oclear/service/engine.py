@@ -1,7 +1,9 @@
 """What the service computes: a model and an index that may be replaced while searches go on."""
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -13,15 +15,17 @@ from PIL import Image
 
 from oclear.encoding import EncodingModel
 from oclear.loading import load
-from oclear.service.batching import Batcher
+from oclear.service.batching import Batcher, TooManyWaiting
 from oclear.service.settings import Settings
 from retrieval.encoder import RetrievalEncoder, fingerprint, load_encoder
 from retrieval.index import changes
-from retrieval.index.folder import current_version, load_index
+from retrieval.index.folder import Version, current_version, load_index
 from retrieval.index.search import Ranked, SearchOptions, ranked
 from retrieval.index.store import Index
 
 HEALTH_SIZE = 64
+HEALTH_SECONDS = 1.0
+WAITING_CHANGES = 8  # each holds a thread of the server
 LEAST_TO_COMPACT = 1_000  # changed rows: fewer cost a search nothing
 
 logger = logging.getLogger(__name__)
@@ -32,12 +36,12 @@ class State:
     """A model and an index that belong together.
 
     Attributes:
-        version: number of the index's version. encoder: fingerprint of the model's query side.
+        version: of the index. encoder: fingerprint of the model's query side.
     """
 
     model: EncodingModel
     index: Index
-    version: int
+    version: Version
     encoder: str
 
 
@@ -71,6 +75,9 @@ class SearchEngine:
         self._on_batch = on_batch
         self._state = self._loaded(None)
         self._switching, self._writing, self._compacting = threading.Lock(), threading.Lock(), threading.Lock()
+        self.waiting_changes = 0
+        self._counting, self._checking = threading.Lock(), threading.Lock()
+        self._checked: tuple[float, dict[str, Any]] = (-math.inf, {})
         self._document_encoder: RetrievalEncoder | None = None
         self._batcher: Batcher[Job, Found] = Batcher(self._answers, batch=settings.batch, waiting=settings.waiting)
         self._ended = threading.Event()
@@ -112,6 +119,15 @@ class SearchEngine:
                     found[place] = error
         return found
 
+    def health(self) -> dict[str, Any]:
+        """What `check` says, at most HEALTH_SECONDS old: whoever asks often costs no searches."""
+        with self._checking:
+            when, found = self._checked
+            if time.monotonic() - when > HEALTH_SECONDS:
+                found = self.check()
+                self._checked = (time.monotonic(), found)
+        return found
+
     def check(self) -> dict[str, Any]:
         """Embed and search a picture, as a search would.
 
@@ -123,7 +139,9 @@ class SearchEngine:
         found = self.search(picture, SearchOptions(k=1)).result(self.settings.search_seconds)
         if not found.ranked.rows or not np.isfinite(found.ranked.scores).all():
             raise ValueError("a search with a test picture has no finite score")
-        return {"documents": len(found.state.index), "version": found.state.version}
+        if not self._watcher.is_alive():
+            raise ValueError("the index is no longer watched for new versions")
+        return {"documents": len(found.state.index), "version": found.state.version.number}
 
     def change(self, operation: Callable[[RetrievalEncoder | None], dict[str, Any]], *, embeds: bool) -> dict[str, Any]:
         """Run a change of the index folder, one at a time, and search its new version.
@@ -132,11 +150,26 @@ class SearchEngine:
             operation: of `retrieval.index.changes`, given the encoder of documents if `embeds`.
 
         Raises:
-            ValueError: what the operation refuses.
+            TooManyWaiting: try again later.
+            ValueError: what the operation refuses, or the folder holds an index of another model than the one served.
         """
-        with self._writing:
-            counts = operation(self._encoder() if embeds else None)
-        self.refresh()
+        with self._counting:
+            if self.waiting_changes == WAITING_CHANGES:
+                raise TooManyWaiting(f"{WAITING_CHANGES} changes are waiting")
+            self.waiting_changes += 1
+        try:
+            with self._writing:
+                if load_index(self.folder).info["model"] != self.state.encoder:
+                    raise ValueError("the index folder now belongs to another model than the one that is served")
+                counts = operation(self._encoder() if embeds else None)
+        finally:
+            with self._counting:
+                self.waiting_changes -= 1
+        try:
+            self.refresh()
+        except ValueError as error:  # the change is done all the same
+            logger.warning("the changed index cannot be searched: %s", error)
+        self._checked = (-math.inf, {})
         index, share = self.state.index, self.settings.compact_share
         if share and changes.changed_rows(index) > max(share * len(index), LEAST_TO_COMPACT):
             threading.Thread(target=self._compact, name="compaction", daemon=True).start()
@@ -147,7 +180,7 @@ class SearchEngine:
             return  # one is enough
         try:
             self.change(lambda _: changes.compact(self.folder), embeds=False)
-        except ValueError as error:
+        except (TooManyWaiting, ValueError) as error:
             logger.warning("the index was not compacted: %s", error)
         finally:
             self._compacting.release()
@@ -166,16 +199,16 @@ class SearchEngine:
             ValueError: it cannot be opened; the version before is searched on.
         """
         with self._switching:
-            if current_version(self.folder).number == self.state.version:
+            if current_version(self.folder).id == self.state.version.id:
                 return False
             self._state = state = self._loaded(self._state)
-        logger.info("searching version %d of the index: %d documents", state.version, len(state.index))
+        logger.info("searching version %d of the index: %d documents", state.version.number, len(state.index))
         return True
 
     def _loaded(self, before: State | None) -> State:
         """The newest index with its model, which is loaded again if the index belongs to another one."""
-        version = current_version(self.folder).number
-        index = load_index(self.folder, version=version)
+        version = current_version(self.folder)
+        index = load_index(self.folder, version=version.number)
         if before is not None and index.info["model"] == before.encoder:
             return State(before.model, index, version, before.encoder)
         backend = self.settings.backend
@@ -193,7 +226,7 @@ class SearchEngine:
             try:
                 self.refresh()
                 reported = ""
-            except ValueError as error:
+            except Exception as error:  # noqa: BLE001 - a folder that is half copied must not end the watch
                 if str(error) != reported:
                     logger.warning("a new version of the index cannot be searched: %s", error)
                 reported = str(error)

@@ -8,13 +8,14 @@ import contextlib
 import hmac
 import json
 import logging
+import math
 import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from limits import parse_many
+from limits import RateLimitItem, RateLimitItemPerSecond
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -28,6 +29,7 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = ("/", "/health", "/page.css", "/page.js")
 REQUEST_ID = re.compile(r"[\w.-]{1,64}")
+BEARER = re.compile("^bearer ", re.IGNORECASE)
 SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0)
 SECONDS_TO_DISCARD = 2.0
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -55,11 +57,18 @@ class Metrics:
 
 
 class Refused(Exception):
-    """A request that is not let in: HTTP status, a code for programs, a sentence for people."""
+    """A request that is not let in: HTTP status, a code for programs, a sentence for people, seconds to wait."""
 
-    def __init__(self, status: int, code: str, sentence: str) -> None:
+    def __init__(self, status: int, code: str, sentence: str, *, wait: float = 1.0) -> None:
         super().__init__(sentence)
-        self.status, self.code, self.sentence = status, code, sentence
+        self.status, self.code, self.sentence, self.wait = status, code, sentence, max(1, math.ceil(wait))
+
+
+def _rate_limits(rate: float) -> list[RateLimitItem]:
+    """A number of requests a second, as a window: whole requests in one second, or one in some seconds."""
+    if not rate:
+        return []
+    return [RateLimitItemPerSecond(round(rate)) if rate >= 1 else RateLimitItemPerSecond(1, round(1 / rate))]
 
 
 class Guards:
@@ -73,8 +82,7 @@ class Guards:
     def __init__(self, app: App, settings: Settings, metrics: Metrics, route_of: Callable[[Message], str]) -> None:
         self.app, self.settings, self.metrics, self.route_of = app, settings, metrics, route_of
         self._rate = MovingWindowRateLimiter(MemoryStorage())
-        # A tenth of a request a second is six a minute: the window is a minute long.
-        self._allowed = parse_many(f"{max(1, round(60 * settings.rate))} per minute") if settings.rate else []
+        self._allowed = _rate_limits(settings.rate)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -100,6 +108,8 @@ class Guards:
             await self.app(scope, _replayed(body, receive), send_with_id)
         except Refused as refused:
             await _refuse(refused, request_id, send_with_id)
+        except Exception:
+            logger.exception("request %s failed", request_id)  # it has been answered by the handler of all errors
         finally:
             seconds = time.perf_counter() - started
             route = self.route_of(scope)
@@ -110,7 +120,7 @@ class Guards:
 
     def _check(self, scope: Message, headers: dict[str, str]) -> None:
         writes = scope["path"].startswith("/documents") and scope["method"] not in ("GET", "HEAD", "OPTIONS")
-        key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
+        key = headers.get("x-api-key") or BEARER.sub("", headers.get("authorization", "")).strip()
         settings = self.settings
         may_write = _is_one_of(key, settings.write_keys)
         may_search = may_write or not settings.search_keys or _is_one_of(key, settings.search_keys)
@@ -120,7 +130,8 @@ class Guards:
         who = key if key and may_search and settings.search_keys else client[0]
         if not is_open and not all(self._rate.hit(rate, who) for rate in self._allowed):
             sentence = f"more than {settings.rate:g} requests a second: wait and try again"
-            raise Refused(429, "too_many_requests", sentence)
+            wait = max(self._rate.get_window_stats(rate, who).reset_time for rate in self._allowed) - time.time()
+            raise Refused(429, "too_many_requests", sentence, wait=wait)
         if writes and not settings.write_keys:
             raise Refused(403, "read_only", f"documents cannot be changed here: start the service with {WRITE_KEYS}")
         if writes and not may_write:
@@ -189,7 +200,7 @@ async def _refuse(refused: Refused, request_id: str, send: Send) -> None:
     if refused.status in (408, 413):
         headers.append((b"connection", b"close"))  # what is left of the body is not read
     if refused.status in (429, 503):
-        headers.append((b"retry-after", b"1"))
+        headers.append((b"retry-after", str(refused.wait).encode()))
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
     await send({"type": "http.response.body", "body": content})
 

@@ -7,8 +7,11 @@ let picture = null; // it, decoded
 let box = null; // [left, top, right, bottom] as shares, or null for the whole picture
 let asked = 0; // number of the newest search: late answers to older ones are not shown
 
-at("columns").textContent = `${facts.documents.toLocaleString()} documents with ${facts.columns.join(", ")}.`;
-for (const name of facts.columns) at("group").append(new Option(name, name));
+function know(columns) {
+  at("columns").textContent = columns.length ? `Columns: ${columns.join(", ")}.` : "";
+  for (const name of columns) at("group").append(new Option(name, name));
+}
+know(facts.columns);
 at("keyrow").hidden = !facts.key;
 at("key").value = sessionStorage.getItem("key") || "";
 
@@ -148,6 +151,7 @@ async function search() {
     say(found.error.message, true);
     return;
   }
+  if (at("group").options.length === 1 && found.answers.length) know(["doc_id", "text", "leaf", ...Object.keys(found.answers[0].fields)]);
   const seconds = ((performance.now() - started) / 1000).toFixed(2);
   const none = found.answers.length ? "" : " No document fits the condition.";
   say(`${found.answers.length} answers of ${found.documents.toLocaleString()} documents in ${seconds} s.${none}`);

@@ -8,6 +8,7 @@ take their text shift from the sample of documents that the build kept, and for 
 which stays that of the build (calibration.py). The vectors of unchanged documents stay as they are, bit by bit.
 """
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from retrieval.encoder import RetrievalEncoder
 from retrieval.index.calibration import calibrated_documents, load_calibration
 from retrieval.index.embed import NO_CHANGES, Embedded, embed_documents
-from retrieval.index.fields import read_fields
+from retrieval.index.fields import check_names, fitted_fields, read_fields
 from retrieval.index.folder import (
     Change,
     current_version,
@@ -65,11 +66,11 @@ def upsert(encoder: RetrievalEncoder, folder: Path, catalogue: Table, *, batch_s
         ValueError: no index, one of another model, no document that can be used, or a field of another type than in the
             index. Nothing is changed then.
     """
-    load_index(folder).check_model(encoder.folder)  # before the costly part
+    load_index(folder).check_documents_model(encoder)  # before the costly part
     found = embed_documents(encoder, catalogue, changes=NO_CHANGES, batch_size=batch_size)
     with writing(folder):
         index = load_index(folder)
-        index.check_model(encoder.folder)
+        index.check_documents_model(encoder)
         change = _embedded_change(encoder, index, found, catalogue)
         counts = apply(folder, change, cause="upsert")
     skipped = len(found.skipped)
@@ -80,7 +81,7 @@ def upsert(encoder: RetrievalEncoder, folder: Path, catalogue: Table, *, batch_s
 def _embedded_change(encoder: RetrievalEncoder, index: Index, found: Embedded, catalogue: Table) -> Change:
     has_image, has_text = np.asarray(found.has_image), np.asarray(found.has_text)
     embeds_ND, imputed = found.stacked("embeds"), np.zeros(len(found.doc_id), dtype=np.bool_)
-    if index.donors is not None and index.info["imputed"]:
+    if index.donors is not None:
         images, shifts = found.stacked("image_embeds"), found.stacked("text_shift")
         embeds_ND, imputed = impute(
             embeds_ND, images, shifts, has_image=has_image, has_text=has_text, donors=index.donors
@@ -107,6 +108,7 @@ def apply(folder: Path, change: Change, *, cause: str) -> Counts:
             f"vectors of shape {change.vectors_ME.shape} do not fit {len(change.documents)} documents and an index of "
             f"width {index.searcher.width}"
         )
+    change = replace(change, fields=fitted_fields(change.fields, index.fields.schema))
     _check_fields(index, change)
     replaced = len(_alive_rows(index, change.removed))
     added = len(change.documents) - replaced
@@ -125,6 +127,9 @@ def delete(folder: Path, doc_ids: Sequence[str]) -> Counts:
         ValueError: no index, or no document would be left.
     """
     wanted = list(dict.fromkeys(doc_ids))
+    wrong = next((one for one in wanted if not isinstance(one, str)), "")
+    if wrong != "":
+        raise ValueError(f"doc_ids: {wrong!r} is {type(wrong).__name__}; an id is text")
     current_version(folder)
     with writing(folder):
         index = load_index(folder)
@@ -153,6 +158,7 @@ def update_fields(folder: Path, table: Table) -> Counts:
     rows = table.arrow()
     embedded = [name for name in CATALOGUE.columns if name != "doc_id" and name in rows.column_names]
     names = [name for name in rows.column_names if name not in CATALOGUE.columns]
+    check_names(names, rows.schema, name=table.name)
     if embedded or not names:
         problem = f"{embedded[0]} is embedded" if embedded else "there is no column beside doc_id"
         raise ValueError(f"{table.name}: {problem}: give doc_id and fields here, and whole documents to an upsert")
@@ -169,6 +175,7 @@ def update_fields(folder: Path, table: Table) -> Counts:
                 if name in fields.column_names:
                     fields = fields.drop_columns([name])
                 fields = fields.append_column(name, given.column(name)) if fields.num_columns else given.select([name])
+            fields = fitted_fields(fields, index.fields.schema)
             change = replace(_moved(index, found, ids.to_pylist()), fields=fields)
             _check_fields(index, change)
             _write(folder, index, change, cause="update_fields", counts=counts)
@@ -207,17 +214,18 @@ def rollback(folder: Path, number: int | None = None) -> Counts:
     Raises:
         ValueError: there is no such version.
     """
-    now = current_version(folder)
+    current_version(folder)
     with writing(folder):
+        *earlier, now = versions(folder)
         if number is None:
-            earlier = [one.number for one in versions(folder) if one.number < now.number]
             if not earlier:
                 raise ValueError(f"index {folder}: version {now.number} is the only one")
-            number = earlier[-1]
+            number = earlier[-1].number
         wanted = read_version(folder, number)
         counts = {"documents": wanted.documents}
         cause = f"rollback to {number}"
-        switch(folder, replace(wanted, number=next_number(folder), cause=cause, time=utc_now(), counts=counts))
+        again = replace(wanted, id=uuid.uuid4().hex, number=next_number(folder), cause=cause, time=utc_now())
+        switch(folder, replace(again, counts=counts))
     return counts
 
 

@@ -6,6 +6,7 @@ reached.
 """
 
 import difflib
+import logging
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -32,19 +33,74 @@ ALLOWED = (
     *(sql.Cast, sql.DataType),
 )
 # date '2026-01-31' is a cast of a literal.
-CAST_TO = {"DATE", "TIMESTAMP", "DOUBLE", "BIGINT", "INT", "VARCHAR", "TEXT", "BOOLEAN"}
+CAST_TO = {"DATE", "TIMESTAMP", "TIMESTAMPNTZ", "DOUBLE", "BIGINT", "INT", "TEXT", "BOOLEAN", "FLOAT"}
+logger = logging.getLogger(__name__)
 EXAMPLE = "price < 50 and brand = 'x'"
 
 
 def field_names(catalogue: Table) -> list[str]:
     """Columns of a catalogue that an index keeps as they are: all but the declared ones and those that hold bytes."""
-    return [name for name, kind in catalogue.types.items() if name not in CATALOGUE.columns and not _holds_bytes(kind)]
+    kept = []
+    for name, kind in catalogue.types.items():
+        if name in CATALOGUE.columns:
+            continue
+        if name.strip() and is_kept(kind):
+            kept.append(name)
+        else:
+            logger.warning("catalogue: column %r of type %s is not kept in the index", name, kind)
+    return kept
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        return True
-    return any(_holds_bytes(kind.field(place).type) for place in range(kind.num_fields))
+def is_kept(kind: pa.DataType) -> bool:
+    """Whether an index keeps values of a type: what can be compared in a condition and written as JSON."""
+    types = pa.types
+    if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind):
+        return is_kept(kind.value_type)
+    if types.is_struct(kind):
+        return kind.num_fields > 0 and all(is_kept(kind.field(place).type) for place in range(kind.num_fields))
+    scalar = (types.is_boolean, types.is_integer, types.is_floating, types.is_decimal, types.is_string, types.is_null)
+    return any(test(kind) for test in (*scalar, types.is_large_string, types.is_temporal))
+
+
+def check_names(names: Sequence[str], schema: pa.Schema, *, name: str) -> None:
+    """Raise ValueError for a column that an index cannot keep."""
+    for column in names:
+        if not column.strip():
+            raise ValueError(f"{name}: a column has no name: give it one, or leave it out")
+        kind = schema.field(column).type
+        if not is_kept(kind):
+            raise ValueError(f"{name}: column {column!r} is {kind}; give numbers, text, dates, or lists of them")
+
+
+def fitted_fields(fields: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Columns in the types that an index has, so that an empty price or a day as text fits.
+
+    Raises:
+        ValueError: a value that does not; it is named.
+    """
+    for place, column in enumerate(fields.column_names):
+        kind = schema.field(column).type if column in schema.names else None
+        values = fields.column(column)
+        if kind is None or kind == values.type or pa.types.is_null(kind):
+            continue
+        if pa.types.is_string(values.type):
+            values = pa.compute.if_else(pa.compute.equal(values, ""), pa.scalar(None, pa.string()), values)
+        try:
+            fields = fields.set_column(place, column, values.cast(kind))
+        except pa.ArrowException as error:
+            if pa.types.is_integer(kind) and pa.types.is_floating(values.type):
+                continue  # the index's column becomes one of fractions too
+            wrong = next((value for value in values if not _fits(value, kind)), None)
+            raise ValueError(f"column {column!r}: {wrong} is no {kind}, which the index has there") from error
+    return fields
+
+
+def _fits(value: pa.Scalar, kind: pa.DataType) -> bool:
+    try:
+        value.cast(kind)
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def read_fields(catalogue: Table, doc_ids: Sequence[str]) -> pa.Table:
@@ -71,7 +127,7 @@ class FieldFilter:
             columns[name] = fields.column(name)
         self.columns = columns
         self.lock = threading.Lock()
-        self.kept = dict[str, NDArray[np.bool_]]()  # filters come again and again
+        self.kept = dict[tuple[str, ...], NDArray[np.bool_]]()  # filters come again and again
         self.connection = duckdb.connect(
             ":memory:", config={"enable_external_access": "false", "autoload_known_extensions": "false"}
         )
@@ -85,25 +141,25 @@ class FieldFilter:
         """
         condition, names = checked_condition(where, list(self.columns))
         with self.lock:
-            found = self.kept.get(condition)
+            found = self.kept.get((condition, *names))
         if found is None:
             found = self._matching(condition, names, where)
             with self.lock:
-                self.kept[condition] = found
+                self.kept[(condition, *names)] = found
                 while len(self.kept) > MOST_KEPT:
                     del self.kept[next(iter(self.kept))]
         return found
 
     def _matching(self, condition: str, names: Sequence[str], where: str) -> NDArray[np.bool_]:
         mask_N = np.zeros(len(self.columns["doc_id"]), dtype=np.bool_)
-        table = pa.table([self.columns[name] for name in names], names=list(names))
-        row = "_row" + "_" * max((len(name) for name in names), default=0)  # longer than any column's name
+        columns = {"row": pa.array(np.arange(len(mask_N)))}
+        columns |= {f"c{place}": self.columns[name] for place, name in enumerate(names)}
         cursor = self.connection.cursor()
         try:
-            cursor.register("documents", table.append_column(row, pa.array(np.arange(len(mask_N)))))
+            cursor.register("documents", pa.table(columns))
             # Rows are faster to fetch than one truth value for each document.
-            query = f"SELECT {row} FROM documents WHERE ({condition})::BOOLEAN"
-            mask_N[cursor.execute(query).fetchnumpy()[row]] = True
+            found = cursor.execute(f"SELECT row FROM documents WHERE ({condition})::BOOLEAN").fetchnumpy()
+            mask_N[found["row"]] = True
         except duckdb.Error as error:
             reason = str(error).strip().split("\n")[0]
             raise ValueError(f"{_named(where)}: {reason}") from error
@@ -131,11 +187,15 @@ class FieldFilter:
 
 
 def checked_condition(where: str, columns: Sequence[str]) -> tuple[str, list[str]]:
-    """(the condition as it will be run, the columns that it reads).
+    """(the condition as it will be run, over columns c0, c1 ...; the columns that these are).
+
+    Names are compared as they are, then without regard to case, as in SQL.
 
     Raises:
         ValueError: see `FieldFilter.matching`.
     """
+    if not isinstance(where, str):
+        raise ValueError(f"where is {type(where).__name__}; give a condition as text, like {EXAMPLE}")
     if len(where) > MOST_CHARACTERS:
         raise ValueError(f"where has {len(where)} characters; at most {MOST_CHARACTERS:,} are read")
     try:
@@ -144,15 +204,17 @@ def checked_condition(where: str, columns: Sequence[str]) -> tuple[str, list[str
     except (sqlglot.errors.SqlglotError, RecursionError) as error:
         reason = str(error).split("\n")[0].split(". Line")[0]
         raise ValueError(f"{_named(where)} is no condition ({reason[:80]}); write one like {EXAMPLE}") from error
-    by_name = {name.lower(): name for name in columns}  # DuckDB ignores case
-    used = []
+    used = list[str]()
     for node in nodes:
         _check_node(node, where)
         if isinstance(node, sql.Column):
-            used.append(_known_column(node, by_name, where))
-            node.set("this", sql.to_identifier(used[-1], quoted=True))
+            name = _known_column(node, columns, where)
+            if name not in used:
+                used.append(name)
+            # Columns are renamed: DuckDB would not tell apart names that differ in case.
+            node.set("this", sql.to_identifier(f"c{used.index(name)}"))
     try:
-        return tree.sql("duckdb", comments=False), list(dict.fromkeys(used))
+        return tree.sql("duckdb", comments=False), used
     except RecursionError as error:
         raise ValueError(f"where has too many nested parts; write it shorter, like {EXAMPLE}") from error
 
@@ -171,18 +233,23 @@ def _check_node(node: Any, where: str) -> None:
         )
 
 
-def _known_column(node: Any, by_name: dict[str, str], where: str) -> str:
+def _known_column(node: Any, columns: Sequence[str], where: str) -> str:
     name = node.name
     if node.table:
         raise ValueError(f"{_named(where)}: write the column {name!r} without {node.table!r} before it")
-    if name.lower() not in by_name:
-        near = difflib.get_close_matches(name.lower(), by_name, n=1)
-        hint = f" Did you mean {by_name[near[0]]!r}?" if near else ""
-        raise ValueError(
-            f"{_named(where)}: there is no column {name!r}; the index has {', '.join(by_name.values())}.{hint} "
-            "Text stands in single quotes."
-        )
-    return by_name[name.lower()]
+    if name in columns:
+        return name
+    alike = [column for column in columns if column.lower() == name.lower()]
+    if len(alike) == 1:
+        return alike[0]
+    if alike:
+        raise ValueError(f"{_named(where)}: {name!r} may be {' or '.join(alike)}: write one of them in double quotes")
+    near = difflib.get_close_matches(name.lower(), [column.lower() for column in columns], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"{_named(where)}: there is no column {name!r}; the index has {', '.join(columns)}.{hint} "
+        "Text stands in single quotes."
+    )
 
 
 def _named(where: str) -> str:

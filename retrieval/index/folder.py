@@ -15,6 +15,7 @@ import datetime
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -31,10 +33,11 @@ from retrieval.index import vector_search
 from retrieval.index.imputation import Donors
 from retrieval.index.store import Index
 from retrieval.index.vector_search import ChangedSearcher, Searcher
-from runtime.files import atomic_folder, only_user, write_json
+from runtime.files import atomic_folder, write_json
 
 FORMAT = 2
 KEPT = 3
+SECONDS_TO_WAIT = 300.0  # for another writer: a compaction of a million documents takes a minute
 MOST_TRIES = 10  # to open an index that others write to
 CURRENT = "current.json"
 PARTS = ("version-", "base-", "change-")
@@ -42,16 +45,22 @@ PARTS = ("version-", "base-", "change-")
 Array = NDArray[np.float32]
 
 
+class IndexBusy(ValueError):
+    """Another process writes to the index."""
+
+
 @dataclass(frozen=True)
 class Version:
     """What an index consists of.
 
     Attributes:
-        number: counts up. base: its folder. changes: folders of the changes, in order.
+        id: of this version alone: a folder that is made anew counts from 1 again. number: counts up.
+        base: its folder. changes: folders of the changes, in order.
         documents: that a search can find. cause: the operation that made it. time: of that, UTC.
         counts: what the operation did, such as {"added": 3}.
     """
 
+    id: str
     number: int
     base: str
     changes: tuple[str, ...]
@@ -100,7 +109,7 @@ def write_base(index: Index, folder: Path, *, cause: str, counts: dict[str, int]
             save_file({key: value.astype(np.float16) for key, value in donors.items()}, partial / "donors.safetensors")
         write_json(partial / "index.json", {"format": FORMAT} | index.info)
         _to_disk(partial)
-    version = Version(number, name, (), len(index), cause, utc_now(), counts)
+    version = Version(uuid.uuid4().hex, number, name, (), len(index), cause, utc_now(), counts)
     switch(folder, version)
     return version
 
@@ -115,22 +124,55 @@ def write_change(folder: Path, before: Version, change: Change, *, documents: in
         _write_table(change.fields, partial / "fields.arrow")
         _write_table(pa.table({"doc_id": pa.array(change.removed, pa.string())}), partial / "removed.arrow")
         _to_disk(partial)
-    version = Version(number, before.base, (*before.changes, name), documents, cause, utc_now(), counts)
+    parts = (*before.changes, name)
+    version = Version(uuid.uuid4().hex, number, before.base, parts, documents, cause, utc_now(), counts)
     switch(folder, version)
     return version
 
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Hold the lock of an index folder, which is made if there is none.
+    """Hold the lock of an index folder, which is made if there is none; another writer is waited for.
 
     Raises:
-        ValueError: another process writes to it, or it holds something else.
+        IndexBusy: it still writes after SECONDS_TO_WAIT.
+        ValueError: the folder holds something else, or cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or not all(_is_ours(file.name) for file in folder.iterdir())):
         raise ValueError(f"--out {folder}: holds something that is not an index: name a new or an index folder")
-    with only_user(folder):
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=SECONDS_TO_WAIT)
+    except Timeout as error:
+        raise IndexBusy(
+            f"index {folder}: another process has been writing for {SECONDS_TO_WAIT:g} s: try again when it has ended"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"index {folder}: cannot be written ({error.strerror or error})") from error
+    try:
+        _remove_unfinished(folder)
         yield
+    finally:
+        lock.release()
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove versions that a killed writer left: they were never searched, and nobody was told of them."""
+    if (folder / CURRENT).is_file():
+        now = current_version(folder).number
+        for file in _version_files(folder):
+            if _number(file) > now:
+                file.unlink()
+
+
+def _number(file: Path) -> int:
+    return int(file.stem.removeprefix("version-"))
+
+
+def _version_files(folder: Path) -> list[Path]:
+    """Files of versions, by number."""
+    return sorted(folder.glob("version-*.json"), key=_number)
 
 
 def _is_ours(name: str) -> bool:
@@ -156,14 +198,15 @@ def versions(folder: Path) -> list[Version]:
     """The versions that an index can be taken back to, oldest first; the last is the newest.
 
     Raises:
-        ValueError: one cannot be read.
+        ValueError: no index there, or a version cannot be read.
     """
-    return [read_version(folder, int(file.stem[8:])) for file in sorted(folder.glob("version-*.json"))]
+    now = current_version(folder).number
+    return [read_version(folder, _number(file)) for file in _version_files(folder) if _number(file) <= now]
 
 
 def next_number(folder: Path) -> int:
     """Number of the next version; 1 in a new folder."""
-    return max((int(file.stem[8:]) for file in folder.glob("version-*.json")), default=0) + 1
+    return max(map(_number, _version_files(folder)), default=0) + 1
 
 
 def current_version(folder: Path) -> Version:
@@ -196,7 +239,7 @@ def read_version(folder: Path, number: int) -> Version:
         found = json.loads((folder / f"version-{number:04d}.json").read_text())
         version = Version(**found | {"changes": tuple(found["changes"])})
     except FileNotFoundError as error:
-        there = ", ".join(file.stem[8:].lstrip("0") for file in sorted(folder.glob("version-*.json")))
+        there = ", ".join(str(_number(file)) for file in _version_files(folder))
         raise ValueError(f"index {folder}: there is no version {number}; it has {there or 'none'}") from error
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(f"index {folder}: version {number} is damaged: build the index again") from error
@@ -249,7 +292,7 @@ def _read_change(part: Path, folder: Path) -> Change:
         documents, fields = _read_table(part / "documents.arrow"), _read_table(part / "fields.arrow")
         removed = _read_table(part / "removed.arrow").column("doc_id").to_pylist()
         vectors_ME = np.load(part / "vectors.npy", mmap_mode="r", allow_pickle=False)
-    except (ValueError, KeyError, OSError, pa.ArrowException) as error:
+    except (ValueError, KeyError, OSError, EOFError, pa.ArrowException) as error:
         raise ValueError(f"index {folder}: {part.name} is damaged ({type(error).__name__}): build it again") from error
     if len(vectors_ME) != len(documents):
         raise ValueError(f"index {folder}: {part.name} has {len(vectors_ME)} vectors and {len(documents)} documents")

@@ -16,7 +16,7 @@ from retrieval.encoder import RetrievalEncoder
 from retrieval.index.store import Index
 from retrieval.pictures import PictureError, read_picture
 
-# Documents that are looked at, at most, to find k different groups or k that are not alike.
+# Documents that are looked at together, at most, to find k different groups, and in all to find k that are not alike.
 MOST_LOOKED_AT = 10_000
 MOST_SAME = 20  # folded documents that an answer names
 
@@ -189,7 +189,32 @@ def ranked(index: Index, embeds_QD: NDArray[np.float32], options: SearchOptions)
             if len(one.rows) == options.k or looked_at == most or rows_K[-1] < 0:
                 found[place] = one
         looked_at = min(4 * looked_at, most)
+    if group_N is not None and options.fold is None and most < len(index):
+        for place, one in found.items():
+            _complete(index, embeds_QD[place : place + 1], one, group_N, options, allowed_N)
     return [found[place] for place in range(len(embeds_QD))]
+
+
+def _complete(
+    index: Index,
+    embeds_1D: NDArray[np.float32],
+    found: Ranked,
+    group_N: NDArray[np.int64],
+    options: SearchOptions,
+    allowed_N: NDArray[np.bool_] | None,
+) -> None:
+    """Add further groups behind those of MOST_LOOKED_AT documents, by searching without the groups that are found."""
+    while 0 < len(found.rows) < options.k:
+        left_N = ~np.isin(group_N, group_N[found.rows])
+        rows_1K, scores_1K = index.search(
+            embeds_1D, MOST_LOOKED_AT, allowed_N=left_N if allowed_N is None else left_N & allowed_N
+        )
+        more = _distinct(index, _plain(rows_1K[0], scores_1K[0]), group_N, options)
+        if not more.rows:
+            return
+        wanted = options.k - len(found.rows)
+        found.rows.extend(more.rows[:wanted])
+        found.scores.extend(more.scores[:wanted])
 
 
 def _plain(rows_K: NDArray[np.int64], scores_K: NDArray[np.float64]) -> Ranked:

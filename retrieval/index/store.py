@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from retrieval.encoder import RetrievalEncoder, fingerprint
+from retrieval.encoder import RetrievalEncoder, documents_fingerprint, fingerprint
 from retrieval.index import EXACT_BELOW, vector_search
 from retrieval.index.calibration import calibrated_documents, calibrated_queries, load_calibration
 from retrieval.index.embed import NO_CHANGES, Changes, Embedded, embed_documents
@@ -118,6 +118,16 @@ class Index:
         if theirs and self.info["model"] and theirs != self.info["model"]:
             raise ValueError(f"the index was built with another model than {folder.name}: build it again with this one")
 
+    def check_documents_model(self, encoder: RetrievalEncoder) -> None:
+        """Raise ValueError if this index holds documents of another model, or of another text weight."""
+        self.check_model(encoder.folder)
+        known = self.info.get("documents_model", "")
+        if known and known != documents_fingerprint(encoder):
+            raise ValueError(
+                f"the index holds documents of another model than {encoder.folder.name}, or of another text weight: "
+                "build it again with this one"
+            )
+
 
 def build_index(
     encoder: RetrievalEncoder,
@@ -143,9 +153,10 @@ def build_index(
     Raises:
         ValueError: nothing to index, damaged calibration.
     """
+    imputation = imputation and encoder.text_strength > 0
     maps = None if governed is None else open_maps(governed, encoder.model, encoder.processor)
     found = embed_documents(encoder, catalogue, changes=changes, batch_size=batch_size, maps=maps)
-    embeds_ND, imputed = _embeddings(found, imputation and encoder.text_strength > 0)
+    embeds_ND, imputed = _embeddings(found, imputation)
     sample = load_calibration(encoder.folder, width=encoder.width)
     order = sorted(range(len(found.doc_id)), key=found.doc_id.__getitem__)
     has_image = np.asarray(found.has_image)
@@ -155,6 +166,7 @@ def build_index(
     searcher = vector_search.build(vectors_NE, exact_below=exact_below, sample_QE=wide)
     info = {
         "model": fingerprint(encoder.folder),
+        "documents_model": documents_fingerprint(encoder),
         "kind": searcher.kind,
         "width": searcher.width,
         "recall_at_10_against_exact": searcher.recall_at_10,
@@ -173,7 +185,7 @@ def build_index(
     }
     documents = documents_table(found, imputed).take(pa.array(order, pa.int64()))
     fields = read_fields(catalogue, documents.column("doc_id").to_pylist())
-    return Index(searcher, documents, info, fields, donors=_donors(found))
+    return Index(searcher, documents, info, fields, donors=_donors(found) if imputation else None)
 
 
 def _embeddings(found: Embedded, imputation: bool) -> tuple[Array, NDArray[np.bool_]]:

@@ -200,7 +200,9 @@ def test_the_commands_print_counts_that_add_up(
     assert "there is no version 99; it has" in capsys.readouterr().err
 
 
-def test_what_cannot_be_done_is_refused_and_changes_nothing(task: TinyTask, built: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_done_is_refused_and_changes_nothing(
+    task: TinyTask, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "index"
     shutil.copytree(built, place)
     before = folder.current_version(place)
@@ -216,20 +218,95 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(task: TinyTask, buil
     index = oclear.load(task.model).index(task.table("catalogue"))
     with pytest.raises(ValueError, match="in memory only"):
         index.delete(["d037-1"])
-    with writing(place), pytest.raises(ValueError, match="another run uses this folder"):
+    monkeypatch.setattr(folder, "SECONDS_TO_WAIT", 0.1)
+    with writing(place), pytest.raises(folder.IndexBusy, match=r"another process has been writing for 0\.1 s"):
         changes.delete(place, ["d037-1"])
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="1 is int; an id is text"):
+        changes.delete(place, [1])  # type: ignore[list-item]
+    pa.parquet.write_table(pa.table({"doc_id": ["d037-1"], "raw": [[b"x"]]}), tmp_path / "raw.parquet")
+    with pytest.raises(ValueError, match="column 'raw' is list"):
+        changes.update_fields(place, read_table(tmp_path / "raw.parquet", FIELDS))
     with pytest.raises(ValueError, match=r"no current\.json"):
         changes.delete(tmp_path / "nothing", ["x"])
     assert not (tmp_path / "nothing").exists()
     assert folder.current_version(place) == before
     shelf = new_index(tmp_path / "prices", 9)
     wrong = Change(unit(np.random.default_rng(0), 1), documents_of(["x"]), pa.table({"price": ["cheap"]}), ["x"])
-    with writing(tmp_path / "prices"), pytest.raises(ValueError, match="column 'price' is string here and double"):
+    with writing(tmp_path / "prices"), pytest.raises(ValueError, match="column 'price': cheap is no double"):
         changes.apply(tmp_path / "prices", wrong, cause="x")
     wide = Change(np.zeros((1, 4), np.float32), documents_of(["x"]), pa.table({}), ["x"])
     with writing(tmp_path / "prices"), pytest.raises(ValueError, match="width 9"):
         changes.apply(tmp_path / "prices", wide, cause="x")
     check(load_index(tmp_path / "prices"), shelf, np.random.default_rng(1))
+
+
+def test_values_of_text_files_take_the_types_of_the_index(tmp_path: Path) -> None:
+    place = tmp_path / "index"
+    info = INFO | {"documents": 2}
+    fields = pa.table({"price": [1.0, 2.0], "sku": ["007", "8"], "day": pa.array([0, 1], pa.date32()), "stock": [3, 4]})
+    vectors = unit(np.random.default_rng(0), 2)
+    save_index(Index(vector_search.build(vectors), documents_of(["a", "b"]), info, fields), place)
+    (tmp_path / "new.csv").write_text("doc_id,price,sku,day,stock\na,,123,2026-05-05,2.5\n")
+    assert changes.update_fields(place, read_table(tmp_path / "new.csv", FIELDS))["updated"] == 1
+    index = load_index(place)
+    row = index.fields.take(pa.array([2])).to_pylist()[0]
+    assert (row["price"], row["sku"], str(row["day"]), row["stock"]) == (None, "123", "2026-05-05", 2.5)
+    pa.parquet.write_table(pa.table({"doc_id": ["a"], "day": ["soon"]}), tmp_path / "day.parquet")
+    with pytest.raises(ValueError, match=r"column 'day': soon is no date32\[day\], which the index has there"):
+        changes.update_fields(place, read_table(tmp_path / "day.parquet", FIELDS))
+
+
+def test_a_version_that_was_never_searched_is_not_gone_back_to(tmp_path: Path) -> None:
+    place = tmp_path / "index"
+    shelf = new_index(place, 31)
+    put(place, shelf, ["new"], np.random.default_rng(0))
+    before = (place / "current.json").read_bytes()
+    changes.delete(place, [f"d{row:04d}" for row in range(20)])
+    (place / "current.json").write_bytes(before)  # as if killed between the two files of a version
+    assert [one.number for one in versions(place)] == [1, 2]
+    put(place, dict(shelf), ["other"], np.random.default_rng(1))
+    assert changes.rollback(place)["documents"] == 32
+    check(load_index(place), shelf, np.random.default_rng(2))
+
+
+def test_versions_are_ordered_by_number_beyond_four_digits(tmp_path: Path) -> None:
+    place = tmp_path / "index"
+    shelf = new_index(place, 9)
+    version = json.loads((place / "version-0001.json").read_text()) | {"number": 9999}
+    (place / "version-9999.json").write_text(json.dumps(version))
+    (place / "version-0001.json").unlink()
+    (place / "current.json").write_text(json.dumps({"format": 2, "version": 9999}))
+    for turn in range(5):
+        put(place, shelf, [f"n{turn}"], np.random.default_rng(turn))
+    assert [one.number for one in versions(place)] == [10002, 10003, 10004]
+    assert changes.rollback(place)["documents"] == 13
+
+
+def test_documents_of_another_model_are_not_mixed_in(task: TinyTask, tmp_path: Path) -> None:
+    model = oclear.load(task.model)
+    model.index(task.table("catalogue"), folder=tmp_path / "index")
+    shutil.copytree(task.model, tmp_path / "hub")
+    config = json.loads((tmp_path / "hub" / "config.json").read_text()) | {"text_strength": 0.3}
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
+    other = oclear.load(tmp_path / "hub").load_index(tmp_path / "index")  # searching it is right
+    with pytest.raises(ValueError, match="of another model than hub, or of another text weight"):
+        other.upsert([{"doc_id": "x", "image": None, "text": "a red box"}])
+
+
+def test_a_document_without_text_is_imputed_even_if_the_build_had_none(task: TinyTask, tmp_path: Path) -> None:
+    model = oclear.load(task.model)
+    rows = [row for row in pa.parquet.read_table(task.table("catalogue")).to_pylist()[:40] if row["text"]]
+    bare = {"doc_id": "bare", "image": rows[0]["image"], "text": ""}
+    index = model.index(rows, folder=tmp_path / "index")
+    assert index.index.info["imputed"] == 0
+    index.upsert([bare])
+    found = index.index.documents.to_pylist()[-1]
+    assert (found["doc_id"], found["imputed"]) == ("bare", True)
+    whole = model.index([*rows, bare])
+    np.testing.assert_allclose(
+        index.index.searcher.vectors()[-1], whole.index.searcher.vectors()[whole.index.doc_ids.index("bare")], atol=2e-3
+    )
 
 
 def test_a_version_that_names_a_path_outside_the_folder_is_refused(tmp_path: Path) -> None:

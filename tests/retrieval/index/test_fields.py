@@ -43,6 +43,8 @@ def conditions() -> FieldFilter:
         ("list_contains(tags, 'a') and \"a b\" < 5", [1, 2, 4]),
         ("price * 2 + 1 = 11 or starts_with(doc_id, 'd59')", [5, 59]),
         ("price::int = 3 -- a comment", [3]),
+        ("true and 2 > 3", []),
+        ("day >= timestamp '1970-03-01'", [59]),
     ],
 )
 def test_a_condition_selects_the_rows_for_which_it_is_true(
@@ -80,6 +82,15 @@ def test_anything_else_is_refused_with_its_reason(conditions: FieldFilter, where
         conditions.matching(where)
     assert reason in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_names_that_differ_in_case_are_told_apart() -> None:
+    fields = pa.table({"price": [1, 2], "Price": [9, 9], "Doc_ID": [5, 6], "row": [7, 8], "select": [1, 1]})
+    found = FieldFilter(DOCUMENTS.slice(0, 2), fields)
+    for where in ("price < 2", '"price" < 2', "doc_id = 'd0'", '"Doc_ID" = 5', "row = 7", '"select" = 1 and price = 1'):
+        assert np.flatnonzero(found.matching(where)).tolist() == [0], where
+    with pytest.raises(ValueError, match="'PRICE' may be price or Price"):
+        found.matching("PRICE < 2")
 
 
 def test_equal_values_have_one_code_and_missing_ones_stand_alone(conditions: FieldFilter) -> None:
@@ -163,6 +174,18 @@ def test_groups_filters_and_folds_equal_what_the_whole_ranking_says(task: TinyTa
     assert 1 < len(kept) < len(everything)
     assert folded.doc_id.tolist() == everything.doc_id[kept].tolist()
     assert sum(len(names) for names in folded.same) == len(everything) - len(kept)
+
+
+def test_all_groups_are_found_even_behind_a_large_one(
+    task: TinyTask, shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from retrieval.index import search
+
+    model = oclear.load(task.model)
+    index, picture = model.index(shop), drawing("teal", "wedge")
+    expected = [hit["doc_id"] for hit in index.search(picture, k=25, group_by="product").to_list()]
+    monkeypatch.setattr(search, "MOST_LOOKED_AT", 4)
+    assert [hit["doc_id"] for hit in index.search(picture, k=25, group_by="product").to_list()] == expected
 
 
 def test_a_catalogue_without_columns_of_its_own_has_answers_without_fields(task: TinyTask) -> None:
