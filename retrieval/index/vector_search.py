@@ -27,7 +27,8 @@ SAMPLE_QUERIES = 256
 SLACK = 64  # fetched beyond k, so that ties at the cut are broken by row
 LEAST_TO_TRAIN = 1000
 # Up to this many allowed rows are compared one by one, which is exact; to fetch more of them costs more than a search.
-COMPARED_ONE_BY_ONE = 2_000
+COMPARED_ONE_BY_ONE = 10_000
+FILTER_PROBES = 8  # times as many lists under a filter: the best that are left may lie farther away
 
 library: Any = faiss  # its stubs lack the arguments that its Python layer adds
 
@@ -92,7 +93,7 @@ class Searcher:
         if self.exact:
             return library.SearchParameters(sel=selector)
         ivf = faiss.extract_index_ivf(self.index)
-        probes = min(int(np.ceil(ivf.nprobe * self.size / count)), ivf.nlist)
+        probes = min(int(np.ceil(FILTER_PROBES * ivf.nprobe * self.size / count)), ivf.nlist)
         inner = library.SearchParametersIVF(sel=selector, nprobe=probes)
         return library.IndexRefineSearchParameters(k_factor=REFINE_FACTOR, base_index_params=inner)
 
