@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,18 @@ class RetrievalEncoder:
     @property
     def reads_text(self) -> bool:
         return getattr(self.model.config, "text_config", None) is not None
+
+    @cached_property
+    def documents_fingerprint(self) -> str:
+        """sha256 over all weights and the text weight: the documents of one index must be embedded alike.
+
+        Ask before the files of the folder can change: what was loaded stays in memory.
+        """
+        digest = hashlib.sha256(repr(self.text_strength).encode())
+        for file in sorted(self.folder.glob("model*.safetensors")):
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -176,16 +189,6 @@ def _download(name: str, query_only: bool) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"model {name}: no such folder here, and the Hub says: {reason}") from error
-
-
-def documents_fingerprint(encoder: RetrievalEncoder) -> str:
-    """sha256 over all weights of a model and its text weight: documents of one index must be embedded alike."""
-    digest = hashlib.sha256(repr(encoder.text_strength).encode())
-    for file in sorted(encoder.folder.glob("*.safetensors")):
-        if file.name.startswith("model"):
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 def fingerprint(folder: Path) -> str:

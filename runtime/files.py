@@ -97,17 +97,29 @@ def only_user(folder: Path, *, lock: Path | None = None, seconds: float = 1.0) -
     Raises:
         ValueError: another run uses the folder, or it cannot be written.
     """
-    path = lock or folder / ".lock"
+    busy = ValueError(f"--out {folder}: another run uses this folder. Wait until it has ended, or give another --out.")
+    with held_lock(lock or folder / ".lock", seconds=seconds, busy=busy, name=f"--out {folder}"):
+        yield
+
+
+@contextlib.contextmanager
+def held_lock(path: Path, *, seconds: float, busy: Exception, name: str) -> Iterator[None]:
+    """Hold a lock file, whose folder is made if there is none; the lock ends with its process.
+
+    Args:
+        seconds: to wait for another process. busy: is raised after that. name: of the folder, in messages.
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
     held = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         held.acquire(timeout=seconds)
     except Timeout as error:
-        raise ValueError(
-            f"--out {folder}: another run uses this folder. Wait until it has ended, or give another --out."
-        ) from error
+        raise busy from error
     except OSError as error:
-        raise ValueError(f"--out {folder}: cannot be written ({error.strerror or error}).") from error
+        raise ValueError(f"{name}: cannot be written ({error.strerror or error}).") from error
     try:
         yield
     finally:

@@ -85,18 +85,17 @@ class DocumentIds(BaseModel):
     doc_ids: list[str] = Field(min_length=1)
 
 
-def create_app(settings: Settings, engine: SearchEngine | None = None) -> Guards:
+def create_app(settings: Settings) -> Guards:
     """The ASGI application of a service.
 
     Args:
         settings: what it serves, and its limits.
-        engine: to use; None makes one, and ends it with the application.
 
     Raises:
         ValueError: a model or an index that cannot be opened, or that do not belong together.
     """
     metrics = Metrics()
-    found = engine or SearchEngine(settings, on_batch=metrics.batch.observe)
+    found = SearchEngine(settings, on_batch=metrics.batch.observe)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -187,10 +187,12 @@ class SearchEngine:
 
     def _encoder(self) -> RetrievalEncoder:
         """The whole model in torch, which embeds documents; loaded with the first of them."""
-        encoder = getattr(self.state.model, "encoder", None) or self._document_encoder
-        if encoder is None or fingerprint(encoder.folder) != self.state.encoder:
-            encoder = self._document_encoder = load_encoder(self.settings.model, device=self.settings.device)
-        return encoder
+        wanted = load_index(self.folder).info.get("documents_model")
+        for encoder in (getattr(self.state.model, "encoder", None), self._document_encoder):
+            if encoder is not None and wanted in (None, encoder.documents_fingerprint):
+                return encoder
+        self._document_encoder = _with_fingerprint(load_encoder(self.settings.model, device=self.settings.device))
+        return self._document_encoder
 
     def refresh(self) -> bool:
         """Search the newest version of the folder, if it is another one; whether it was.
@@ -216,7 +218,7 @@ class SearchEngine:
             backend = "onnx" if (Path(self.settings.model) / "onnx" / "query.onnx").is_file() else "torch"
         device = self.settings.device if backend == "torch" else "auto"
         model = load(self.settings.model, device=device, backend=backend)  # type: ignore[call-overload]
-        folder = model.folder if backend == "onnx" else model.encoder.folder
+        folder = model.folder if backend == "onnx" else _with_fingerprint(model.encoder).folder
         index.check_model(folder)
         return State(model, index, version, fingerprint(folder))
 
@@ -236,3 +238,9 @@ class SearchEngine:
         self._ended.set()
         self._batcher.close()
         self._watcher.join()
+
+
+def _with_fingerprint(encoder: RetrievalEncoder) -> RetrievalEncoder:
+    """The encoder, with the fingerprint of the files that it was just loaded from: these may be replaced later."""
+    _ = encoder.documents_fingerprint
+    return encoder

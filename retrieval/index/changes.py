@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from retrieval.encoder import RetrievalEncoder
 from retrieval.index.calibration import calibrated_documents, load_calibration
 from retrieval.index.embed import NO_CHANGES, Embedded, embed_documents
-from retrieval.index.fields import check_names, fitted_fields, read_fields
+from retrieval.index.fields import check_names, fields_of_rows, fitted_fields, read_fields
 from retrieval.index.folder import (
     Change,
     current_version,
@@ -169,7 +169,7 @@ def update_fields(folder: Path, table: Table) -> Counts:
         counts = {"given": len(rows), "updated": len(found), "unknown": len(rows) - len(found), "documents": len(index)}
         if len(found):
             ids = index.documents.column("doc_id").take(found)
-            fields = _taken(index.fields, found)
+            fields = fields_of_rows(index.fields, found)
             given = rows.take(pa.compute.index_in(ids, value_set=rows.column("doc_id")))
             for name in names:
                 if name in fields.column_names:
@@ -250,12 +250,8 @@ def _alive_rows(index: Index, doc_ids: Sequence[str]) -> Rows:
 
 def _moved(index: Index, rows: Rows, removed: Sequence[str]) -> Change:
     """Some rows of an index as a change that removes documents."""
-    fields = _taken(index.fields, rows)
+    fields = fields_of_rows(index.fields, rows)
     return Change(index.searcher.rows(rows), index.documents.take(rows), fields, removed)
-
-
-def _taken(fields: pa.Table, rows: Rows) -> pa.Table:
-    return fields.take(rows) if fields.num_columns else fields
 
 
 def _write(folder: Path, index: Index, change: Change, *, cause: str, counts: Counts) -> None:

@@ -34,8 +34,9 @@ ALLOWED = (
 )
 # date '2026-01-31' is a cast of a literal.
 CAST_TO = {"DATE", "TIMESTAMP", "TIMESTAMPNTZ", "DOUBLE", "BIGINT", "INT", "TEXT", "BOOLEAN", "FLOAT"}
-logger = logging.getLogger(__name__)
 EXAMPLE = "price < 50 and brand = 'x'"
+
+logger = logging.getLogger(__name__)
 
 
 def field_names(catalogue: Table) -> list[str]:
@@ -113,6 +114,11 @@ def read_fields(catalogue: Table, doc_ids: Sequence[str]) -> pa.Table:
     return found.select(names).take(rows)
 
 
+def fields_of_rows(fields: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """The fields of some rows; a table without columns has none of any."""
+    return fields.take(rows) if fields.num_columns else fields
+
+
 class FieldFilter:
     """Evaluates conditions over the fields of an index.
 
@@ -120,12 +126,9 @@ class FieldFilter:
         documents: of the index. fields: the catalogue's own columns, row by row; a name of both means the field.
     """
 
-    def __init__(self, documents: pa.Table, fields: pa.Table | None) -> None:
-        columns = {name: documents.column(name) for name in OWN_COLUMNS if name in documents.column_names}
-        for name in fields.column_names if fields is not None else ():
-            assert fields is not None
-            columns[name] = fields.column(name)
-        self.columns = columns
+    def __init__(self, documents: pa.Table, fields: pa.Table) -> None:
+        own = {name: documents.column(name) for name in OWN_COLUMNS if name in documents.column_names}
+        self.columns = own | {name: fields.column(name) for name in fields.column_names}
         self.lock = threading.Lock()
         self.kept = dict[tuple[str, ...], NDArray[np.bool_]]()  # filters come again and again
         self.connection = duckdb.connect(

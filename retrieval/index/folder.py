@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -33,7 +32,7 @@ from retrieval.index import vector_search
 from retrieval.index.imputation import Donors
 from retrieval.index.store import Index
 from retrieval.index.vector_search import ChangedSearcher, Searcher
-from runtime.files import atomic_folder, write_json
+from runtime.files import atomic_folder, held_lock, write_json
 
 FORMAT = 2
 KEPT = 3
@@ -140,21 +139,12 @@ def writing(folder: Path) -> Iterator[None]:
     """
     if folder.exists() and (not folder.is_dir() or not all(_is_ours(file.name) for file in folder.iterdir())):
         raise ValueError(f"--out {folder}: holds something that is not an index: name a new or an index folder")
-    lock = FileLock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=SECONDS_TO_WAIT)
-    except Timeout as error:
-        raise IndexBusy(
-            f"index {folder}: another process has been writing for {SECONDS_TO_WAIT:g} s: try again when it has ended"
-        ) from error
-    except OSError as error:
-        raise ValueError(f"index {folder}: cannot be written ({error.strerror or error})") from error
-    try:
+    busy = IndexBusy(
+        f"index {folder}: another process has been writing for {SECONDS_TO_WAIT:g} s: try again when it has ended"
+    )
+    with held_lock(folder / ".lock", seconds=SECONDS_TO_WAIT, busy=busy, name=f"index {folder}"):
         _remove_unfinished(folder)
         yield
-    finally:
-        lock.release()
 
 
 def _remove_unfinished(folder: Path) -> None:
@@ -310,13 +300,12 @@ def _with_changes(base: Index, changes: Sequence[Change]) -> Index:
         alive.append(np.array([last.get(name, -1) <= place for name in names], dtype=np.bool_))
     added_ME = np.concatenate([change.vectors_ME for change in changes]).astype(np.float32, copy=False)
     alive_N = np.concatenate(alive)
+    parts: list[Index | Change] = [base, *changes]
     return Index(
         ChangedSearcher(base.searcher, added_ME, alive_N),
-        pa.concat_tables([base.documents, *(change.documents for change in changes)]),
+        pa.concat_tables([part.documents for part in parts]),
         base.info | {"documents": int(alive_N.sum())},
-        joined_fields(
-            [base.fields, *(change.fields for change in changes)], [len(base.documents), *map(_rows, changes)]
-        ),
+        joined_fields([part.fields for part in parts], [len(part.documents) for part in parts]),
         alive_N,
         base.donors,
     )
@@ -326,10 +315,6 @@ def is_in(column: pa.ChunkedArray, names: Sequence[str]) -> NDArray[np.bool_]:
     """Which values of a column are among some names."""
     mask: NDArray[np.bool_] = pa.compute.is_in(column, value_set=pa.array(names, pa.string())).to_numpy()
     return mask
-
-
-def _rows(change: Change) -> int:
-    return len(change.documents)
 
 
 def joined_fields(tables: Sequence[pa.Table], rows: Sequence[int]) -> pa.Table:

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from retrieval.encoder import RetrievalEncoder, documents_fingerprint, fingerprint
+from retrieval.encoder import RetrievalEncoder, fingerprint
 from retrieval.index import EXACT_BELOW, vector_search
 from retrieval.index.calibration import calibrated_documents, calibrated_queries, load_calibration
 from retrieval.index.embed import NO_CHANGES, Changes, Embedded, embed_documents
-from retrieval.index.fields import FieldFilter, read_fields
+from retrieval.index.fields import FieldFilter, fields_of_rows, read_fields
 from retrieval.index.imputation import Donors, impute, some_donors
 from retrieval.index.vector_search import ChangedSearcher, Searcher
 from retrieval.stored_maps import open_maps
@@ -95,7 +95,9 @@ class Index:
             return self
         rows = np.sort(rows)
         searcher = vector_search.build(self.searcher.rows(rows), exact_below=int(self.info["exact_below"]))
-        return Index(searcher, self.documents.take(rows), self.info, _taken(self.fields, rows), donors=self.donors)
+        return Index(
+            searcher, self.documents.take(rows), self.info, fields_of_rows(self.fields, rows), donors=self.donors
+        )
 
     def settled(self) -> "Index":
         """The same documents as a fresh index: sorted by doc_id, without rows that are gone."""
@@ -110,7 +112,7 @@ class Index:
             "recall_at_10_against_exact": searcher.recall_at_10,
             "documents": len(rows),
         }
-        return Index(searcher, self.documents.take(rows), info, _taken(self.fields, rows), donors=self.donors)
+        return Index(searcher, self.documents.take(rows), info, fields_of_rows(self.fields, rows), donors=self.donors)
 
     def check_model(self, folder: Path) -> None:
         """Raise ValueError if this index was built with other weights than those in `folder`."""
@@ -122,7 +124,7 @@ class Index:
         """Raise ValueError if this index holds documents of another model, or of another text weight."""
         self.check_model(encoder.folder)
         known = self.info.get("documents_model", "")
-        if known and known != documents_fingerprint(encoder):
+        if known and known != encoder.documents_fingerprint:
             raise ValueError(
                 f"the index holds documents of another model than {encoder.folder.name}, or of another text weight: "
                 "build it again with this one"
@@ -166,7 +168,7 @@ def build_index(
     searcher = vector_search.build(vectors_NE, exact_below=exact_below, sample_QE=wide)
     info = {
         "model": fingerprint(encoder.folder),
-        "documents_model": documents_fingerprint(encoder),
+        "documents_model": encoder.documents_fingerprint,
         "kind": searcher.kind,
         "width": searcher.width,
         "recall_at_10_against_exact": searcher.recall_at_10,
@@ -204,10 +206,6 @@ def _embeddings(found: Embedded, imputation: bool) -> tuple[Array, NDArray[np.bo
 def _donors(found: Embedded) -> Donors | None:
     both = np.asarray(found.has_image) & np.asarray(found.has_text)
     return some_donors(found.stacked("image_embeds"), found.stacked("text_shift"), both) if both.any() else None
-
-
-def _taken(fields: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
-    return fields.take(rows) if fields.num_columns else fields
 
 
 def documents_table(found: Embedded, imputed: NDArray[np.bool_]) -> pa.Table:

@@ -67,9 +67,7 @@ class Searcher:
         Raises:
             ValueError: another width, not finite, or k below 1.
         """
-        rows_QF, scores_QF = self.candidates(queries_QE, k, allowed_N=allowed_N)
-        order_QK = np.lexsort((rows_QF, -scores_QF), axis=1)[:, : min(k, self.size)]
-        return np.take_along_axis(rows_QF, order_QK, axis=1), np.take_along_axis(scores_QF, order_QK, axis=1)
+        return _best(*self.candidates(queries_QE, k, allowed_N=allowed_N), min(k, self.size))
 
     def candidates(self, queries_QE: Array, k: int, *, allowed_N: Mask | None = None) -> tuple[Rows, Scores]:
         """At least the k best rows of every query, in no fixed order; arguments, result and errors as in `search`."""
@@ -152,8 +150,7 @@ class ChangedSearcher:
         added = self._added(queries_QE, alive_N[self.base.size :], k + SLACK)
         rows_QF = np.concatenate([rows_QF, added[0]], axis=1)
         scores_QF = np.concatenate([scores_QF, added[1]], axis=1)
-        order_QK = np.lexsort((rows_QF, -scores_QF), axis=1)[:, : min(k, self.size)]
-        return np.take_along_axis(rows_QF, order_QK, axis=1), np.take_along_axis(scores_QF, order_QK, axis=1)
+        return _best(rows_QF, scores_QF, min(k, self.size))
 
     def _added(self, queries_QE: Array, alive_M: Mask, fetched: int) -> tuple[Rows, Scores]:
         """The best of the added rows that are alive; see `Searcher.candidates`."""
@@ -202,6 +199,12 @@ def _compared(queries_QE: Array, vectors_CE: Array, rows_C: Rows, fetched: int) 
     rows_QF = np.pad(rows_C[places_QF], ((0, 0), (0, fetched - found)), constant_values=-1)
     scores_QF = np.take_along_axis(scores_QC, places_QF, axis=1)
     return _rounded(np.pad(scores_QF, ((0, 0), (0, fetched - found))), rows_QF)
+
+
+def _best(rows_QF: Rows, scores_QF: Scores, k: int) -> tuple[Rows, Scores]:
+    """The k best rows of every query, best first, ties by row."""
+    order_QK = np.lexsort((rows_QF, -scores_QF), axis=1)[:, :k]
+    return np.take_along_axis(rows_QF, order_QK, axis=1), np.take_along_axis(scores_QF, order_QK, axis=1)
 
 
 def _rounded(scores_QF: Array, rows_QF: Rows) -> tuple[Rows, Scores]:

@@ -178,3 +178,19 @@ def test_nothing_is_imputed_without_documents_that_have_both() -> None:
     filled, imputed = impute(image, image, image, has_image=np.ones(4, bool), has_text=np.zeros(4, bool))
     assert filled is image
     assert not imputed.any()
+
+
+@pytest.mark.parametrize("exact_below", [1000, 9999])
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_a_filter_that_leaves_many_rows_is_searched_with_a_selector(
+    exact_below: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vector_search, "COMPARED_ONE_BY_ONE", 10)
+    vectors, queries = clustered(3001, 33), clustered(20, 33)
+    searcher = vector_search.build(vectors, exact_below=exact_below)
+    assert searcher.exact == (exact_below == 9999)
+    allowed = np.random.default_rng(1).random(3001) < share
+    rows, scores = searcher.search(queries, 10, allowed_N=allowed)
+    assert allowed[rows].all()
+    truth = np.sort((queries @ vectors.T)[:, allowed], axis=1)[:, -10]
+    assert (scores >= truth[:, None] - 1e-5).mean() >= (1.0 if searcher.exact else 0.95)
