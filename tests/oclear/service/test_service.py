@@ -20,6 +20,7 @@ from PIL import Image
 
 import oclear
 from oclear.export import export
+from oclear.frames import as_file
 from oclear.service.api import box_of
 from oclear.service.batching import Batcher, TooManyWaiting
 from oclear.service.guards import Guards, Metrics
@@ -374,6 +375,30 @@ def test_a_folder_that_is_made_anew_is_noticed_and_a_half_copied_one_survived(sh
         shutil.rmtree(index)
         shutil.copytree(half, index)
         until(lambda: len(running.state.index) == len(shop.rows))
+    finally:
+        running.close()
+
+
+def test_documents_are_embedded_by_the_model_of_the_index_after_both_were_replaced(shop: Shop, tmp_path: Path) -> None:
+    from oclear.service import engine
+    from retrieval.index import changes
+    from retrieval.tables import CATALOGUE, read_table
+
+    hub, index = tmp_path / "hub", tmp_path / "index"
+    shutil.copytree(shop.model, hub)
+    oclear.load(hub).index(shop.rows, folder=index)
+    new = as_file([shop.rows[0] | {"text": "a red box"}], name="new", folder=tmp_path)
+    running = engine.SearchEngine(Settings(str(hub), index, backend="torch", poll_seconds=60))
+    try:
+        config = json.loads((hub / "config.json").read_text()) | {"text_strength": 0.3}  # the query side is the same
+        (hub / "config.json").write_text(json.dumps(config))
+        oclear.load(hub).index(shop.rows, folder=index)
+        assert running.refresh()
+
+        def put(encoder: Any) -> dict[str, Any]:
+            return changes.upsert(encoder, index, read_table(new, CATALOGUE))
+
+        assert running.change(put, embeds=True)["replaced"] == 1
     finally:
         running.close()
 
